@@ -78,7 +78,19 @@ export interface Layer extends BlockDevice {
   backing: BlockDevice | undefined
   /** Visits the whole range in pieces, in order, each with who holds it. A question other than `extents`. */
   allocation(offset: number, length: number, visit: OwnershipVisitor): Pending
+  /** 'read' until told: a layer is opened with a claim that refuses other writers, and written only as 'write'. */
+  readonly access: Access
+  /**
+   * To 'write' takes the exclusive claim on the image (kind 'busy' when others use it, 'permission' or 'read-only' when
+   * it cannot be written). To 'read' flushes, leaves the image clean for any other program, and gives the claim back.
+   * No request may be in flight.
+   */
+  setAccess(access: Access): Promise<void>
+  /** Makes the layer larger; what is added reads as zeros, whatever the backing holds there. Needs 'write'. */
+  grow(size: number): Promise<void>
 }
+
+export type Access = 'read' | 'write'
 
 /** Runs `next` when `pending` is done: at once, or after it. */
 export function andThen(pending: Pending, next: () => Pending): Pending {
