@@ -65,6 +65,14 @@ export class RangeLocks {
     return this.#holds.some((hold) => hold.start < start + length && start < hold.end)
   }
 
+  /** The token at once, or undefined when a holder that came before conflicts. */
+  tryAcquire(start: number, length: number, exclusive: boolean): RangeToken | undefined {
+    const hold: RangeHold = { start, end: start + length, exclusive, granted: true, grant: undefined }
+    if (this.#conflicts(hold, this.#holds.length)) return undefined
+    this.#holds.push(hold)
+    return hold
+  }
+
   /** Resolves with the token when the range is free of conflicting holders that came before. */
   async acquire(start: number, length: number, exclusive: boolean): Promise<RangeToken> {
     const hold: RangeHold = { start, end: start + length, exclusive, granted: false, grant: undefined }

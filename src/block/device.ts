@@ -74,6 +74,8 @@ export interface Layer extends BlockDevice {
   readonly format: string
   /** Smallest unit of ownership, in bytes: qcow2's cluster. */
   readonly clusterSize: number
+  /** What the image's header says of its backing file, unresolved; undefined for a base. */
+  readonly backingReference: BackingReference | undefined
   /** What shows through; set by the chain that opens the layer. A chain closes its layers; a layer never closes this. */
   backing: BlockDevice | undefined
   /** Visits the whole range in pieces, in order, each with who holds it. A question other than `extents`. */
@@ -88,6 +90,13 @@ export interface Layer extends BlockDevice {
   setAccess(access: Access): Promise<void>
   /** Makes the layer larger; what is added reads as zeros, whatever the backing holds there. Needs 'write'. */
   grow(size: number): Promise<void>
+}
+
+export interface BackingReference {
+  /** As written in the header: absolute, or relative to the image's folder. */
+  readonly name: string
+  /** Undefined when the header does not say. */
+  readonly format: string | undefined
 }
 
 export type Access = 'read' | 'write'
