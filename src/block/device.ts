@@ -90,6 +90,8 @@ export interface Layer extends BlockDevice {
   setAccess(access: Access): Promise<void>
   /** Makes the layer larger; what is added reads as zeros, whatever the backing holds there. Needs 'write'. */
   grow(size: number): Promise<void>
+  /** Rewrites the header's backing reference, durably. Kind 'unsupported' where the format has none. */
+  setBackingReference(name: string, format: string): Promise<void>
 }
 
 export interface BackingReference {
