@@ -32,3 +32,93 @@ export const DRAIN_TIMEOUT_MS = 30_000
 /** Copy space of one point in time and of all of a host together, in bytes, unless told otherwise. */
 export const SCRATCH_BYTES = 4 * 1024 * MIB
 export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
+
+/** One piece that a copy reads and writes at a time, in bytes. */
+export const COPY_PIECE = MIB
+
+/** A copy makes its progress durable after so many bytes or milliseconds: what a crash has it copy again at most. */
+export const CHECKPOINT_BYTES = 64 * MIB
+export const CHECKPOINT_MS = 1000
+
+/** A limited copy may run ahead of its speed by so many milliseconds' worth. */
+export const SPEED_BURST_MS = 100
+
+/** Ended jobs that are remembered. */
+export const JOBS_KEPT = 200
+
+/**
+ * NBD, server and client. One connection holds at most a receive buffer, a reply buffer, and `NBD_CONNECTION_BYTES` of
+ * data in requests under way and replies that the peer has not taken yet (or one request, when that alone is larger).
+ */
+export const NBD_RECEIVE_BUFFER = 256 * KIB
+export const NBD_REPLY_BUFFER = 256 * KIB
+export const NBD_CONNECTION_BYTES = 16 * MIB
+/** Requests of one connection that the device has not finished; at this number the server stops reading. */
+export const NBD_REQUESTS_IN_FLIGHT = 128
+/** A write whose data has not arrived whole and is longer than this is gathered in a buffer of its own. */
+export const NBD_OWN_BUFFER = 64 * KIB
+/** Connections of one server, the longest option during the handshake in bytes, and the time for a handshake. */
+export const NBD_CONNECTIONS = 1024
+export const NBD_OPTION_MAX = 16 * KIB
+export const NBD_HANDSHAKE_MS = 30_000
+/** Extents in one reply to a block status request, and the largest such reply that a client takes, in bytes. */
+export const NBD_STATUS_EXTENTS = 4096
+export const NBD_STATUS_REPLY_MAX = 16 * MIB
+/** Requests that a client has sent and that wait behind them, and the longest range in one zero, trim or status. */
+export const NBD_CLIENT_IN_FLIGHT = 256
+export const NBD_CLIENT_WAITING = 65_536
+export const NBD_CLIENT_RANGE = 1024 * MIB
+
+// Repositories.
+
+/** Largest pack, before its last blobs and its directory, in bytes. */
+export const PACK_BYTES = 16 * MIB
+/** Packs of one backup that are on their way to the store at once; each is in memory until it is durable. */
+export const PACKS_IN_FLIGHT = 2
+/** An index is written each time so many bytes of a backup became durable. */
+export const INDEX_EVERY_BYTES = 256 * MIB
+/** New data is hashed and compressed in batches of so many bytes, and so many batches are in memory for each backup. */
+export const BATCH_BYTES = MIB
+export const BATCHES = 12
+/** Threads of one repository that hash and compress, at most. */
+export const SQUEEZE_WORKERS_MAX = 4
+/** Stored bytes that one read of a repository takes at most, and the gap that it reads over to save a second one. */
+export const FETCH_BYTES = MIB
+export const FETCH_GAP_BYTES = 64 * KIB
+/** Such reads in flight at once for one open backup. */
+export const FETCHES_IN_FLIGHT = 8
+/** Plain data that one open backup keeps, and how far it reads ahead of a sequential reader, in bytes. */
+export const CHUNK_CACHE_BYTES = 32 * MIB
+export const READ_AHEAD_BYTES = 4 * MIB
+/** Map nodes (at most 2.3 KiB each) that one reader keeps, and the pieces of packs that they are taken from. */
+export const NODE_CACHE_NODES = 4096
+export const NODE_WINDOW_BYTES = 128 * KIB
+export const NODE_WINDOWS = 64
+/** Blobs of one repository, at most: their index is in memory at 60 bytes each. */
+export const BLOBS_MAX = 64 * MIB
+/** Largest manifest or config, in bytes. */
+export const SEALED_BYTES_MAX = 16 * MIB
+/** Damaged ranges that one verification lists; it counts the rest. */
+export const DAMAGED_RANGES_MAX = 10_000
+/** One write of a store to a host file, in bytes: what blocks the thread at most. */
+export const STORE_WRITE_BYTES = MIB
+
+// qcow2 (src/format/qcow2). The first four are QEMU's own limits, so that an image that we make opens there.
+export const QCOW2_L1_MAX = 32 * MIB
+export const QCOW2_REFCOUNT_TABLE_MAX = 8 * MIB
+export const QCOW2_SNAPSHOTS_MAX = 65_536
+export const QCOW2_BITMAPS_MAX = 65_535
+/** Bytes of the largest snapshot table or bitmap directory that is read. */
+export const QCOW2_DIRECTORY_MAX = 64 * MIB
+/** Bytes of one cached piece of an L2 table, and of all such pieces of a thread's images together. */
+export const QCOW2_SLICE = 16 * KIB
+export const QCOW2_SLICES_BYTES = 32 * MIB
+/** Bytes of one cached piece of a refcount block, and how many of them an image keeps. */
+export const QCOW2_REFCOUNT_PAGE = 16 * KIB
+export const QCOW2_REFCOUNT_PAGES = 64
+/** Freed clusters that an image remembers for reuse; those above are found again when it is next opened for writing. */
+export const QCOW2_FREED_MAX = 65_536
+/** Bytes that one copy-on-write step moves at most (a cluster, when that is larger). */
+export const QCOW2_COPY = MIB
+/** Clusters whose references one pass of a check counts, at two bytes each. */
+export const QCOW2_CHECK_WINDOW = 16 * MIB

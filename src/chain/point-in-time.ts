@@ -109,6 +109,17 @@ export class PointInTime implements Interceptor, BlockDevice {
     this.#scratch.free(first, end)
   }
 
+  /** Says that only these granules are needed after all; what scratch holds of the others is free again. */
+  restrict(needed: Bitmap): void {
+    const unneeded = this.#needed.copy()
+    unneeded.andNot(needed)
+    const { granule } = this.#scratch
+    unneeded.runs(0, this.size, this.size, (offset, length) => {
+      this.release(offset, divideUp(length, granule) * granule)
+      return true
+    })
+  }
+
   /** Extents at the moment: what was saved is data; for the rest the disk answers, since it did not change. */
   async extents(offset: number, length: number, visit: ExtentVisitor): Promise<void> {
     this.#check()

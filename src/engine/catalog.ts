@@ -1,0 +1,109 @@
+// The catalog: what exists. Disks with their chains, jobs, and files that are to be removed. One transaction changes any of it,
+// durably, or none. The catalog's record of a chain is the one truth about which layer is active. What is too large or
+// too hot for it (bitmaps, a job's progress) is in the disk's dirty log.
+
+/** One layer of a chain. */
+export interface LayerRecord {
+  readonly path: string
+  readonly format: string
+  /** The snapshot that this layer, frozen, is; undefined for the active layer and for layers without a name. */
+  readonly snapshot?: { readonly name: string; readonly createdMs: number } | undefined
+}
+
+export interface DiskRecord {
+  readonly id: string
+  readonly name: string
+  /** From base to active. */
+  readonly layers: readonly LayerRecord[]
+  readonly addedMs: number
+  /** Number of the next overlay that Varve makes for it. */
+  readonly nextOverlay: number
+}
+
+export interface CommitSpec {
+  readonly kind: 'commit'
+  readonly disk: string
+  /** Paths of the highest layer that goes down and of the one that takes all. */
+  readonly from: string
+  readonly to: string
+  readonly speed: number
+}
+
+export interface BackupSpec {
+  readonly kind: 'backup'
+  readonly disks: readonly string[]
+  readonly repository: string
+  readonly full: boolean
+  readonly speed: number
+}
+
+/** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
+export interface JobRecord {
+  readonly id: string
+  readonly spec: CommitSpec | BackupSpec
+  /** Bytes to do when it was first begun; 0 while not known. */
+  readonly total: number
+  /** Set when the job was paused by the user: it stays so over a restart. */
+  readonly paused: boolean
+  /** The backup that the job is writing: a restart looks whether it became visible. */
+  readonly backup?: string | undefined
+  readonly startedMs: number
+}
+
+/** A file that no chain uses, to be removed. `id` is its path. */
+export interface GarbageRecord {
+  readonly id: string
+  readonly disk: string
+}
+
+/** An ended job, as its status was. */
+export interface HistoryRecord {
+  readonly id: string
+  readonly status: unknown
+}
+
+export interface Records {
+  disk: DiskRecord
+  job: JobRecord
+  garbage: GarbageRecord
+  history: HistoryRecord
+}
+
+export type RecordKind = keyof Records
+
+export type CatalogChange =
+  | { [K in RecordKind]: { readonly put: K; readonly record: Records[K] } }[RecordKind]
+  | { readonly remove: RecordKind; readonly id: string }
+
+export interface Catalog {
+  /** All records of a kind, in the order in which they were first put. */
+  list<K extends RecordKind>(kind: K): Records[K][]
+  get<K extends RecordKind>(kind: K, id: string): Records[K] | undefined
+  /** All changes or none, durable when it returns. */
+  commit(changes: readonly CatalogChange[]): void
+  close(): void
+}
+
+/** The catalog's twin for tests: in memory, with a hook that sees every commit before it is made and may throw. */
+export class MemoryCatalog implements Catalog {
+  readonly #records = new Map<string, { kind: RecordKind; record: Records[RecordKind] }>()
+  beforeCommit: ((changes: readonly CatalogChange[]) => void) | undefined
+
+  list<K extends RecordKind>(kind: K): Records[K][] {
+    return [...this.#records.values()].filter((row) => row.kind === kind).map((row) => row.record as Records[K])
+  }
+
+  get<K extends RecordKind>(kind: K, id: string): Records[K] | undefined {
+    return this.#records.get(`${kind}/${id}`)?.record as Records[K] | undefined
+  }
+
+  commit(changes: readonly CatalogChange[]): void {
+    this.beforeCommit?.(changes)
+    for (const change of changes) {
+      if ('put' in change) this.#records.set(`${change.put}/${change.record.id}`, { kind: change.put, record: change.record })
+      else this.#records.delete(`${change.remove}/${change.id}`)
+    }
+  }
+
+  close(): void {}
+}

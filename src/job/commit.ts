@@ -1,0 +1,180 @@
+// Live commit: copies what the layers above own down into a lower layer while the guest writes, then pivots: the lower layer
+// takes their place. Until the pivot the upper layers keep their mappings and are the authority, so a crash at any point
+// is harmless, and copying again too. The to-do set is a bitmap in the disk's log: a new run goes on with it.
+//
+//   top   . . B B .        to do: granules 2 3        after the pivot
+//   base  a a a a a                                   base  a a B B a
+//
+// What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
+
+import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
+import { type Layer, type Pending, UNALLOCATED } from '../block/device.ts'
+import { isBlockError } from '../block/error.ts'
+import type { Disk } from '../chain/disk.ts'
+import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import { Copier } from './copier.ts'
+import type { Job } from './job.ts'
+
+export interface CommitOptions {
+  readonly job: Job
+  readonly disk: Disk
+  /** The highest layer that goes down, and the layer that takes all, as indexes into the disk's chain; to < from. */
+  readonly from: number
+  readonly to: number
+  /** Name of the to-do set in the disk's log. */
+  readonly bitmap: string
+  /** Bytes to do when the job was first begun; 0 for a new job. */
+  readonly total: number
+  /** Told once, when the to-do set is known. */
+  readonly began: (total: number) => void
+  /** Makes the merge take effect: called with the target flushed, and the disk drained when the active layer goes down. */
+  readonly pivot: () => Promise<void>
+}
+
+/** Runs the commit to its end, from wherever an earlier run left it. Ends with the job finalizing, or throws. */
+export async function runCommit(options: CommitOptions): Promise<void> {
+  const { job, disk } = options
+  const layers = disk.chain.layers
+  const target = layers[options.to] as Layer
+  const isActive = options.from === layers.length - 1
+  await target.setAccess('write')
+  if (target.size < disk.size) await target.grow(disk.size)
+  const todo = await findTodo(options, isActive)
+  const copier = await attach(options, todo, target, isActive)
+  try {
+    await copyAll(job, copier, isActive ? disk : undefined)
+    job.move('finalizing')
+    await copier.checkpoint(
+      () => target.flush(),
+      () => undefined,
+    )
+    await finish(options, copier, target, isActive)
+  } catch (error) {
+    disk.detach(copier)
+    throw error
+  }
+}
+
+/** The to-do set in the log: that of an earlier run, or a new one with all that the upper layers own. */
+async function findTodo(options: CommitOptions, isActive: boolean): Promise<LoggedBitmap> {
+  const { log } = options.disk
+  const { bitmap } = options
+  const saved = log.bitmaps.get(bitmap)
+  if (saved !== undefined && saved.state === 'valid' && saved.meta === COMPLETE) {
+    const total = Math.max(options.total, saved.bits.bytes)
+    options.job.resumeFrom(total - saved.bits.bytes, total)
+    return saved
+  }
+  if (saved !== undefined) await log.edit([{ kind: 'remove', name: bitmap }])
+  // Recording begins before the layers are asked what they own: a write in between is in one answer or in both. A crash
+  // before the scan is in leaves a set that is not marked complete, and the next run scans again.
+  await log.edit([{ kind: 'add', name: bitmap, recording: isActive, fill: 'none', meta: SCANNING }])
+  const owned = new Bitmap(options.disk.size)
+  for (const layer of options.disk.chain.layers.slice(options.to + 1, options.from + 1)) await addOwned(layer, owned)
+  const scan = `${bitmap}:scan`
+  await log.edit([
+    { kind: 'add', name: scan, recording: false, fill: owned, meta: SCANNING },
+    { kind: 'merge', from: scan, into: bitmap },
+    { kind: 'remove', name: scan },
+    { kind: 'meta', name: bitmap, meta: COMPLETE },
+  ])
+  const todo = log.bitmaps.get(bitmap) as LoggedBitmap
+  options.began(todo.bits.bytes)
+  options.job.resumeFrom(0, todo.bits.bytes)
+  return todo
+}
+
+const SCANNING = '{"scan":"running"}'
+const COMPLETE = '{"scan":"complete"}'
+
+async function addOwned(layer: Layer, owned: Bitmap): Promise<void> {
+  const size = Math.min(layer.size, owned.size)
+  let position = 0
+  const pending = layer.allocation(0, size, (length, ownership) => {
+    if (ownership !== UNALLOCATED) owned.set(position, length)
+    position += length
+    return true
+  })
+  if (pending !== undefined) await pending
+}
+
+async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer, isActive: boolean): Promise<Copier> {
+  const { job, disk } = options
+  const upper = disk.chain.layers[options.from] as Layer
+  const make = (): Copier => {
+    const pending = todo.bits.copy()
+    let total = Math.max(job.status.total, pending.bytes)
+    let sinceBytes = 0
+    let sinceMs = performance.now()
+    const settled = (offset: number, length: number): Pending => disk.log.clear(todo.name, offset, length)
+    const copier = new Copier({
+      job,
+      source: isActive ? disk.chain : upper,
+      target,
+      todo: pending,
+      mark: (offset, length) => disk.log.mark(offset, length),
+      copied: (_offset, length) => {
+        total = Math.max(total, pending.bytes)
+        job.setProgress(total - pending.bytes, total)
+        sinceBytes += length
+        if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
+        sinceBytes = 0
+        sinceMs = performance.now()
+        return copier.checkpoint(() => target.flush(), settled)
+      },
+    })
+    return copier
+  }
+  if (!isActive) return make()
+  // Under a drain, so that no write is in flight that the copy of the to-do set misses.
+  await disk.drain()
+  try {
+    const copier = make()
+    disk.attach(copier)
+    return copier
+  } finally {
+    disk.undrain()
+  }
+}
+
+/** Passes until nothing is left. A guest that writes is let in on both sides after the first pass, so that it ends. */
+async function copyAll(job: Job, copier: Copier, guest: Disk | undefined): Promise<void> {
+  for (;;) {
+    try {
+      await copier.pass()
+    } catch (error) {
+      if (!isBlockError(error, 'no-space')) throw error
+      job.pauseOnError(error)
+      await job.pausePoint(0)
+      continue
+    }
+    if (copier.todo.count === 0) return
+    if (guest === undefined || copier.mode === 'write-both') continue
+    await guest.drain()
+    copier.writeBoth()
+    guest.undrain()
+  }
+}
+
+async function finish(options: CommitOptions, copier: Copier, target: Layer, isActive: boolean): Promise<void> {
+  const { disk } = options
+  if (!isActive) {
+    await options.pivot()
+    await disk.log.edit([{ kind: 'remove', name: options.bitmap }])
+    return
+  }
+  await disk.drain()
+  let durable: Promise<void>
+  try {
+    await copier.drainPass()
+    const flushed = target.flush()
+    if (flushed !== undefined) await flushed
+    await options.pivot()
+    disk.detach(copier)
+    durable = disk.log.edit([{ kind: 'remove', name: options.bitmap }])
+  } finally {
+    disk.undrain()
+  }
+  await durable
+}

@@ -1,0 +1,249 @@
+// The one loop of every job: copy the granules of a bitmap from a source to a target, while writes go on. It picks the next run
+// of to-do granules, clears them, copies, and goes round until none is left. As a disk's interceptor it sees guest writes:
+//
+//   background   a write marks its granules, before it and again at its end: they are copied (again)
+//   write-both   a write to granules already copied goes to the target too; overlapping copies and writes wait for each
+//                other, so the to-do set only shrinks and the end is near, however fast the guest writes
+//
+// A granule that a copy could not bring to the target is marked again. `checkpoint` makes progress durable: what was copied and
+// has been flushed at the target, and was not touched since, is done for good.
+
+import { COPY_PIECE } from '../base/limits.ts'
+import { Breather } from '../base/breather.ts'
+import { isZero } from '../base/bytes.ts'
+import { RangeLocks, type RangeToken } from '../base/mutex.ts'
+import { divideUp, roundDown, roundUp } from '../base/round.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
+import type { ExtentVisitor, Pending } from '../block/device.ts'
+import { MAY_UNMAP, ZERO } from '../block/device.ts'
+import { pool } from '../block/pool.ts'
+import type { Change, Interceptor } from '../chain/disk.ts'
+import type { Job } from './job.ts'
+
+export interface CopySource {
+  read(offset: number, length: number, into: Uint8Array, at: number): Pending
+  extents(offset: number, length: number, visit: ExtentVisitor): Pending
+}
+
+export interface CopyTarget {
+  write(offset: number, length: number, from: Uint8Array, at: number, flags: number): Pending
+  zero(offset: number, length: number, flags: number): Pending
+}
+
+export interface CopierOptions {
+  readonly job: Job
+  readonly source: CopySource
+  readonly target: CopyTarget
+  /** The to-do set; the copier clears and sets it. */
+  readonly todo: Bitmap
+  /** Called after each piece of a pass with what it was: releasing a view, noting progress, checkpoints. */
+  readonly copied?: (offset: number, length: number) => Promise<void> | undefined
+  /** Marks a range in the durable log; needed where the copier is attached to a disk. */
+  readonly mark?: (offset: number, length: number) => Pending
+}
+
+export class Copier implements Interceptor {
+  readonly #options: CopierOptions
+  readonly #todo: Bitmap
+  /** Copied since the last checkpoint, by pieces or by writes that went to both. */
+  #copied: Bitmap
+  readonly #locks = new RangeLocks()
+  readonly #breather = new Breather()
+  readonly #held = new Map<Change, RangeToken>()
+  #mode: 'background' | 'write-both' = 'background'
+  /** Bytes moved by this copier: read from the source, and written to the target as data. */
+  readBytes = 0
+  writtenBytes = 0
+
+  constructor(options: CopierOptions) {
+    this.#options = options
+    this.#todo = options.todo
+    this.#copied = new Bitmap(options.todo.size, options.todo.granule)
+  }
+
+  /** Granules still to copy. */
+  get todo(): Bitmap {
+    return this.#todo
+  }
+
+  /** From now on writes to granules already copied go to the target too. The disk must be drained. */
+  writeBoth(): void {
+    this.#mode = 'write-both'
+  }
+
+  get mode(): 'background' | 'write-both' {
+    return this.#mode
+  }
+
+  /** One pass over the to-do set, from the disk's start to its end. */
+  async pass(): Promise<void> {
+    let position = 0
+    for (;;) {
+      const run = this.#nextRun(position)
+      if (run === undefined) return
+      await this.copyRange(run.offset, run.length)
+      position = run.offset + run.length
+      await this.#options.job.pausePoint(run.length)
+      const breath = this.#breather.pause()
+      if (breath !== undefined) await breath
+    }
+  }
+
+  /** Copies what is left while nothing is written: for the end of a job, under a drain. */
+  async drainPass(): Promise<void> {
+    for (let run = this.#nextRun(0); run !== undefined; run = this.#nextRun(run.offset + run.length)) {
+      await this.copyRange(run.offset, run.length)
+    }
+  }
+
+  /** Copies one range of at most COPY_PIECE bytes. On failure its granules are to do again. */
+  async copyRange(offset: number, length: number): Promise<void> {
+    const token = await this.#locks.acquire(offset, length, true)
+    this.#todo.clear(offset, length)
+    try {
+      await this.#copyExtents(offset, length)
+    } catch (error) {
+      this.#todo.set(offset, length)
+      throw error
+    } finally {
+      this.#locks.release(token)
+    }
+    this.#copied.set(offset, length)
+    const noted = this.#options.copied?.(offset, length)
+    if (noted !== undefined) await noted
+  }
+
+  /**
+   * Flushes the target and then says through `settled` which ranges need not be copied again, whatever crashes: those copied
+   * before the flush, less what was marked, copied or claimed since it began.
+   */
+  async checkpoint(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
+    const candidates = this.#copied
+    this.#copied = new Bitmap(candidates.size, candidates.granule)
+    try {
+      await flush()
+    } catch (error) {
+      this.#copied.or(candidates)
+      throw error
+    }
+    candidates.andNot(this.#todo)
+    candidates.andNot(this.#copied)
+    const ranges: number[] = []
+    candidates.runs(0, candidates.size, COPY_PIECE, (offset, length) => ranges.push(offset, length) > 0)
+    for (let i = 0; i < ranges.length; i += 2) {
+      const offset = ranges[i] as number
+      const length = ranges[i + 1] as number
+      // The loop may wait below: each range is asked anew whether it is still untouched.
+      const touched = this.#locks.isBusy(offset, length) || this.#todo.hasAny(offset, length)
+      if (touched || this.#copied.hasAny(offset, length)) this.#copied.set(offset, length)
+      else {
+        const pending = settled(offset, length)
+        if (pending !== undefined) await pending
+      }
+    }
+  }
+
+  before(change: Change): Pending {
+    if (this.#mode === 'background') {
+      this.#todo.set(change.offset, change.length)
+      return undefined
+    }
+    const { granule } = this.#todo
+    const start = roundDown(change.offset, granule)
+    const length = roundUp(change.offset + change.length, granule) - start
+    const token = this.#locks.tryAcquire(start, length, true)
+    if (token !== undefined) {
+      this.#held.set(change, token)
+      return undefined
+    }
+    return this.#locks.acquire(start, length, true).then((late) => {
+      this.#held.set(change, late)
+    })
+  }
+
+  after(change: Change, succeeded: boolean): Pending {
+    if (this.#mode === 'background' || !this.#held.has(change)) {
+      // A copy may have claimed and read these granules between the first mark and the write itself.
+      this.#todo.set(change.offset, change.length)
+      return this.#options.mark?.(change.offset, change.length)
+    }
+    return this.#mirror(change, succeeded)
+  }
+
+  /** Brings the target along with a write that the disk has done, then lets the range go. */
+  async #mirror(change: Change, succeeded: boolean): Promise<void> {
+    const { offset, length } = change
+    try {
+      if (!succeeded || this.#todo.hasAny(offset, length)) this.#todo.set(offset, length)
+      else {
+        await this.#apply(change)
+        this.#copied.set(offset, length)
+      }
+    } catch {
+      // The target's trouble is the job's, not the guest's: the copy loop meets it again and reports it.
+      this.#todo.set(offset, length)
+    } finally {
+      const token = this.#held.get(change)
+      this.#held.delete(change)
+      if (token !== undefined) this.#locks.release(token)
+    }
+  }
+
+  #apply(change: Change): Pending {
+    const { offset, length } = change
+    if (change.kind === 'write') return this.#options.target.write(offset, length, change.from, change.at, 0)
+    // A trimmed block may read as before or as zeros, and both sides must agree: what the disk shows now decides.
+    return change.kind === 'zero' ? this.#options.target.zero(offset, length, MAY_UNMAP) : this.#copyExtents(offset, length)
+  }
+
+  #nextRun(position: number): { offset: number; length: number } | undefined {
+    const { granule } = this.#todo
+    const first = this.#todo.nextSet(divideUp(position, granule))
+    if (first >= this.#todo.length) return undefined
+    const offset = first * granule
+    const end = Math.min(this.#todo.nextClear(first) * granule, this.#todo.size)
+    // Cut at multiples of the piece, so that the target sees whole, aligned pieces where it can.
+    const cut = roundDown(offset, COPY_PIECE) + COPY_PIECE
+    return { offset, length: Math.min(end, cut) - offset }
+  }
+
+  /** Copies a range: what its source calls zero, in whole granules, as zeros; all else as data. */
+  async #copyExtents(offset: number, length: number): Promise<void> {
+    const pieces: number[] = []
+    const pending = this.#options.source.extents(offset, length, (piece, extent) => pieces.push(piece, extent) > 0)
+    if (pending !== undefined) await pending
+    const { granule } = this.#todo
+    const end = offset + length
+    let position = offset
+    let dataStart = offset
+    for (let i = 0; i < pieces.length; i += 2) {
+      const pieceEnd = position + (pieces[i] as number)
+      const zeroStart = position === offset ? offset : roundUp(position, granule)
+      const zeroEnd = pieceEnd === end ? end : roundDown(pieceEnd, granule)
+      position = pieceEnd
+      if (((pieces[i + 1] as number) & ZERO) === 0 || zeroStart >= zeroEnd) continue
+      if (dataStart < zeroStart) await this.#copyData(dataStart, zeroStart - dataStart)
+      const zeroed = this.#options.target.zero(zeroStart, zeroEnd - zeroStart, MAY_UNMAP)
+      if (zeroed !== undefined) await zeroed
+      dataStart = zeroEnd
+    }
+    if (dataStart < end) await this.#copyData(dataStart, end - dataStart)
+  }
+
+  async #copyData(offset: number, length: number): Promise<void> {
+    const buffer = pool.take(length)
+    try {
+      const read = this.#options.source.read(offset, length, buffer, 0)
+      if (read !== undefined) await read
+      this.readBytes += length
+      const isAllZero = isZero(buffer, 0, length)
+      const done = isAllZero
+        ? this.#options.target.zero(offset, length, MAY_UNMAP)
+        : this.#options.target.write(offset, length, buffer, 0, 0)
+      if (done !== undefined) await done
+      if (!isAllZero) this.writtenBytes += length
+    } finally {
+      pool.give(buffer)
+    }
+  }
+}

@@ -1,0 +1,251 @@
+// What every long-running work has: a state, verbs that are legal in it, progress, a speed limit, pausing. Two tables
+// decide everything: which state may follow which, and which verb may be said in which state. What the work is, is in
+// the other files of this room.
+//
+//   created -> running -> ready -> finalizing -> concluded
+//                |  ^      |  ^        |
+//              paused    standby       +--> aborting -> concluded
+
+import { assert } from '../base/assert.ts'
+import { type Clock, systemClock } from '../base/clock.ts'
+import { SPEED_BURST_MS } from '../base/limits.ts'
+import { BlockError, toBlockError } from '../block/error.ts'
+
+/** Which state may follow which. */
+export const MOVES = {
+  created: ['running', 'aborting'], // known, not begun
+  running: ['paused', 'ready', 'finalizing', 'aborting'], // copying
+  paused: ['running', 'aborting'], // told to stop copying for now, or stopped by an error that can be mended
+  ready: ['standby', 'finalizing', 'aborting'], // source and target are equal and kept so
+  standby: ['ready', 'aborting'], // paused while ready
+  finalizing: ['concluded', 'aborting'], // making the result take effect
+  aborting: ['concluded'], // undoing
+  concluded: [], // ended, with success or an error
+} as const satisfies Record<string, readonly string[]>
+
+export type JobState = keyof typeof MOVES
+
+/** Which verb may be said in which state. */
+export const VERBS = {
+  pause: ['running', 'ready'],
+  resume: ['paused', 'standby'],
+  cancel: ['created', 'running', 'paused', 'ready', 'standby'],
+  complete: ['ready'],
+  'set-speed': ['created', 'running', 'paused', 'ready', 'standby'],
+} as const satisfies Record<string, readonly JobState[]>
+
+export type JobVerb = keyof typeof VERBS
+
+export const JOB_KINDS = ['commit', 'backup', 'restore'] as const
+export type JobKind = (typeof JOB_KINDS)[number]
+
+export function mayMove(from: JobState, to: JobState): boolean {
+  return (MOVES[from] as readonly JobState[]).includes(to)
+}
+
+/** The verbs that may be said in a state. */
+export function verbsIn(state: JobState): JobVerb[] {
+  return (Object.keys(VERBS) as JobVerb[]).filter((verb) => (VERBS[verb] as readonly JobState[]).includes(state))
+}
+
+export interface JobStatus {
+  readonly id: string
+  readonly kind: JobKind
+  /** The disk or machine that it works on. */
+  readonly subject: string
+  readonly state: JobState
+  readonly verbs: readonly JobVerb[]
+  /** Bytes copied and bytes to copy in all, as known now; `done` begins at what an earlier run had saved. */
+  readonly done: number
+  readonly total: number
+  /** What `done` was when this run of the job began: above 0 when it resumed after a crash or restart. */
+  readonly resumedAt: number
+  /** Bytes per second; 0 is no limit. */
+  readonly speed: number
+  readonly startedMs: number
+  readonly endedMs: number | undefined
+  readonly error: { readonly kind: string; readonly message: string } | undefined
+  /** What the work says of itself: a backup's id, why it is full, bytes read and stored. */
+  readonly details: Readonly<Record<string, unknown>>
+}
+
+export interface JobOptions {
+  readonly id: string
+  readonly kind: JobKind
+  readonly subject: string
+  /** Bytes per second; 0 is no limit. */
+  readonly speed?: number
+  readonly clock?: Clock
+  readonly details?: Readonly<Record<string, unknown>>
+}
+
+export class Job {
+  readonly id: string
+  readonly kind: JobKind
+  readonly subject: string
+  readonly #clock: Clock
+  #state: JobState = 'created'
+  #done = 0
+  #total = 0
+  #resumedAt = 0
+  #speed: number
+  #error: BlockError | undefined
+  #details: Readonly<Record<string, unknown>>
+  readonly #startedMs: number
+  #endedMs: number | undefined
+  #wake: (() => void) | undefined
+  #resumed: { readonly promise: Promise<void>; readonly resolve: () => void } | undefined
+  /** When the bytes passed so far will be within the speed, on the clock. */
+  #paidUntil = 0
+  readonly #listeners = new Set<(job: Job) => void>()
+
+  constructor(options: JobOptions) {
+    this.id = options.id
+    this.kind = options.kind
+    this.subject = options.subject
+    this.#speed = options.speed ?? 0
+    this.#clock = options.clock ?? systemClock
+    this.#details = options.details ?? {}
+    this.#startedMs = this.#clock.wall()
+  }
+
+  get state(): JobState {
+    return this.#state
+  }
+
+  get error(): BlockError | undefined {
+    return this.#error
+  }
+
+  get status(): JobStatus {
+    return {
+      id: this.id,
+      kind: this.kind,
+      subject: this.subject,
+      state: this.#state,
+      verbs: verbsIn(this.#state),
+      done: this.#done,
+      total: this.#total,
+      resumedAt: this.#resumedAt,
+      speed: this.#speed,
+      startedMs: this.#startedMs,
+      endedMs: this.#endedMs,
+      error: this.#error === undefined ? undefined : { kind: this.#error.kind, message: this.#error.message },
+      details: this.#details,
+    }
+  }
+
+  /** Calls back after every change of state, progress or details; returns how to stop that. */
+  watch(listener: (job: Job) => void): () => void {
+    this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
+  }
+
+  /** Moves to a state that may follow; the work calls this, users say verbs. */
+  move(to: JobState): void {
+    assert(mayMove(this.#state, to), `job ${this.id} cannot move from ${this.#state} to ${to}`)
+    this.#state = to
+    if (to === 'concluded') this.#endedMs = this.#clock.wall()
+    this.#tell()
+  }
+
+  /** What an earlier run had done already. */
+  resumeFrom(done: number, total: number): void {
+    this.#resumedAt = done
+    this.setProgress(done, total)
+  }
+
+  setProgress(done: number, total: number): void {
+    this.#done = done
+    this.#total = total
+    this.#tell()
+  }
+
+  describe(details: Readonly<Record<string, unknown>>): void {
+    this.#details = { ...this.#details, ...details }
+    this.#tell()
+  }
+
+  pause(): void {
+    this.#check('pause')
+    this.#hold(this.#state === 'ready' ? 'standby' : 'paused')
+  }
+
+  /** Stops on an error that the user can mend (a full file system): the job waits for `resume` or `cancel`. */
+  pauseOnError(error: BlockError): void {
+    this.#error = error
+    this.#hold('paused')
+  }
+
+  resume(): void {
+    this.#check('resume')
+    this.#error = undefined
+    this.move(this.#state === 'standby' ? 'ready' : 'running')
+    this.#resumed?.resolve()
+    this.#resumed = undefined
+  }
+
+  /** Asks the work to undo itself and end; it ends at its next pause point. */
+  cancel(): void {
+    this.#check('cancel')
+    this.#error ??= new BlockError('cancelled', `job ${this.id} was cancelled`)
+    this.move('aborting')
+    this.#resumed?.resolve()
+    this.#resumed = undefined
+    this.#wake?.()
+  }
+
+  setSpeed(bytesPerSecond: number): void {
+    this.#check('set-speed')
+    this.#speed = bytesPerSecond
+    this.#paidUntil = 0
+    this.#wake?.()
+    this.#tell()
+  }
+
+  /** The work says that it failed; it then undoes itself and concludes. */
+  fail(error: unknown): void {
+    this.#error = toBlockError(error, `job ${this.id}`)
+    if (this.#state !== 'aborting') this.move('aborting')
+  }
+
+  /**
+   * Between two pieces of work: waits while paused and while ahead of the speed limit. `bytes` is what the last piece moved.
+   * Kind 'cancelled' when the job is to end.
+   */
+  async pausePoint(bytes: number): Promise<void> {
+    await this.#payFor(bytes)
+    while (this.#resumed !== undefined) await this.#resumed.promise
+    if (this.#state === 'aborting') throw this.#error ?? new BlockError('cancelled', `job ${this.id} was cancelled`)
+  }
+
+  #hold(state: 'paused' | 'standby'): void {
+    let resolve = (): void => {}
+    const promise = new Promise<void>((done) => (resolve = done))
+    this.#resumed = { promise, resolve }
+    this.move(state)
+  }
+
+  async #payFor(bytes: number): Promise<void> {
+    if (this.#speed === 0 || bytes === 0) return
+    const now = this.#clock.now()
+    this.#paidUntil = Math.max(this.#paidUntil, now - SPEED_BURST_MS) + (bytes / this.#speed) * 1000
+    const woken = new Promise<void>((resolve) => (this.#wake = resolve))
+    for (;;) {
+      const waitMs = this.#paidUntil - this.#clock.now()
+      if (waitMs <= 0 || this.#state === 'aborting') break
+      await Promise.race([this.#clock.sleep(waitMs), woken])
+    }
+    this.#wake = undefined
+  }
+
+  #check(verb: JobVerb): void {
+    if ((VERBS[verb] as readonly JobState[]).includes(this.#state)) return
+    const legal = verbsIn(this.#state).join(', ') || 'nothing'
+    throw new BlockError('busy', `job ${this.id} is ${this.#state}: ${verb} cannot be said now; what can: ${legal}`)
+  }
+
+  #tell(): void {
+    for (const listener of this.#listeners) listener(this)
+  }
+}
