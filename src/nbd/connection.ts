@@ -1,0 +1,172 @@
+// One connection of the server: ties a socket to the handshake and then the transmission, and sees it to its end. Whatever
+// the peer does, the connection ends with every buffer given back and no request of it in flight.
+//
+//   handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
+
+import type net from 'node:net'
+import { NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
+import type { Export } from './export.ts'
+import { type ExportList, Handshake } from './handshake.ts'
+import { takeAccepted } from './inlet.ts'
+import { Outbox } from './outbox.ts'
+import { Receiver } from './receiver.ts'
+import { Transmission } from './transmission.ts'
+
+type Phase =
+  | { readonly kind: 'handshake'; readonly handshake: Handshake }
+  | { readonly kind: 'transmission'; readonly transmission: Transmission; readonly served: Export }
+  | { readonly kind: 'draining'; readonly transmission: Transmission | undefined }
+  | { readonly kind: 'closed' }
+
+export interface ConnectionEvents {
+  readonly onClosed: (connection: Connection) => void
+  readonly report: (error: unknown) => void
+}
+
+export class Connection {
+  readonly #socket: net.Socket
+  readonly #receiver = new Receiver(NBD_RECEIVE_BUFFER)
+  readonly #outbox: Outbox
+  readonly #events: ConnectionEvents
+  readonly #handshakeTimer: NodeJS.Timeout
+  #phase: Phase
+  #served: Export | undefined
+  #transmission: Transmission | undefined
+  /** Reading is off until the bounds admit more. */
+  #isHeld = false
+  #isYielding = false
+  readonly #closed = Promise.withResolvers<void>()
+
+  /** `accepted` is paused, as a server with `pauseOnConnect` gives it. */
+  constructor(accepted: net.Socket, exports: ExportList, events: ConnectionEvents) {
+    this.#events = events
+    this.#socket = takeAccepted(accepted, this.#receiver, this.#arrived)
+    this.#outbox = new Outbox(this.#socket, this.#progress)
+    this.#phase = { kind: 'handshake', handshake: new Handshake(exports, this.#outbox) }
+    this.#handshakeTimer = setTimeout(() => this.#socket.destroy(), NBD_HANDSHAKE_MS)
+    this.#socket.setNoDelay(true)
+    // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
+    this.#socket.on('error', () => {})
+    this.#socket.on('end', () => this.drain())
+    this.#socket.on('close', this.#socketClosed)
+    this.#outbox.flush()
+    this.#socket.resume()
+  }
+
+  /** The export that this connection uses, once the handshake is over. */
+  get served(): Export | undefined {
+    return this.#served
+  }
+
+  /** Resolves when the socket is closed and no request is in flight. */
+  get closed(): Promise<void> {
+    return this.#closed.promise
+  }
+
+  /** Takes no more requests, answers those in flight, then closes. */
+  drain(): void {
+    if (this.#phase.kind === 'closed' || this.#phase.kind === 'draining') return
+    this.#phase = { kind: 'draining', transmission: this.#transmission }
+    this.#endWhenIdle()
+  }
+
+  /** Closes at once; requests in flight complete without an answer. */
+  destroy(): void {
+    this.#socket.destroy()
+  }
+
+  /** The socket read something; false stops the reading. */
+  readonly #arrived = (): boolean => {
+    if (this.#isHeld || this.#isYielding) return false
+    this.#consume()
+    return !this.#isHeld && !this.#isYielding
+  }
+
+  #consume(): void {
+    if (this.#phase.kind === 'handshake') this.#negotiate(this.#phase.handshake)
+    if (this.#phase.kind === 'transmission') this.#serve(this.#phase.transmission)
+    if (this.#phase.kind === 'draining') this.#receiver.start = this.#receiver.end
+  }
+
+  #negotiate(handshake: Handshake): void {
+    const outcome = handshake.consume(this.#receiver)
+    if (outcome.kind === 'enter') {
+      clearTimeout(this.#handshakeTimer)
+      const served = outcome.session.export
+      const transmission = new Transmission(outcome.session, this.#outbox, {
+        onProgress: this.#progress,
+        report: this.#events.report,
+      })
+      this.#served = served
+      this.#transmission = transmission
+      this.#phase = { kind: 'transmission', transmission, served }
+      served.opened?.()
+    }
+    this.#outbox.flush()
+    if (outcome.kind === 'hang-up') this.drain()
+  }
+
+  #serve(transmission: Transmission): void {
+    const outcome = transmission.consume(this.#receiver)
+    this.#outbox.flush()
+    switch (outcome) {
+      case 'more':
+        return
+      case 'blocked':
+        this.#isHeld = true
+        return
+      case 'yield':
+        this.#isYielding = true
+        setImmediate(this.#goOn)
+        return
+      case 'disconnect':
+        this.drain()
+        return
+      case 'violation':
+        this.#socket.destroy()
+    }
+  }
+
+  /** Replies were sent or a slow request completed. */
+  readonly #progress = (): void => {
+    if (this.#phase.kind === 'draining') this.#endWhenIdle()
+    else if (this.#phase.kind === 'closed') this.#settle()
+    else if (this.#isHeld && !this.#isYielding) {
+      this.#isHeld = false
+      this.#isYielding = true
+      process.nextTick(this.#goOn)
+    }
+  }
+
+  readonly #goOn = (): void => {
+    this.#isYielding = false
+    if (this.#phase.kind === 'closed') return
+    this.#consume()
+    if (!this.#isHeld && !this.#isYielding) this.#socket.resume()
+  }
+
+  #endWhenIdle(): void {
+    const inFlight = this.#transmission?.inFlight ?? 0
+    if (inFlight > 0) return
+    // Replies that were completed in this turn may still be gathered.
+    this.#outbox.flush()
+    if (!this.#socket.writableEnded) this.#socket.end(() => this.#socket.destroy())
+  }
+
+  readonly #socketClosed = (): void => {
+    clearTimeout(this.#handshakeTimer)
+    this.#phase = { kind: 'closed' }
+    this.#outbox.dispose()
+    this.#receiver.dispose()
+    this.#transmission?.dispose()
+    this.#settle()
+  }
+
+  #settle(): void {
+    if ((this.#transmission?.inFlight ?? 0) > 0) return
+    if (this.#served !== undefined) this.#served.closed?.()
+    this.#served = undefined
+    this.#closed.resolve()
+    this.#events.onClosed(this)
+  }
+}

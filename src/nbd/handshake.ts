@@ -1,0 +1,333 @@
+// The handshake phase of one connection, server's side: fixed newstyle negotiation ("Newstyle negotiation", "Option types").
+// Takes complete options from the receiver, answers in the outbox, and ends with a Session or a reason to hang up.
+// Knows no sockets and no time limits.
+//
+//   server: greeting    client: flags    then, until GO, EXPORT_NAME or ABORT:   client: option   server: replies
+
+import { getUint16, getUint32, setUint16, setUint32, setUint64, utf8 } from '../base/bytes.ts'
+import { NBD_OPTION_MAX, REQUEST_MAX } from '../base/limits.ts'
+import { type Export, type MetaContext, type SelectedContext, type Session, transmissionFlags } from './export.ts'
+import type { Outbox } from './outbox.ts'
+import type { Receiver } from './receiver.ts'
+import {
+  BASE_ALLOCATION,
+  DEFAULT_PREFERRED_BLOCK,
+  EXPORT_NAME_ZEROES,
+  GREETING_SIZE,
+  NBD_FLAG_C_FIXED_NEWSTYLE,
+  NBD_FLAG_C_NO_ZEROES,
+  NBD_FLAG_FIXED_NEWSTYLE,
+  NBD_FLAG_NO_ZEROES,
+  NBD_INFO_BLOCK_SIZE,
+  NBD_INFO_DESCRIPTION,
+  NBD_INFO_EXPORT,
+  NBD_INFO_NAME,
+  NBD_MAGIC,
+  NBD_MAX_STRING,
+  NBD_OPT_ABORT,
+  NBD_OPT_EXPORT_NAME,
+  NBD_OPT_GO,
+  NBD_OPT_INFO,
+  NBD_OPT_LIST,
+  NBD_OPT_LIST_META_CONTEXT,
+  NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
+  NBD_OPT_STRUCTURED_REPLY,
+  NBD_OPTS_MAGIC,
+  NBD_REP_ACK,
+  NBD_REP_ERR_BLOCK_SIZE_REQD,
+  NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TOO_BIG,
+  NBD_REP_ERR_UNKNOWN,
+  NBD_REP_ERR_UNSUP,
+  NBD_REP_INFO,
+  NBD_REP_MAGIC,
+  NBD_REP_META_CONTEXT,
+  NBD_REP_SERVER,
+  OPTION_REPLY_SIZE,
+  OPTION_SIZE,
+} from './spec.ts'
+
+/** What a server has to offer. */
+export interface ExportList {
+  /** The export of a name; the empty name asks for the default export. */
+  find(name: string): Export | undefined
+  list(): readonly Export[]
+}
+
+/** How far the handshake came: it waits for more bytes, is over, or ends the connection. */
+export type HandshakeOutcome =
+  | { readonly kind: 'more' }
+  | { readonly kind: 'enter'; readonly session: Session }
+  | { readonly kind: 'hang-up' }
+
+const MORE: HandshakeOutcome = { kind: 'more' }
+const HANG_UP: HandshakeOutcome = { kind: 'hang-up' }
+
+/** The option is syntactically invalid: answered with NBD_REP_ERR_INVALID. */
+class MalformedOption extends Error {}
+
+/** Reads the data of one option and never past it. */
+class OptionData {
+  readonly #bytes: Uint8Array
+  #at: number
+  readonly #end: number
+
+  constructor(bytes: Uint8Array, at: number, length: number) {
+    this.#bytes = bytes
+    this.#at = at
+    this.#end = at + length
+  }
+
+  get left(): number {
+    return this.#end - this.#at
+  }
+
+  uint16(): number {
+    return getUint16(this.#bytes, this.#take(2))
+  }
+
+  uint32(): number {
+    return getUint32(this.#bytes, this.#take(4))
+  }
+
+  text(length: number): string {
+    if (length > NBD_MAX_STRING) throw new MalformedOption(`a string has at most ${NBD_MAX_STRING} bytes`)
+    const at = this.#take(length)
+    return utf8.decode(this.#bytes.subarray(at, at + length))
+  }
+
+  finish(): void {
+    if (this.left > 0) throw new MalformedOption(`${this.left} bytes too many`)
+  }
+
+  #take(count: number): number {
+    if (count > this.left) throw new MalformedOption('the data ends too early')
+    const at = this.#at
+    this.#at += count
+    return at
+  }
+}
+
+type OptionHandler = (option: number, data: OptionData) => HandshakeOutcome
+
+export class Handshake {
+  readonly #exports: ExportList
+  readonly #outbox: Outbox
+  #flags: number | undefined
+  /** Bytes of an option that was too big, still to be thrown away. */
+  #skip = 0
+  #structured = false
+  #selected: { readonly exportName: string; readonly contexts: readonly SelectedContext[] } | undefined
+
+  readonly #handlers: Readonly<Record<number, OptionHandler>> = {
+    [NBD_OPT_EXPORT_NAME]: (_option, data) => this.#exportName(data),
+    [NBD_OPT_ABORT]: (option) => {
+      this.#reply(option, NBD_REP_ACK)
+      return HANG_UP
+    },
+    [NBD_OPT_LIST]: (option, data) => this.#list(option, data),
+    [NBD_OPT_STARTTLS]: (option) => this.#refuse(option, NBD_REP_ERR_UNSUP, 'TLS is not available here'),
+    [NBD_OPT_INFO]: (option, data) => this.#info(option, data),
+    [NBD_OPT_GO]: (option, data) => this.#info(option, data),
+    [NBD_OPT_STRUCTURED_REPLY]: (option, data) => {
+      data.finish()
+      this.#structured = true
+      return this.#reply(option, NBD_REP_ACK)
+    },
+    [NBD_OPT_LIST_META_CONTEXT]: (option, data) => this.#metaContext(option, data),
+    [NBD_OPT_SET_META_CONTEXT]: (option, data) => this.#metaContext(option, data),
+  }
+
+  /** Sends the greeting. */
+  constructor(exports: ExportList, outbox: Outbox) {
+    this.#exports = exports
+    this.#outbox = outbox
+    const at = outbox.reserve(GREETING_SIZE)
+    for (const [i, word] of [...NBD_MAGIC, ...NBD_OPTS_MAGIC].entries()) setUint32(outbox.bytes, at + i * 4, word)
+    setUint16(outbox.bytes, at + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)
+    outbox.commit(GREETING_SIZE)
+  }
+
+  /** Handles the complete options in the receiver. */
+  consume(receiver: Receiver): HandshakeOutcome {
+    if (this.#flags === undefined) {
+      if (receiver.length < 4) return MORE
+      this.#flags = getUint32(receiver.bytes, receiver.start)
+      receiver.start += 4
+      if ((this.#flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) return HANG_UP
+    }
+    for (;;) {
+      const skipped = Math.min(this.#skip, receiver.length)
+      this.#skip -= skipped
+      receiver.start += skipped
+      const outcome = this.#skip > 0 ? undefined : this.#nextOption(receiver)
+      if (outcome === undefined) return MORE
+      if (outcome.kind !== 'more') return outcome
+    }
+  }
+
+  /** Undefined when the next option is not complete. */
+  #nextOption(receiver: Receiver): HandshakeOutcome | undefined {
+    if (receiver.length < OPTION_SIZE) return undefined
+    const { bytes, start } = receiver
+    if (getUint32(bytes, start) !== NBD_OPTS_MAGIC[0] || getUint32(bytes, start + 4) !== NBD_OPTS_MAGIC[1])
+      return HANG_UP
+    const option = getUint32(bytes, start + 8)
+    const length = getUint32(bytes, start + 12)
+    if (length > NBD_OPTION_MAX) {
+      if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
+      receiver.start += OPTION_SIZE
+      this.#skip = length
+      return this.#refuse(option, NBD_REP_ERR_TOO_BIG, `an option has at most ${NBD_OPTION_MAX} bytes here`)
+    }
+    if (receiver.length < OPTION_SIZE + length) return undefined
+    receiver.start += OPTION_SIZE + length
+    const handler = this.#handlers[option]
+    if (handler === undefined) return this.#refuse(option, NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
+    try {
+      return handler(option, new OptionData(bytes, start + OPTION_SIZE, length))
+    } catch (error) {
+      if (!(error instanceof MalformedOption)) throw error
+      return this.#refuse(option, NBD_REP_ERR_INVALID, error.message)
+    }
+  }
+
+  /** The only option that cannot be answered with an error: what cannot be served ends the connection. */
+  #exportName(data: OptionData): HandshakeOutcome {
+    if (data.left > NBD_MAX_STRING) return HANG_UP
+    const name = data.text(data.left)
+    const found = this.#exports.find(name)
+    if (found === undefined || found.device.can.minimumBlock > 1) return HANG_UP
+    const zeroes = (this.#flags ?? 0) & NBD_FLAG_C_NO_ZEROES ? 0 : EXPORT_NAME_ZEROES
+    const at = this.#outbox.reserve(10 + zeroes)
+    setUint64(this.#outbox.bytes, at, found.device.size)
+    setUint16(this.#outbox.bytes, at + 8, transmissionFlags(found, this.#structured))
+    this.#outbox.bytes.fill(0, at + 10, at + 10 + zeroes)
+    this.#outbox.commit(10 + zeroes)
+    return this.#enter(name, found)
+  }
+
+  #list(option: number, data: OptionData): HandshakeOutcome {
+    data.finish()
+    for (const { name, description } of this.#exports.list()) {
+      const bytes = utf8.encode(name)
+      const details = utf8.encode(description ?? '')
+      const payload = new Uint8Array(4 + bytes.length + details.length)
+      setUint32(payload, 0, bytes.length)
+      payload.set(bytes, 4)
+      payload.set(details, 4 + bytes.length)
+      this.#reply(option, NBD_REP_SERVER, payload)
+    }
+    return this.#reply(option, NBD_REP_ACK)
+  }
+
+  /** NBD_OPT_INFO and NBD_OPT_GO: the same answers, but GO enters transmission. */
+  #info(option: number, data: OptionData): HandshakeOutcome {
+    const name = data.text(data.uint32())
+    const wanted = new Set<number>()
+    for (let count = data.uint16(); count > 0; count--) wanted.add(data.uint16())
+    data.finish()
+    const found = this.#exports.find(name)
+    if (found === undefined) return this.#refuse(option, NBD_REP_ERR_UNKNOWN, `there is no export named "${name}"`)
+    const { minimumBlock, bestBlock } = found.device.can
+    const isBlockSizeMissing = minimumBlock > 1 && !wanted.has(NBD_INFO_BLOCK_SIZE)
+    if (wanted.has(NBD_INFO_BLOCK_SIZE) || isBlockSizeMissing) {
+      const payload = infoPayload(NBD_INFO_BLOCK_SIZE, 12)
+      setUint32(payload, 2, minimumBlock)
+      setUint32(payload, 6, Math.min(Math.max(bestBlock, minimumBlock, DEFAULT_PREFERRED_BLOCK), REQUEST_MAX))
+      setUint32(payload, 10, REQUEST_MAX)
+      this.#reply(option, NBD_REP_INFO, payload)
+    }
+    if (option === NBD_OPT_GO && isBlockSizeMissing) {
+      const why = `requests must be multiples of ${minimumBlock} bytes; ask for NBD_INFO_BLOCK_SIZE`
+      return this.#refuse(option, NBD_REP_ERR_BLOCK_SIZE_REQD, why)
+    }
+    const payload = infoPayload(NBD_INFO_EXPORT, 10)
+    setUint64(payload, 2, found.device.size)
+    setUint16(payload, 10, transmissionFlags(found, this.#structured))
+    this.#reply(option, NBD_REP_INFO, payload)
+    if (wanted.has(NBD_INFO_NAME)) this.#reply(option, NBD_REP_INFO, infoText(NBD_INFO_NAME, found.name))
+    if (wanted.has(NBD_INFO_DESCRIPTION) && found.description !== undefined) {
+      this.#reply(option, NBD_REP_INFO, infoText(NBD_INFO_DESCRIPTION, found.description))
+    }
+    this.#reply(option, NBD_REP_ACK)
+    return option === NBD_OPT_GO ? this.#enter(name, found) : MORE
+  }
+
+  /** NBD_OPT_LIST_META_CONTEXT and NBD_OPT_SET_META_CONTEXT ("Metadata querying"). */
+  #metaContext(option: number, data: OptionData): HandshakeOutcome {
+    const isSet = option === NBD_OPT_SET_META_CONTEXT
+    if (isSet) this.#selected = undefined
+    const exportName = data.text(data.uint32())
+    const queries: string[] = []
+    for (let count = data.uint32(); count > 0; count--) queries.push(data.text(data.uint32()))
+    data.finish()
+    if (isSet && !this.#structured) throw new MalformedOption('structured replies come first')
+    if (queries.some((query) => !query.includes(':'))) throw new MalformedOption('a query is NAMESPACE:NAME')
+    const found = this.#exports.find(exportName)
+    if (found === undefined)
+      return this.#refuse(option, NBD_REP_ERR_UNKNOWN, `there is no export named "${exportName}"`)
+    const matches = (name: string): boolean =>
+      queries.some((query) => query === name || (!isSet && query.endsWith(':') && name.startsWith(query)))
+    const all = [baseAllocation(found), ...(found.contexts ?? [])].map((context, id) => ({ id, context }))
+    const contexts = queries.length === 0 && !isSet ? all : all.filter(({ context }) => matches(context.name))
+    for (const { id, context } of contexts) {
+      const name = utf8.encode(context.name)
+      const payload = new Uint8Array(4 + name.length)
+      setUint32(payload, 0, isSet ? id : 0)
+      payload.set(name, 4)
+      this.#reply(option, NBD_REP_META_CONTEXT, payload)
+    }
+    if (isSet) this.#selected = { exportName, contexts }
+    return this.#reply(option, NBD_REP_ACK)
+  }
+
+  /** Contexts that were selected for another export do not count. */
+  #enter(name: string, found: Export): HandshakeOutcome {
+    const contexts = this.#selected?.exportName === name ? this.#selected.contexts : []
+    return { kind: 'enter', session: { export: found, structured: this.#structured, contexts } }
+  }
+
+  #refuse(option: number, error: number, message: string): HandshakeOutcome {
+    return this.#reply(option, error, utf8.encode(message).subarray(0, NBD_MAX_STRING))
+  }
+
+  #reply(option: number, type: number, payload: Uint8Array = new Uint8Array(0)): HandshakeOutcome {
+    const at = this.#outbox.reserve(OPTION_REPLY_SIZE + payload.length)
+    const to = this.#outbox.bytes
+    setUint32(to, at, NBD_REP_MAGIC[0])
+    setUint32(to, at + 4, NBD_REP_MAGIC[1])
+    setUint32(to, at + 8, option)
+    setUint32(to, at + 12, type)
+    setUint32(to, at + 16, payload.length)
+    to.set(payload, at + OPTION_REPLY_SIZE)
+    this.#outbox.commit(OPTION_REPLY_SIZE + payload.length)
+    return MORE
+  }
+}
+
+function infoPayload(type: number, length: number): Uint8Array {
+  const payload = new Uint8Array(2 + length)
+  setUint16(payload, 0, type)
+  return payload
+}
+
+function infoText(type: number, text: string): Uint8Array {
+  const bytes = utf8.encode(text)
+  const payload = infoPayload(type, bytes.length)
+  payload.set(bytes, 2)
+  return payload
+}
+
+/** The device's own extents; a device that cannot tell is all data, which the specification allows. */
+function baseAllocation({ device }: Export): MetaContext {
+  return {
+    name: BASE_ALLOCATION,
+    extents: (offset, length, visit) => {
+      if (device.can.extents !== 'none') return device.extents(offset, length, visit)
+      visit(length, 0)
+      return undefined
+    },
+  }
+}

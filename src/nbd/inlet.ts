@@ -1,0 +1,66 @@
+// Reads a socket into a Receiver. For sockets of Node's own kind the kernel writes straight into the receiver's room (`onread`);
+// any other stream (TLS) is copied from its data events.
+
+import net from 'node:net'
+import type { Duplex } from 'node:stream'
+import { copyBytes } from '../base/bytes.ts'
+import type { Receiver } from './receiver.ts'
+
+/** Called after bytes arrived; false stops the reading until `resume` of the socket. */
+export type Arrival = () => boolean
+
+/** Options for a new net.Socket that reads into the receiver. */
+export function onreadInto(receiver: Receiver, arrival: Arrival): net.OnReadOpts {
+  return {
+    buffer: () => receiver.room(),
+    callback: (count) => {
+      receiver.arrived(count)
+      return arrival()
+    },
+  }
+}
+
+interface WithHandle {
+  _handle: unknown
+}
+
+/**
+ * Takes over a paused socket that a server accepted, and returns the one to use instead. Node offers `onread` only to
+ * sockets that it makes itself, so the accepted connection is handed to a new one; the field is not a documented one,
+ * and where it is missing the data events serve, at the price of an allocation and a copy per read.
+ */
+export function takeAccepted(accepted: net.Socket, receiver: Receiver, arrival: Arrival): net.Socket {
+  const handle = (accepted as net.Socket & Partial<WithHandle>)._handle
+  if (handle === undefined || handle === null) {
+    readByEvents(accepted, receiver, arrival)
+    return accepted
+  }
+  ;(accepted as net.Socket & WithHandle)._handle = null
+  const options = { handle, allowHalfOpen: true, onread: onreadInto(receiver, arrival) }
+  return new net.Socket(options as net.SocketConstructorOpts)
+}
+
+/** The plain way: copies each chunk into the receiver. */
+export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arrival): void {
+  let rest: Uint8Array | undefined
+  const feed = (chunk: Uint8Array): void => {
+    let done = 0
+    while (done < chunk.length) {
+      const room = receiver.room()
+      const count = Math.min(room.length, chunk.length - done)
+      copyBytes(chunk, done, room, 0, count)
+      done += count
+      receiver.arrived(count)
+      if (arrival()) continue
+      rest = done < chunk.length ? chunk.subarray(done) : undefined
+      socket.pause()
+      return
+    }
+  }
+  socket.on('resume', () => {
+    const held = rest
+    rest = undefined
+    if (held !== undefined) feed(held)
+  })
+  socket.on('data', feed)
+}

@@ -1,0 +1,398 @@
+// The transmission phase of one connection, server's side: takes complete requests from the receiver, asks the device, and
+// builds replies in the outbox. A request that the device finishes within the call allocates nothing; a slow one gets
+// a pooled SlowRequest. Knows no sockets: whoever calls `consume` reads and flushes.
+//
+//   receiver -> consume -> device -> reply in place -> outbox
+//                             \-> promise -> SlowRequest -> outbox
+
+import { getUint16, getUint32, getUint64, utf8 } from '../base/bytes.ts'
+import { BREATH_MS, NBD_CONNECTION_BYTES, NBD_OWN_BUFFER, NBD_REQUESTS_IN_FLIGHT, REQUEST_MAX } from '../base/limits.ts'
+import { type BlockDevice, FUA, MAY_UNMAP, type Pending } from '../block/device.ts'
+import { BlockError } from '../block/error.ts'
+import { guard } from '../block/guard.ts'
+import { pool } from '../block/pool.ts'
+import { blockStatus, type StatusAnswer } from './block-status.ts'
+import { isReadOnly, type Session } from './export.ts'
+import type { Outbox } from './outbox.ts'
+import type { Receiver } from './receiver.ts'
+import { readHeaderSize, simple, statusChunk, statusChunkSize, structuredError, structuredRead } from './replies.ts'
+import { SharedBuffer } from './shared-buffer.ts'
+import {
+  CHUNK_SIZE,
+  COMMAND_FLAGS,
+  KIND_ERRNO,
+  NBD_CMD_BLOCK_STATUS,
+  NBD_CMD_CACHE,
+  NBD_CMD_DISC,
+  NBD_CMD_FLAG_DF,
+  NBD_CMD_FLAG_FAST_ZERO,
+  NBD_CMD_FLAG_FUA,
+  NBD_CMD_FLAG_NO_HOLE,
+  NBD_CMD_FLAG_REQ_ONE,
+  NBD_CMD_FLUSH,
+  NBD_CMD_READ,
+  NBD_CMD_TRIM,
+  NBD_CMD_WRITE,
+  NBD_CMD_WRITE_ZEROES,
+  NBD_EINVAL,
+  NBD_EIO,
+  NBD_ENOSPC,
+  NBD_ENOTSUP,
+  NBD_EOVERFLOW,
+  NBD_EPERM,
+  NBD_MAX_STRING,
+  NBD_REQUEST_MAGIC,
+  REQUEST_SIZE,
+  SIMPLE_REPLY_SIZE,
+} from './spec.ts'
+
+/**
+ * Why `consume` stopped: 'more' bytes are needed; 'blocked' until replies are sent or requests complete; the time slice is
+ * used up ('yield'); the client said goodbye ('disconnect') or broke the protocol ('violation').
+ */
+export type Outcome = 'more' | 'blocked' | 'yield' | 'disconnect' | 'violation'
+
+/** Requests, each with its data in units of 4 KiB, between two looks at the clock. */
+const WORK_PER_LOOK = 32
+
+/** Where the fields of a request are, from its start. */
+const AT_FLAGS = 4
+const AT_TYPE = 6
+const AT_COOKIE = 8
+const AT_OFFSET = 16
+const AT_LENGTH = 24
+
+/** Bytes that a CACHE request brings in at a time. */
+const CACHE_PIECE = 256 * 1024
+
+/** What the transmission asks of the connection around it. */
+export interface TransmissionEvents {
+  /** A slow request completed: a blocked connection may go on, a closing one may be done. */
+  readonly onProgress: () => void
+  /** An error that is no BlockError: the client is told EIO, and somebody should look. */
+  readonly report: (error: unknown) => void
+}
+
+/** A request that the device answers later. Its two callbacks are made once and serve many requests. */
+class SlowRequest {
+  readonly cookie = new Uint8Array(8)
+  type = 0
+  offset = 0
+  length = 0
+  mayHole = false
+  /** What must live until the end: a write's data, or a read's reply, which lies at `at`. */
+  buffer: SharedBuffer | undefined
+  at = 0
+  answers: StatusAnswer[] | undefined
+  readonly done: () => void
+  readonly failed: (error: unknown) => void
+
+  constructor(finish: (request: SlowRequest, isDone: boolean, error: unknown) => void) {
+    this.done = () => finish(this, true, undefined)
+    this.failed = (error) => finish(this, false, error)
+  }
+}
+
+/** An error that the protocol itself names, with its number. */
+class Refusal extends Error {
+  readonly errno: number
+
+  constructor(errno: number, message: string) {
+    super(message)
+    this.errno = errno
+  }
+}
+
+export class Transmission {
+  readonly #session: Session
+  readonly #device: BlockDevice
+  readonly #readOnly: boolean
+  readonly #structured: boolean
+  readonly #outbox: Outbox
+  readonly #events: TransmissionEvents
+  readonly #idle: SlowRequest[] = []
+  #slowCount = 0
+  #slowBytes = 0
+  /** A long write whose data is still arriving. */
+  #gathering: { readonly header: Uint8Array; readonly data: SharedBuffer } | undefined
+
+  constructor(session: Session, outbox: Outbox, events: TransmissionEvents) {
+    this.#session = session
+    this.#device = guard(session.export.device)
+    this.#readOnly = isReadOnly(session.export)
+    this.#structured = session.structured
+    this.#outbox = outbox
+    this.#events = events
+  }
+
+  /** Requests that the device has not finished. */
+  get inFlight(): number {
+    return this.#slowCount
+  }
+
+  /** Handles the complete requests in the receiver, as many as the bounds admit. */
+  consume(receiver: Receiver): Outcome {
+    const began = performance.now()
+    let work = 0
+    for (;;) {
+      if (this.#gathering !== undefined) {
+        if (receiver.isDiverting) return 'more'
+        this.#writeGathered(this.#gathering)
+      }
+      if (receiver.length < REQUEST_SIZE) return 'more'
+      const { bytes, start } = receiver
+      if (getUint32(bytes, start) !== NBD_REQUEST_MAGIC) return 'violation'
+      const type = getUint16(bytes, start + AT_TYPE)
+      const length = getUint32(bytes, start + AT_LENGTH)
+      const data = type === NBD_CMD_READ || type === NBD_CMD_WRITE ? length : 0
+      if (!this.#admits(data)) return 'blocked'
+      if (work >= WORK_PER_LOOK) {
+        if (performance.now() - began >= BREATH_MS) return 'yield'
+        work = 0
+      }
+      work += 1 + (data >>> 12)
+      if (type === NBD_CMD_DISC) return 'disconnect'
+      if (type === NBD_CMD_WRITE) {
+        if (length > REQUEST_MAX) return 'violation'
+        if (receiver.length < REQUEST_SIZE + length) {
+          if (length <= NBD_OWN_BUFFER) return 'more'
+          this.#gather(receiver, length)
+          continue
+        }
+        receiver.start += REQUEST_SIZE + length
+        this.#write(bytes, start, receiver.buffer, start + REQUEST_SIZE)
+      } else {
+        receiver.start += REQUEST_SIZE
+        if (type === NBD_CMD_READ) this.#read(bytes, start)
+        else this.#other(bytes, start)
+      }
+    }
+  }
+
+  /** Gives back what no slow request uses. The socket must be closed. */
+  dispose(): void {
+    this.#gathering?.data.release()
+    this.#gathering = undefined
+  }
+
+  #admits(data: number): boolean {
+    if (this.#slowCount >= NBD_REQUESTS_IN_FLIGHT) return false
+    const load = this.#outbox.unsent + this.#slowBytes
+    return load === 0 || load + data <= NBD_CONNECTION_BYTES
+  }
+
+  #read(bytes: Uint8Array, start: number): void {
+    try {
+      const flags = getUint16(bytes, start + AT_FLAGS)
+      const offset = getUint64(bytes, start + AT_OFFSET)
+      const length = getUint32(bytes, start + AT_LENGTH)
+      this.#checkFlags(NBD_CMD_READ, flags)
+      const mayHole = (flags & NBD_CMD_FLAG_DF) === 0
+      if (length > REQUEST_MAX) throw new Refusal(mayHole ? NBD_EINVAL : NBD_EOVERFLOW, 'the read is too long')
+      const header = readHeaderSize(this.#structured)
+      const at = this.#outbox.reserve(header + length)
+      const to = this.#outbox.bytes
+      const pending = this.#device.read(offset, length, to, at + header)
+      if (pending === undefined) {
+        this.#outbox.commit(this.#finishRead(to, at, bytes, start + AT_COOKIE, offset, length, mayHole))
+        return
+      }
+      const request = this.#slow(bytes, start, length)
+      request.buffer = this.#outbox.detach(header + length)
+      request.at = at
+      request.offset = offset
+      request.mayHole = mayHole
+      pending.then(request.done, request.failed)
+    } catch (error) {
+      this.#fail(bytes, start + AT_COOKIE, NBD_CMD_READ, error)
+    }
+  }
+
+  #finishRead(
+    to: Uint8Array,
+    at: number,
+    cookie: Uint8Array,
+    from: number,
+    offset: number,
+    length: number,
+    mayHole: boolean,
+  ): number {
+    if (this.#structured) return structuredRead(to, at, cookie, from, offset, length, mayHole)
+    return simple(to, at, cookie, from, 0) + length
+  }
+
+  #gather(receiver: Receiver, length: number): void {
+    const header = receiver.bytes.slice(receiver.start, receiver.start + REQUEST_SIZE)
+    const data = new SharedBuffer(length)
+    receiver.start += REQUEST_SIZE
+    receiver.divert(data.bytes, 0, length)
+    this.#gathering = { header, data }
+  }
+
+  #writeGathered({ header, data }: { readonly header: Uint8Array; readonly data: SharedBuffer }): void {
+    this.#gathering = undefined
+    this.#write(header, 0, data, 0)
+    data.release()
+  }
+
+  #write(bytes: Uint8Array, start: number, data: SharedBuffer, at: number): void {
+    try {
+      const flags = getUint16(bytes, start + AT_FLAGS)
+      const length = getUint32(bytes, start + AT_LENGTH)
+      this.#checkFlags(NBD_CMD_WRITE, flags)
+      this.#checkWritable()
+      const offset = getUint64(bytes, start + AT_OFFSET)
+      const pending = this.#device.write(offset, length, data.bytes, at, flags & NBD_CMD_FLAG_FUA ? FUA : 0)
+      if (pending === undefined) {
+        this.#succeed(bytes, start + AT_COOKIE)
+        return
+      }
+      const request = this.#slow(bytes, start, length)
+      request.buffer = data.retain()
+      pending.then(request.done, request.failed)
+    } catch (error) {
+      this.#fail(bytes, start + AT_COOKIE, NBD_CMD_WRITE, error)
+    }
+  }
+
+  /** The commands without data. */
+  #other(bytes: Uint8Array, start: number): void {
+    const type = getUint16(bytes, start + AT_TYPE)
+    try {
+      const flags = getUint16(bytes, start + AT_FLAGS)
+      const offset = getUint64(bytes, start + AT_OFFSET)
+      const length = getUint32(bytes, start + AT_LENGTH)
+      this.#checkFlags(type, flags)
+      const answers: StatusAnswer[] | undefined = type === NBD_CMD_BLOCK_STATUS ? [] : undefined
+      const pending = this.#start(type, flags, offset, length, answers)
+      if (pending === undefined) {
+        if (answers === undefined) this.#succeed(bytes, start + AT_COOKIE)
+        else this.#sendStatus(bytes, start + AT_COOKIE, answers)
+        return
+      }
+      const request = this.#slow(bytes, start, 0)
+      request.answers = answers
+      pending.then(request.done, request.failed)
+    } catch (error) {
+      this.#fail(bytes, start + AT_COOKIE, type, error)
+    }
+  }
+
+  #start(type: number, flags: number, offset: number, length: number, answers: StatusAnswer[] | undefined): Pending {
+    const fua = flags & NBD_CMD_FLAG_FUA ? FUA : 0
+    switch (type) {
+      case NBD_CMD_FLUSH:
+        if (offset !== 0 || length !== 0) throw new Refusal(NBD_EINVAL, 'a flush has neither offset nor length')
+        return this.#device.flush()
+      case NBD_CMD_TRIM:
+        this.#checkWritable()
+        return this.#device.trim(offset, length, fua)
+      case NBD_CMD_WRITE_ZEROES: {
+        this.#checkWritable()
+        const isFast = this.#device.can.zero === 'native'
+        if (flags & NBD_CMD_FLAG_FAST_ZERO && !isFast) throw new Refusal(NBD_ENOTSUP, 'zeroing is not fast here')
+        return this.#device.zero(offset, length, fua | (flags & NBD_CMD_FLAG_NO_HOLE ? 0 : MAY_UNMAP))
+      }
+      case NBD_CMD_CACHE:
+        return this.#cache(offset, length)
+      default: {
+        const { contexts } = this.#session
+        if (contexts.length === 0) throw new Refusal(NBD_EINVAL, 'no metadata context was selected')
+        const isInside = offset >= 0 && length > 0 && offset + length <= this.#device.size
+        if (!isInside) throw new Refusal(NBD_EINVAL, 'block status outside the export')
+        return blockStatus(contexts, offset, length, (flags & NBD_CMD_FLAG_REQ_ONE) !== 0, answers ?? [])
+      }
+    }
+  }
+
+  /** Reads the range for the sake of the page cache below. */
+  async #cache(offset: number, length: number): Promise<void> {
+    if (length > REQUEST_MAX) throw new Refusal(NBD_EOVERFLOW, 'the range to cache is too long')
+    const scratch = pool.take(CACHE_PIECE)
+    try {
+      const end = offset + length
+      for (let at = offset; at < end; at += CACHE_PIECE) {
+        await this.#device.read(at, Math.min(CACHE_PIECE, end - at), scratch, 0)
+      }
+    } finally {
+      pool.give(scratch)
+    }
+  }
+
+  #checkFlags(type: number, flags: number): void {
+    const allowed = COMMAND_FLAGS[type]
+    if (allowed === undefined) throw new Refusal(NBD_EINVAL, `command ${type} is unknown`)
+    const usable = this.#structured ? allowed : allowed & ~NBD_CMD_FLAG_DF
+    if ((flags & ~usable) !== 0) throw new Refusal(NBD_EINVAL, `flags ${flags} are not valid for command ${type}`)
+  }
+
+  #checkWritable(): void {
+    if (this.#readOnly) throw new Refusal(NBD_EPERM, 'the export is read-only')
+  }
+
+  #slow(bytes: Uint8Array, start: number, length: number): SlowRequest {
+    const request = this.#idle.pop() ?? new SlowRequest(this.#finish)
+    for (let i = 0; i < 8; i++) request.cookie[i] = bytes[start + AT_COOKIE + i] as number
+    request.type = getUint16(bytes, start + AT_TYPE)
+    request.length = length
+    this.#slowCount++
+    this.#slowBytes += length
+    return request
+  }
+
+  readonly #finish = (request: SlowRequest, isDone: boolean, error: unknown): void => {
+    const { cookie, buffer, answers, length } = request
+    if (!isDone) this.#fail(cookie, 0, request.type, error)
+    else if (answers !== undefined) this.#sendStatus(cookie, 0, answers)
+    else if (request.type === NBD_CMD_READ && buffer !== undefined) {
+      const { at, offset, mayHole } = request
+      const size = this.#finishRead(buffer.bytes, at, cookie, 0, offset, length, mayHole)
+      this.#outbox.send(buffer.retain(), at, size)
+    } else this.#succeed(cookie, 0)
+    buffer?.release()
+    request.buffer = undefined
+    request.answers = undefined
+    this.#slowCount--
+    this.#slowBytes -= length
+    this.#idle.push(request)
+    this.#outbox.soon()
+    this.#events.onProgress()
+  }
+
+  #succeed(cookie: Uint8Array, from: number): void {
+    const at = this.#outbox.reserve(SIMPLE_REPLY_SIZE)
+    this.#outbox.commit(simple(this.#outbox.bytes, at, cookie, from, 0))
+  }
+
+  #sendStatus(cookie: Uint8Array, from: number, answers: readonly StatusAnswer[]): void {
+    for (const [i, { id, extents }] of answers.entries()) {
+      const at = this.#outbox.reserve(statusChunkSize(extents))
+      const isLast = i === answers.length - 1
+      this.#outbox.commit(statusChunk(this.#outbox.bytes, at, cookie, from, id, extents, isLast))
+    }
+  }
+
+  #fail(cookie: Uint8Array, from: number, type: number, error: unknown): void {
+    const errno = this.#errnoOf(type, error)
+    if (!this.#structured) {
+      const at = this.#outbox.reserve(SIMPLE_REPLY_SIZE)
+      this.#outbox.commit(simple(this.#outbox.bytes, at, cookie, from, errno))
+      return
+    }
+    const text = error instanceof BlockError || error instanceof Refusal ? error.message : 'internal error'
+    const message = utf8.encode(text).subarray(0, NBD_MAX_STRING)
+    const at = this.#outbox.reserve(CHUNK_SIZE + 6 + message.length)
+    this.#outbox.commit(structuredError(this.#outbox.bytes, at, cookie, from, errno, message))
+  }
+
+  #errnoOf(type: number, error: unknown): number {
+    if (error instanceof Refusal) return error.errno
+    if (!(error instanceof BlockError)) {
+      this.#events.report(error)
+      return NBD_EIO
+    }
+    // Writing past the end is "no space", reading there is "invalid" ("Error values").
+    const isWrite = type === NBD_CMD_WRITE || type === NBD_CMD_WRITE_ZEROES
+    return error.kind === 'out-of-range' && isWrite ? NBD_ENOSPC : KIND_ERRNO[error.kind]
+  }
+}
