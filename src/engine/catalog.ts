@@ -100,7 +100,8 @@ export class MemoryCatalog implements Catalog {
   commit(changes: readonly CatalogChange[]): void {
     this.beforeCommit?.(changes)
     for (const change of changes) {
-      if ('put' in change) this.#records.set(`${change.put}/${change.record.id}`, { kind: change.put, record: change.record })
+      if ('put' in change)
+        this.#records.set(`${change.put}/${change.record.id}`, { kind: change.put, record: change.record })
       else this.#records.delete(`${change.remove}/${change.id}`)
     }
   }

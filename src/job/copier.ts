@@ -193,7 +193,9 @@ export class Copier implements Interceptor {
     const { offset, length } = change
     if (change.kind === 'write') return this.#options.target.write(offset, length, change.from, change.at, 0)
     // A trimmed block may read as before or as zeros, and both sides must agree: what the disk shows now decides.
-    return change.kind === 'zero' ? this.#options.target.zero(offset, length, MAY_UNMAP) : this.#copyExtents(offset, length)
+    return change.kind === 'zero'
+      ? this.#options.target.zero(offset, length, MAY_UNMAP)
+      : this.#copyExtents(offset, length)
   }
 
   #nextRun(position: number): { offset: number; length: number } | undefined {

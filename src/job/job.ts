@@ -93,6 +93,7 @@ export class Job {
   #details: Readonly<Record<string, unknown>>
   readonly #startedMs: number
   #endedMs: number | undefined
+  #suspended = false
   #wake: (() => void) | undefined
   #resumed: { readonly promise: Promise<void>; readonly resolve: () => void } | undefined
   /** When the bytes passed so far will be within the speed, on the clock. */
@@ -203,6 +204,17 @@ export class Job {
     this.#tell()
   }
 
+  /** The daemon stops: the work ends at its next pause point with kind 'closed', to go on when the daemon starts again. */
+  suspend(): void {
+    this.#suspended = true
+    this.#resumed?.resolve()
+    this.#wake?.()
+  }
+
+  get suspended(): boolean {
+    return this.#suspended
+  }
+
   /** The work says that it failed; it then undoes itself and concludes. */
   fail(error: unknown): void {
     this.#error = toBlockError(error, `job ${this.id}`)
@@ -215,7 +227,8 @@ export class Job {
    */
   async pausePoint(bytes: number): Promise<void> {
     await this.#payFor(bytes)
-    while (this.#resumed !== undefined) await this.#resumed.promise
+    while (this.#resumed !== undefined && !this.#suspended) await this.#resumed.promise
+    if (this.#suspended) throw new BlockError('closed', `job ${this.id} is suspended: the daemon stops`)
     if (this.#state === 'aborting') throw this.#error ?? new BlockError('cancelled', `job ${this.id} was cancelled`)
   }
 
@@ -233,7 +246,7 @@ export class Job {
     const woken = new Promise<void>((resolve) => (this.#wake = resolve))
     for (;;) {
       const waitMs = this.#paidUntil - this.#clock.now()
-      if (waitMs <= 0 || this.#state === 'aborting') break
+      if (waitMs <= 0 || this.#suspended || this.#state === 'aborting') break
       await Promise.race([this.#clock.sleep(waitMs), woken])
     }
     this.#wake = undefined

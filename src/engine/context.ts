@@ -1,0 +1,72 @@
+// What the parts of the engine share: the host, the catalog, the open disks, the jobs and the budgets.
+
+import type { Mutex } from '../base/mutex.ts'
+import type { Disk } from '../chain/disk.ts'
+import type { ScratchBudget } from '../chain/scratch.ts'
+import { BlockError } from '../block/error.ts'
+import type { Host } from '../host/host.ts'
+import type { Repository } from '../repository/repository.ts'
+import type { Catalog, DiskRecord } from './catalog.ts'
+import type { Home } from './home.ts'
+import type { JobTable } from './job-table.ts'
+
+/** A disk's export while it is served. */
+export interface Served {
+  /** Where a guest attaches. */
+  readonly uri: string
+  close(): Promise<void>
+}
+
+export type ServeDisk = (disk: Disk, socket: string) => Promise<Served>
+
+/** An open disk. */
+export interface ManagedDisk {
+  readonly disk: Disk
+  readonly served: Served
+  /** Held by whatever changes the chain or the catalog's record of it. */
+  readonly control: Mutex
+  /** The catalog's record, as last committed. */
+  record: DiskRecord
+}
+
+/** A disk of the catalog that could not be opened, and why. */
+export interface FailedDisk {
+  readonly record: DiskRecord
+  readonly error: BlockError
+}
+
+export interface EngineContext {
+  readonly host: Host
+  readonly home: Home
+  readonly catalog: Catalog
+  readonly jobs: JobTable
+  readonly disks: Map<string, ManagedDisk>
+  readonly failed: Map<string, FailedDisk>
+  readonly serve: ServeDisk
+  readonly openRepository: (location: string) => Promise<Repository>
+  readonly scratchBytes: number
+  readonly scratchBudget: ScratchBudget
+  /** One backup at a time on this host. */
+  readonly backupQueue: Mutex
+  /** Tells the operator, through the daemon's log. */
+  readonly report: (message: string, details?: Record<string, unknown>) => void
+}
+
+/** Kind 'not-found' when there is no such disk; the reason when it could not be opened. */
+export function findDisk(context: EngineContext, name: string): ManagedDisk {
+  const managed = context.disks.get(name)
+  if (managed !== undefined) return managed
+  const failed = context.failed.get(name)
+  if (failed !== undefined) {
+    const message = `disk ${name} is not open: ${failed.error.message}`
+    throw new BlockError(failed.error.kind, message, failed.error.place, failed.error)
+  }
+  throw new BlockError('not-found', `there is no disk ${name}: varve disk list shows those there are`)
+}
+
+/** Kind 'invalid-argument' unless the word can be a name: in messages, file names and URIs alike. */
+export function checkName(what: string, name: string): void {
+  if (/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) return
+  const message = `${what} name ${JSON.stringify(name)}: use 1 to 64 letters, digits, '.', '_' and '-', first a letter or digit`
+  throw new BlockError('invalid-argument', message)
+}

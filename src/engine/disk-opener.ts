@@ -1,0 +1,164 @@
+// Opens a disk of the catalog: first finishes or undoes what a crash left half done, then opens the chain as the catalog has it,
+// its dirty log, and serves it. Refuses when the images and the catalog disagree: somebody changed the chain meanwhile.
+
+import path from 'node:path'
+import { Mutex } from '../base/mutex.ts'
+import type { Layer } from '../block/device.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
+import { Chain } from '../chain/chain.ts'
+import { Disk } from '../chain/disk.ts'
+import { backingName, backingPath, type Format, isFormat, openChain, openLayer } from '../chain/open.ts'
+import { DirtyLog, type DirtyLogFiles } from '../dirtylog/dirty-log.ts'
+import type { HostFile } from '../host/host.ts'
+import type { DiskRecord, LayerRecord } from './catalog.ts'
+import type { EngineContext, ManagedDisk } from './context.ts'
+import { removeGarbage } from './snapshots.ts'
+
+const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
+
+/** Opens, recovers and serves one disk. */
+export async function openManagedDisk(context: EngineContext, record: DiskRecord): Promise<ManagedDisk> {
+  await redoBackingNames(context, record)
+  const active = record.layers.at(-1) as LayerRecord
+  const layers = await openChain({
+    host: context.host,
+    path: active.path,
+    format: formatOf(active),
+    allowedFolders: await existingFolders(context, record),
+    name: record.name,
+  })
+  let log: DirtyLog | undefined
+  try {
+    checkAgainstCatalog(record, layers)
+    const chain = new Chain(record.name, layers)
+    await chain.active.setAccess('write')
+    log = await openLog(context, record, chain.size)
+    await removeLeftovers(context, record, log)
+    const disk = new Disk(record.name, chain, log)
+    const served = await context.serve(disk, context.home.nbdSocket(record.name))
+    return { disk, served, control: new Mutex(), record }
+  } catch (error) {
+    await log?.close('')
+    for (const layer of layers.toReversed()) await layer.close()
+    throw error
+  }
+}
+
+/** Stops serving, and leaves images and log clean for any other program. */
+export async function closeManagedDisk(context: EngineContext, managed: ManagedDisk): Promise<void> {
+  await managed.served.close()
+  await managed.disk.drain()
+  const active = managed.disk.chain.active
+  await managed.disk.close()
+  await managed.disk.log.close(await lineage(context, active.path))
+}
+
+/** What a clean close says of the active image; another writer since then changes it. */
+async function lineage(context: EngineContext, image: string): Promise<string> {
+  const status = await context.host.status(image)
+  return status === undefined ? '' : JSON.stringify([image, status.identity, status.size, status.modifiedMs])
+}
+
+export function formatOf(layer: LayerRecord): Format {
+  if (isFormat(layer.format)) return layer.format
+  throw new BlockError('unsupported', `${layer.path}: this Varve does not know the format ${layer.format}`)
+}
+
+/** A merge of a middle layer may have been committed to the catalog and not yet written into the header above it. */
+async function redoBackingNames(context: EngineContext, record: DiskRecord): Promise<void> {
+  const garbage = new Set(context.catalog.list('garbage').map(({ id }) => id))
+  for (let index = 1; index < record.layers.length; index++) {
+    const child = record.layers[index] as LayerRecord
+    const backing = record.layers[index - 1] as LayerRecord
+    if ((await context.host.status(child.path)) === undefined) continue
+    const layer = await openLayer(context.host, child.path, formatOf(child), record.name)
+    try {
+      const reference = layer.backingReference
+      if (reference === undefined || !garbage.has(backingPath(child.path, reference.name))) continue
+      await layer.setAccess('write')
+      await layer.setBackingReference(backingName(child.path, backing.path), backing.format)
+      context.report(`${record.name}: finished a merge: ${child.path} now lies on ${backing.path}`)
+    } finally {
+      await layer.close()
+    }
+  }
+}
+
+async function existingFolders(context: EngineContext, record: DiskRecord): Promise<string[]> {
+  const folders = new Set(record.layers.map((layer) => path.dirname(layer.path)))
+  const found: string[] = []
+  for (const folder of folders) if ((await context.host.status(folder)) !== undefined) found.push(folder)
+  return found
+}
+
+function checkAgainstCatalog(record: DiskRecord, layers: readonly Layer[]): void {
+  const found = layers.map((layer) => layer.path)
+  const expected = record.layers.map((layer) => layer.path)
+  if (found.length === expected.length && found.every((place, index) => place === expected[index])) return
+  const message =
+    `disk ${record.name}: its images form the chain ${found.join(' <- ')}, the catalog has ${expected.join(' <- ')}: ` +
+    `another program changed it. To go on with the images as they are: varve disk remove ${record.name}, then varve disk add`
+  throw new BlockError('corrupt', message, { device: record.name })
+}
+
+/** Opens the dirty log. One that is lost or belongs to another state of the image is made anew: the next backup is a full. */
+async function openLog(context: EngineContext, record: DiskRecord, size: number): Promise<DirtyLog> {
+  const folder = context.home.diskFolder(record.id)
+  await context.host.makeFolder(folder)
+  const bootId = context.host.bootId()
+  const isNew = (await context.host.status(path.join(folder, LOG_FILES[0]))) === undefined
+  if (isNew) return createLog(context, folder, size, bootId)
+  const files = await openFiles(context, folder)
+  try {
+    const { log, recovery, stamp } = await DirtyLog.open(files, { bootId })
+    const active = (record.layers.at(-1) as LayerRecord).path
+    const isOurs = recovery !== 'clean' || stamp === (await lineage(context, active))
+    if (isOurs && log.size === size) {
+      if (recovery !== 'clean') context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
+      return log
+    }
+    await log.close('')
+    context.report(
+      `${record.name}: another program changed the image; its bitmaps are void and the next backup is a full`,
+    )
+  } catch (error) {
+    if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'invalid-format')) throw error
+    context.report(`${record.name}: ${error.message}; its bitmaps are void and the next backup is a full`)
+    await closeFiles(files)
+  }
+  for (const name of LOG_FILES) await context.host.unlink(path.join(folder, name))
+  return createLog(context, folder, size, bootId)
+}
+
+async function createLog(context: EngineContext, folder: string, size: number, bootId: string): Promise<DirtyLog> {
+  const files = await openFiles(context, folder)
+  const log = await DirtyLog.create(files, { size, bootId })
+  await context.host.syncFolder(folder)
+  return log
+}
+
+async function openFiles(context: EngineContext, folder: string): Promise<DirtyLogFiles> {
+  const opened: HostFile[] = []
+  for (const name of LOG_FILES) {
+    opened.push(await context.host.open(path.join(folder, name), { write: true, create: 'if-missing' }))
+  }
+  const [log0, log1, slot0, slot1] = opened as [HostFile, HostFile, HostFile, HostFile]
+  return { logs: [log0, log1], slots: [slot0, slot1] }
+}
+
+async function closeFiles(files: DirtyLogFiles): Promise<void> {
+  for (const file of [...files.logs, ...files.slots]) await file.close()
+}
+
+/** Removes files of ended layers, and the to-do sets of jobs that are no more. */
+async function removeLeftovers(context: EngineContext, record: DiskRecord, log: DirtyLog): Promise<void> {
+  const used = new Set(record.layers.map((layer) => layer.path))
+  for (const garbage of context.catalog.list('garbage')) {
+    if (garbage.disk === record.id && !used.has(garbage.id)) await removeGarbage(context, garbage.id)
+  }
+  const jobs = new Set(context.catalog.list('job').map(({ id }) => id))
+  const leftover = [...log.bitmaps.keys()].filter(
+    (name) => name.startsWith('job:') && !jobs.has(name.split(':')[1] as string),
+  )
+  if (leftover.length > 0) await log.edit(leftover.map((name) => ({ kind: 'remove' as const, name })))
+}

@@ -1,0 +1,48 @@
+// Where a daemon keeps its state: the folder VARVE_HOME and the names in it. Images live wherever the user puts them.
+//
+//   catalog.db            run/api.sock          disks/ID/log.0 log.1 slot.0 slot.1    dirty log
+//   run/lock              run/nbd/DISK.sock     disks/ID/scratch                      old data of a running backup
+
+import os from 'node:os'
+import path from 'node:path'
+import { BlockError } from '../block/error.ts'
+
+export interface Home {
+  readonly folder: string
+  readonly catalog: string
+  readonly lock: string
+  readonly apiSocket: string
+  nbdSocket(disk: string): string
+  diskFolder(id: string): string
+}
+
+/** A Unix socket's path has room for 107 bytes (unix(7)). */
+const SOCKET_PATH_MAX = 107
+
+/** The folder that `--home` or VARVE_HOME names, else the system's default for this user. */
+export function homeFolder(given: string | undefined): string {
+  const named = given ?? process.env['VARVE_HOME']
+  if (named !== undefined && named !== '') return path.resolve(named)
+  if (process.getuid?.() === 0) return '/var/lib/varve'
+  const state = process.env['XDG_STATE_HOME'] ?? path.join(os.homedir(), '.local', 'state')
+  return path.join(state, 'varve')
+}
+
+export function homeAt(folder: string): Home {
+  return {
+    folder,
+    catalog: path.join(folder, 'catalog.db'),
+    lock: path.join(folder, 'run', 'lock'),
+    apiSocket: path.join(folder, 'run', 'api.sock'),
+    nbdSocket: (disk) => path.join(folder, 'run', 'nbd', `${disk}.sock`),
+    diskFolder: (id) => path.join(folder, 'disks', id),
+  }
+}
+
+/** Kind 'invalid-argument' when the path does not fit a Unix socket. */
+export function checkSocketPath(socket: string): void {
+  const length = Buffer.byteLength(socket)
+  if (length <= SOCKET_PATH_MAX) return
+  const message = `socket path ${socket} has ${length} bytes; at most ${SOCKET_PATH_MAX} fit: use a shorter --home or name`
+  throw new BlockError('invalid-argument', message, { path: socket })
+}

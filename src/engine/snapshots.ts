@@ -1,0 +1,129 @@
+// Live snapshots: under a drain the active layer is frozen and an empty overlay takes the writes. Prepared before, committed
+// in one transaction of the catalog, then applied; whatever fails before the transaction is undone.
+
+import path from 'node:path'
+import { BlockError } from '../block/error.ts'
+import { backingName, openLayer } from '../chain/open.ts'
+import type { Layer } from '../block/device.ts'
+import { createQcow2 } from '../format/qcow2/create.ts'
+import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { checkName, type EngineContext, type ManagedDisk } from './context.ts'
+
+export interface SnapshotInfo {
+  readonly name: string
+  readonly createdMs: number
+  /** The frozen layer. */
+  readonly path: string
+}
+
+/** The snapshots of a disk, oldest first. */
+export function listSnapshots(managed: ManagedDisk): SnapshotInfo[] {
+  return managed.record.layers.flatMap(({ path: layer, snapshot }) =>
+    snapshot === undefined ? [] : [{ name: snapshot.name, createdMs: snapshot.createdMs, path: layer }],
+  )
+}
+
+/** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while a commit runs. */
+export function createSnapshot(context: EngineContext, managed: ManagedDisk, name: string): Promise<SnapshotInfo> {
+  checkName('snapshot', name)
+  return managed.control.run(async () => {
+    const { record, disk } = managed
+    if (listSnapshots(managed).some((snapshot) => snapshot.name === name)) {
+      throw new BlockError('exists', `disk ${disk.name} has a snapshot ${name} already`)
+    }
+    refuseDuringCommit(context, disk.name, 'snapshot create')
+    const { overlay, prepared } = await prepareOverlay(context, managed)
+    const frozen = record.layers.at(-1) as LayerRecord
+    const createdMs = Date.now()
+    const layers = [
+      ...record.layers.slice(0, -1),
+      { ...frozen, snapshot: { name, createdMs } },
+      { path: overlay.path, format: 'qcow2' },
+    ]
+    const next: DiskRecord = { ...prepared, layers }
+    try {
+      await freeze(context, managed, overlay, next)
+    } catch (error) {
+      await overlay.close()
+      await removeGarbage(context, overlay.path)
+      throw error
+    }
+    return { name, createdMs, path: frozen.path }
+  })
+}
+
+/** Kind 'busy' while a commit of the disk runs: its layers are about to change. */
+export function refuseDuringCommit(context: EngineContext, disk: string, verb: string): void {
+  const job = context.jobs.find(({ spec }) => spec.kind === 'commit' && spec.disk === disk)
+  if (job === undefined) return
+  throw new BlockError('busy', `${verb} has to wait: job ${job.id} is merging layers of disk ${disk}`)
+}
+
+/** Removes a file that no chain uses, and its row. */
+export async function removeGarbage(context: EngineContext, file: string): Promise<void> {
+  await context.host.unlink(file)
+  await context.host.syncFolder(path.dirname(file))
+  context.catalog.commit([{ remove: 'garbage', id: file }])
+}
+
+/** Makes the overlay file, known to the catalog as garbage until the snapshot is committed. */
+async function prepareOverlay(
+  context: EngineContext,
+  managed: ManagedDisk,
+): Promise<{ overlay: Layer; prepared: DiskRecord }> {
+  const { disk, record } = managed
+  const { active } = disk.chain
+  const overlayPath = await freePath(context, record)
+  const prepared = { ...record, nextOverlay: record.nextOverlay + 1 }
+  context.catalog.commit([
+    { put: 'garbage', record: { id: overlayPath, disk: record.id } },
+    { put: 'disk', record: prepared },
+  ])
+  managed.record = prepared
+  try {
+    const backing = { name: backingName(overlayPath, active.path), format: active.format }
+    await createQcow2(context.host, overlayPath, { size: disk.size, backing })
+    return { overlay: await openLayer(context.host, overlayPath, 'qcow2', disk.name), prepared }
+  } catch (error) {
+    await removeGarbage(context, overlayPath)
+    throw error
+  }
+}
+
+/** Overlays lie beside the base image: vm1.qcow2, vm1.varve-1.qcow2, ... */
+async function freePath(context: EngineContext, record: DiskRecord): Promise<string> {
+  const base = (record.layers[0] as LayerRecord).path
+  const status = await context.host.status(base)
+  const folder = status?.kind === 'file' ? path.dirname(base) : context.home.diskFolder(record.id)
+  const stem = path.basename(base).replace(/\.(qcow2|raw|img)$/, '')
+  for (let number = record.nextOverlay; ; number++) {
+    const candidate = path.join(folder, `${stem}.varve-${number}.qcow2`)
+    if ((await context.host.status(candidate)) === undefined) return candidate
+  }
+}
+
+async function freeze(context: EngineContext, managed: ManagedDisk, overlay: Layer, next: DiskRecord): Promise<void> {
+  const { disk } = managed
+  // Most of the flush happens before the guest has to wait for the rest.
+  const flushed = disk.flush()
+  if (flushed !== undefined) await flushed
+  await disk.drain()
+  try {
+    const frozen = disk.chain.active
+    await frozen.setAccess('read')
+    try {
+      await overlay.setAccess('write')
+      context.catalog.commit([
+        { put: 'disk', record: next },
+        { remove: 'garbage', id: overlay.path },
+      ])
+    } catch (error) {
+      await frozen.setAccess('write')
+      throw error
+    }
+    managed.record = next
+    disk.chain.replaceLayers([...disk.chain.layers, overlay])
+  } finally {
+    disk.undrain()
+  }
+}
