@@ -61,6 +61,8 @@ export const NBD_OWN_BUFFER = 64 * KIB
 export const NBD_CONNECTIONS = 1024
 export const NBD_OPTION_MAX = 16 * KIB
 export const NBD_HANDSHAKE_MS = 30_000
+/** How long a connection that ends waits for the client to take the last replies, in milliseconds. */
+export const NBD_DRAIN_MS = 5000
 /** Extents in one reply to a block status request, and the largest such reply that a client takes, in bytes. */
 export const NBD_STATUS_EXTENTS = 4096
 export const NBD_STATUS_REPLY_MAX = 16 * MIB
@@ -122,3 +124,33 @@ export const QCOW2_FREED_MAX = 65_536
 export const QCOW2_COPY = MIB
 /** Clusters whose references one pass of a check counts, at two bytes each. */
 export const QCOW2_CHECK_WINDOW = 16 * MIB
+/** Runs of data or zeros in one batch. */
+export const BATCH_RUNS = 1024
+
+// Dirty log (src/dirtylog). After a power loss a bitmap has at most what was written since the last fold but one too much,
+// rounded to regions: 2 x 4096 x 4 MiB = 32 GiB at the very most, and usually what the guest writes in 30 seconds.
+/** Unit, in bytes, in which the log says durably what is about to be written. A constant of the format. */
+export const DIRTYLOG_REGION = 4 * MIB
+/** Regions that one epoch names before it ends. */
+export const DIRTYLOG_HOT_REGIONS = 4096
+/** Bytes of one of the two log areas of a disk: 131,072 records. */
+export const DIRTYLOG_AREA = 4 * MIB
+/** Part of a log area that is filled when a fold begins; the rest is for writes while it runs. */
+export const DIRTYLOG_FOLD_AT = 0.75
+/** Milliseconds from the first record of an epoch to the fold that ends it, and from a failed fold to the next try. */
+export const DIRTYLOG_FOLD_MS = 30_000
+/** Bytes of bits that a fold copies and writes at once. */
+export const DIRTYLOG_PIECE = 256 * KIB
+/** Bitmaps of one disk, bytes of a bitmap's name, and bytes of its text and of a log's stamp. */
+export const DIRTYLOG_BITMAPS_MAX = 256
+export const DIRTYLOG_NAME_MAX = 1023
+export const DIRTYLOG_TEXT_MAX = 4 * KIB
+/** Bytes of a slot's directory: 256 bitmaps with the longest names and texts, every byte escaped. */
+export const DIRTYLOG_DIRECTORY_MAX = 8 * MIB
+
+/** Longest body of an API request and of an answer, in bytes, and how often a job's progress is sent at most. */
+export const BODY_BYTES_MAX = MIB
+export const REPLY_BYTES_MAX = 64 * MIB
+export const EVENTS_EVERY_MS = 100
+/** Small requests to a store at once: manifests, indexes, directories. */
+export const STORE_REQUESTS = 8

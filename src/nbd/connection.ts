@@ -4,7 +4,7 @@
 //   handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
 
 import type net from 'node:net'
-import { NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
+import { NBD_DRAIN_MS, NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
 import type { Export } from './export.ts'
 import { type ExportList, Handshake } from './handshake.ts'
 import { takeAccepted } from './inlet.ts'
@@ -28,7 +28,8 @@ export class Connection {
   readonly #receiver = new Receiver(NBD_RECEIVE_BUFFER)
   readonly #outbox: Outbox
   readonly #events: ConnectionEvents
-  readonly #handshakeTimer: NodeJS.Timeout
+  /** The limit of the handshake, later that of the peer's taking its last replies. */
+  #timer: NodeJS.Timeout
   #phase: Phase
   #served: Export | undefined
   #transmission: Transmission | undefined
@@ -43,7 +44,7 @@ export class Connection {
     this.#socket = takeAccepted(accepted, this.#receiver, this.#arrived)
     this.#outbox = new Outbox(this.#socket, this.#progress)
     this.#phase = { kind: 'handshake', handshake: new Handshake(exports, this.#outbox) }
-    this.#handshakeTimer = setTimeout(() => this.#socket.destroy(), NBD_HANDSHAKE_MS)
+    this.#timer = setTimeout(() => this.#socket.destroy(), NBD_HANDSHAKE_MS)
     this.#socket.setNoDelay(true)
     // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
     this.#socket.on('error', () => {})
@@ -91,7 +92,7 @@ export class Connection {
   #negotiate(handshake: Handshake): void {
     const outcome = handshake.consume(this.#receiver)
     if (outcome.kind === 'enter') {
-      clearTimeout(this.#handshakeTimer)
+      clearTimeout(this.#timer)
       const served = outcome.session.export
       const transmission = new Transmission(outcome.session, this.#outbox, {
         onProgress: this.#progress,
@@ -150,11 +151,14 @@ export class Connection {
     if (inFlight > 0) return
     // Replies that were completed in this turn may still be gathered.
     this.#outbox.flush()
-    if (!this.#socket.writableEnded) this.#socket.end(() => this.#socket.destroy())
+    if (this.#socket.writableEnded) return
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.#socket.destroy(), NBD_DRAIN_MS)
+    this.#socket.end(() => this.#socket.destroy())
   }
 
   readonly #socketClosed = (): void => {
-    clearTimeout(this.#handshakeTimer)
+    clearTimeout(this.#timer)
     this.#phase = { kind: 'closed' }
     this.#outbox.dispose()
     this.#receiver.dispose()
