@@ -1,0 +1,158 @@
+// Where each blob of a repository is: a hash table from id to pack, offset and lengths, in typed arrays, so that a million
+// blobs are a few arrays and no objects. Entries are numbered from 0 as they come and never go.
+//
+//   slots    [ - | 7 | - | 0 | ... ]      open addressing by the first 4 bytes of the id; entry + 1, or 0
+//   entries  pages of 65,536: ids (32 bytes each) and 5 numbers each
+
+import { assert } from '../base/assert.ts'
+import { getUint32 } from '../base/bytes.ts'
+import { BLOBS_MAX } from '../base/limits.ts'
+import { BlockError } from '../block/error.ts'
+import { type PackDirectory, visitRecords } from './pack.ts'
+import { ID_BYTES } from './spec.ts'
+
+const PAGE_ENTRIES = 65_536
+const FIELDS = 5
+const PACK = 0
+const OFFSET = 1
+const STORED = 2
+const PLAIN_CODEC = 3 // plain length * 2 + codec
+const CRC = 4
+const SLOTS_MIN = 1024
+
+/** Not in the index. */
+export const NO_ENTRY = -1
+
+export class BlobIndex {
+  #slots = new Uint32Array(SLOTS_MIN)
+  #count = 0
+  readonly #ids: Uint8Array[] = []
+  readonly #fields: Uint32Array[] = []
+  readonly #packs: string[] = []
+  readonly #packNumbers = new Map<string, number>()
+
+  /** Blobs known. */
+  get count(): number {
+    return this.#count
+  }
+
+  get packs(): number {
+    return this.#packs.length
+  }
+
+  hasPack(pack: string): boolean {
+    return this.#packNumbers.has(pack)
+  }
+
+  /** The entry of the id of 32 bytes at `ids[at]`, or NO_ENTRY. */
+  find(ids: Uint8Array, at: number): number {
+    const mask = this.#slots.length - 1
+    for (let slot = getUint32(ids, at) & mask; ; slot = (slot + 1) & mask) {
+      const entry = (this.#slots[slot] as number) - 1
+      if (entry < 0) return NO_ENTRY
+      if (this.#isId(entry, ids, at)) return entry
+    }
+  }
+
+  /** Adds the blobs of a pack that are not known from another. Kind 'corrupt' when a record cannot be right. */
+  addPack(directory: PackDirectory): void {
+    if (this.hasPack(directory.pack)) return
+    // Looked at as a whole first: a bad directory adds nothing.
+    visitRecords(directory, () => undefined)
+    const number = this.#packs.length
+    this.#packs.push(directory.pack)
+    this.#packNumbers.set(directory.pack, number)
+    visitRecords(directory, (idAt, offset, record) => {
+      if (this.find(directory.records, idAt) !== NO_ENTRY) return
+      const entry = this.#insert(directory.records, idAt)
+      const fields = this.#fields[Math.floor(entry / PAGE_ENTRIES)] as Uint32Array
+      const at = (entry % PAGE_ENTRIES) * FIELDS
+      fields[at + PACK] = number
+      fields[at + OFFSET] = offset
+      fields[at + STORED] = record.stored
+      fields[at + PLAIN_CODEC] = record.plain * 2 + record.codec
+      fields[at + CRC] = record.crc
+    })
+  }
+
+  /** A copy of the entry's id. */
+  id(entry: number): Uint8Array {
+    const at = (entry % PAGE_ENTRIES) * ID_BYTES
+    return (this.#ids[Math.floor(entry / PAGE_ENTRIES)] as Uint8Array).slice(at, at + ID_BYTES)
+  }
+
+  /** A number for each pack, which stays as it is while the repository is open. */
+  packNumber(entry: number): number {
+    return this.#field(entry, PACK)
+  }
+
+  pack(entry: number): string {
+    return this.#packs[this.packNumber(entry)] as string
+  }
+
+  offset(entry: number): number {
+    return this.#field(entry, OFFSET)
+  }
+
+  stored(entry: number): number {
+    return this.#field(entry, STORED)
+  }
+
+  plain(entry: number): number {
+    return this.#field(entry, PLAIN_CODEC) >>> 1
+  }
+
+  codec(entry: number): number {
+    return this.#field(entry, PLAIN_CODEC) & 1
+  }
+
+  crc(entry: number): number {
+    return this.#field(entry, CRC)
+  }
+
+  #field(entry: number, field: number): number {
+    assert(entry >= 0 && entry < this.#count, 'an entry of the index')
+    return (this.#fields[Math.floor(entry / PAGE_ENTRIES)] as Uint32Array)[
+      (entry % PAGE_ENTRIES) * FIELDS + field
+    ] as number
+  }
+
+  #isId(entry: number, ids: Uint8Array, at: number): boolean {
+    const page = this.#ids[Math.floor(entry / PAGE_ENTRIES)] as Uint8Array
+    const start = (entry % PAGE_ENTRIES) * ID_BYTES
+    for (let i = 0; i < ID_BYTES; i++) if (page[start + i] !== ids[at + i]) return false
+    return true
+  }
+
+  #insert(ids: Uint8Array, at: number): number {
+    if (this.#count >= BLOBS_MAX) {
+      const message = `the repository has ${BLOBS_MAX} blobs, the most that Varve keeps track of: begin another repository`
+      throw new BlockError('no-space', message)
+    }
+    if ((this.#count + 1) * 4 > this.#slots.length * 3) this.#grow()
+    const entry = this.#count++
+    if (entry % PAGE_ENTRIES === 0) {
+      this.#ids.push(new Uint8Array(PAGE_ENTRIES * ID_BYTES))
+      this.#fields.push(new Uint32Array(PAGE_ENTRIES * FIELDS))
+    }
+    const page = this.#ids[Math.floor(entry / PAGE_ENTRIES)] as Uint8Array
+    const start = (entry % PAGE_ENTRIES) * ID_BYTES
+    page.set(ids.subarray(at, at + ID_BYTES), start)
+    this.#place(page, start, entry)
+    return entry
+  }
+
+  #place(page: Uint8Array, idAt: number, entry: number): void {
+    const mask = this.#slots.length - 1
+    let slot = getUint32(page, idAt) & mask
+    while (this.#slots[slot] !== 0) slot = (slot + 1) & mask
+    this.#slots[slot] = entry + 1
+  }
+
+  #grow(): void {
+    this.#slots = new Uint32Array(this.#slots.length * 2)
+    for (let entry = 0; entry < this.#count; entry++) {
+      this.#place(this.#ids[Math.floor(entry / PAGE_ENTRIES)] as Uint8Array, (entry % PAGE_ENTRIES) * ID_BYTES, entry)
+    }
+  }
+}

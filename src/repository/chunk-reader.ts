@@ -1,0 +1,171 @@
+// Brings chunks from packs to memory: neighbours in one read, several reads at once, every chunk checked against its id. Keeps a
+// bounded amount of plain data. It knows entries of the index, not disks.
+
+import { CHUNK_CACHE_BYTES, FETCH_BYTES, FETCH_GAP_BYTES, FETCHES_IN_FLIGHT } from '../base/limits.ts'
+import { BlockError, toBlockError } from '../block/error.ts'
+import type { BlobIndex } from './blob-index.ts'
+import { packKey } from './pack.ts'
+import { ID_BYTES } from './spec.ts'
+import { EXPAND_FIELDS, PIECE_CHECKSUM, PIECE_CODEC, PIECE_GOOD, PIECE_ID, type Squeezer } from './squeezer.ts'
+import type { ObjectStore } from './store.ts'
+
+/** A chunk's plain bytes, or why there are none. */
+export type Chunk = Uint8Array | BlockError
+
+/** A read of one pack: the entries in it lie one after the other, with gaps at most. */
+interface Fetch {
+  readonly start: number
+  end: number
+  readonly entries: number[]
+}
+
+const REASONS: Readonly<Record<number, string>> = {
+  [PIECE_CHECKSUM]: 'its stored bytes have another checksum',
+  [PIECE_CODEC]: 'it does not decompress',
+  [PIECE_ID]: 'its content has another digest',
+}
+
+export class ChunkReader {
+  readonly #store: ObjectStore
+  readonly #index: BlobIndex
+  readonly #squeezer: Squeezer
+  /** By entry of the index; the order is that of use, oldest first. */
+  readonly #chunks = new Map<number, Uint8Array>()
+  #bytes = 0
+  readonly #coming = new Map<number, Promise<Map<number, Chunk>>>()
+  #reading = 0
+  readonly #waiters: (() => void)[] = []
+
+  constructor(store: ObjectStore, index: BlobIndex, squeezer: Squeezer) {
+    this.#store = store
+    this.#index = index
+    this.#squeezer = squeezer
+  }
+
+  /** The chunk when it is in memory. */
+  cached(entry: number): Uint8Array | undefined {
+    const found = this.#chunks.get(entry)
+    if (found === undefined) return undefined
+    this.#chunks.delete(entry)
+    this.#chunks.set(entry, found)
+    return found
+  }
+
+  /** The chunks of all entries, by entry. Fails only by a Chunk that is an error. */
+  async load(entries: readonly number[]): Promise<Map<number, Chunk>> {
+    const found = new Map<number, Chunk>()
+    const coming = new Set<Promise<Map<number, Chunk>>>()
+    const missing: number[] = []
+    for (const entry of new Set(entries)) {
+      const chunk = this.cached(entry)
+      const promised = this.#coming.get(entry)
+      if (chunk !== undefined) found.set(entry, chunk)
+      else if (promised !== undefined) coming.add(promised)
+      else missing.push(entry)
+    }
+    for (const fetch of this.#plan(missing)) {
+      const promise = this.#fetch(fetch)
+      for (const entry of fetch.entries) this.#coming.set(entry, promise)
+      coming.add(promise)
+    }
+    const wanted = new Set(entries)
+    for (const chunks of await Promise.all(coming)) {
+      for (const [entry, chunk] of chunks) if (wanted.has(entry)) found.set(entry, chunk)
+    }
+    return found
+  }
+
+  /** Groups entries into reads. */
+  #plan(entries: number[]): Fetch[] {
+    const index = this.#index
+    entries.sort((a, b) => index.packNumber(a) - index.packNumber(b) || index.offset(a) - index.offset(b))
+    const fetches: Fetch[] = []
+    let last: Fetch | undefined
+    let pack = -1
+    for (const entry of entries) {
+      const start = index.offset(entry)
+      const end = start + index.stored(entry)
+      const isNear = last !== undefined && start - last.end <= FETCH_GAP_BYTES && end - last.start <= FETCH_BYTES
+      if (last !== undefined && isNear && index.packNumber(entry) === pack) {
+        last.end = end
+        last.entries.push(entry)
+        continue
+      }
+      pack = index.packNumber(entry)
+      last = { start, end, entries: [entry] }
+      fetches.push(last)
+    }
+    return fetches
+  }
+
+  async #fetch(fetch: Fetch): Promise<Map<number, Chunk>> {
+    while (this.#reading >= FETCHES_IN_FLIGHT) await new Promise<void>((resolve) => this.#waiters.push(resolve))
+    this.#reading++
+    try {
+      const chunks = await this.#read(fetch)
+      for (const [entry, chunk] of chunks) if (!(chunk instanceof BlockError)) this.#keep(entry, chunk)
+      return chunks
+    } catch (error) {
+      const failure = toBlockError(error, `${this.#store.name}: read ${this.#keyOf(fetch)}`)
+      return new Map(fetch.entries.map((entry) => [entry, failure]))
+    } finally {
+      for (const entry of fetch.entries) this.#coming.delete(entry)
+      this.#reading--
+      this.#waiters.shift()?.()
+    }
+  }
+
+  async #read(fetch: Fetch): Promise<Map<number, Chunk>> {
+    const index = this.#index
+    const { start, end, entries } = fetch
+    const bytes = owned(await this.#store.getRange(this.#keyOf(fetch), start, end - start))
+    const pieces = new Uint32Array(entries.length * EXPAND_FIELDS)
+    const ids = new Uint8Array(entries.length * ID_BYTES)
+    for (const [i, entry] of entries.entries()) {
+      const at = index.offset(entry) - start
+      const piece = [at, index.stored(entry), index.plain(entry), index.codec(entry), index.crc(entry)]
+      pieces.set(piece, i * EXPAND_FIELDS)
+      ids.set(index.id(entry), i * ID_BYTES)
+    }
+    const { plain, outcome } = await this.#squeezer.expand(bytes, pieces, ids)
+    const chunks = new Map<number, Chunk>()
+    let at = 0
+    for (const [i, entry] of entries.entries()) {
+      const length = index.plain(entry)
+      // A copy: a chunk that is kept must not keep its neighbours.
+      const chunk = outcome[i] === PIECE_GOOD ? plain.slice(at, at + length) : this.#damage(entry, outcome[i] as number)
+      chunks.set(entry, chunk)
+      at += length
+    }
+    return chunks
+  }
+
+  #keyOf(fetch: Fetch): string {
+    return packKey(this.#index.pack(fetch.entries[0] as number))
+  }
+
+  #damage(entry: number, outcome: number): BlockError {
+    const key = packKey(this.#index.pack(entry))
+    const name = Buffer.from(this.#index.id(entry)).toString('hex').slice(0, 16)
+    const what = `chunk ${name} at byte ${this.#index.offset(entry)} of ${key} is damaged: ${REASONS[outcome] ?? ''}`
+    return new BlockError('corrupt', what, { path: key })
+  }
+
+  #keep(entry: number, chunk: Uint8Array): void {
+    if (this.#chunks.has(entry)) return
+    this.#chunks.set(entry, chunk)
+    this.#bytes += chunk.length
+    for (const [oldest, bytes] of this.#chunks) {
+      if (this.#bytes <= CHUNK_CACHE_BYTES) break
+      this.#chunks.delete(oldest)
+      this.#bytes -= bytes.length
+    }
+  }
+}
+
+/** The bytes in a buffer of their own, which can be handed to another thread. */
+function owned(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
+  const { buffer } = bytes
+  if (buffer instanceof ArrayBuffer && buffer.byteLength === bytes.length) return new Uint8Array(buffer)
+  return new Uint8Array(bytes)
+}

@@ -1,0 +1,97 @@
+// Reads nodes of maps out of packs, checks them, and keeps the recent ones. Nodes of one map lie close together in
+// their packs, so they are taken from larger pieces (windows) of which some are kept too.
+
+import { equalBytes } from '../base/bytes.ts'
+import { NODE_CACHE_NODES, NODE_WINDOW_BYTES, NODE_WINDOWS } from '../base/limits.ts'
+import { roundDown } from '../base/round.ts'
+import { BlockError } from '../block/error.ts'
+import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
+import { packKey } from './pack.ts'
+import { CODEC_RAW, ID_BYTES, PACK_FOOTER_BYTES } from './spec.ts'
+import { idOf } from './squeezer.ts'
+import type { ObjectStore } from './store.ts'
+import { checkNode } from './tree.ts'
+
+export class NodeReader {
+  readonly #store: ObjectStore
+  readonly #index: BlobIndex
+  /** By entry of the index; the order is that of use, oldest first. */
+  readonly #nodes = new Map<number, Uint8Array>()
+  /** Packs that nodes were read from. */
+  readonly packs = new Set<string>()
+  readonly #windows = new Map<string, Promise<Uint8Array>>()
+  readonly #packSizes = new Map<string, Promise<number>>()
+
+  constructor(store: ObjectStore, index: BlobIndex) {
+    this.#store = store
+    this.#index = index
+  }
+
+  /** The node when it is in memory. */
+  cached(ids: Uint8Array, at: number): Uint8Array | undefined {
+    const entry = this.#index.find(ids, at)
+    const found = this.#nodes.get(entry)
+    if (found === undefined) return undefined
+    this.#nodes.delete(entry)
+    this.#nodes.set(entry, found)
+    return found
+  }
+
+  /** The bytes of a node of the level, checked. Kind 'corrupt' when it is damaged or in no pack. */
+  async load(ids: Uint8Array, at: number, level: number): Promise<Uint8Array> {
+    const cached = this.cached(ids, at)
+    const bytes = cached ?? (await this.#read(ids.slice(at, at + ID_BYTES)))
+    checkNode(bytes, level, nodeName(ids.subarray(at, at + ID_BYTES)))
+    return bytes
+  }
+
+  async #read(id: Uint8Array): Promise<Uint8Array> {
+    const entry = this.#index.find(id, 0)
+    if (entry === NO_ENTRY) {
+      throw new BlockError('corrupt', `${this.#store.name}: ${nodeName(id)} is in no pack: packs are missing`)
+    }
+    this.packs.add(this.#index.pack(entry))
+    const key = packKey(this.#index.pack(entry))
+    const bytes = await this.#bytes(key, this.#index.offset(entry), this.#index.stored(entry))
+    if (this.#index.codec(entry) !== CODEC_RAW || !equalBytes(idOf(bytes), id)) {
+      throw new BlockError('corrupt', `${this.#store.name}: ${nodeName(id)} in ${key} is damaged`, { path: key })
+    }
+    this.#nodes.set(entry, bytes)
+    if (this.#nodes.size > NODE_CACHE_NODES) this.#nodes.delete(this.#nodes.keys().next().value as number)
+    return bytes
+  }
+
+  async #bytes(key: string, offset: number, length: number): Promise<Uint8Array> {
+    const start = roundDown(offset, NODE_WINDOW_BYTES)
+    if (offset + length > start + NODE_WINDOW_BYTES) return this.#store.getRange(key, offset, length)
+    const window = await this.#window(key, start)
+    if (offset - start + length > window.length) return this.#store.getRange(key, offset, length)
+    // A copy: a node that is kept must not keep its window.
+    return window.slice(offset - start, offset - start + length)
+  }
+
+  #window(key: string, start: number): Promise<Uint8Array> {
+    const name = `${key}:${start}`
+    const found = this.#windows.get(name)
+    this.#windows.delete(name)
+    const window = found ?? this.#readWindow(key, start)
+    this.#windows.set(name, window)
+    if (found === undefined) window.catch(() => this.#windows.delete(name))
+    if (this.#windows.size > NODE_WINDOWS) this.#windows.delete(this.#windows.keys().next().value as string)
+    return window
+  }
+
+  async #readWindow(key: string, start: number): Promise<Uint8Array> {
+    let size = this.#packSizes.get(key)
+    if (size === undefined) {
+      size = this.#store.status(key).then((status) => status?.size ?? 0)
+      this.#packSizes.set(key, size)
+    }
+    const end = Math.max(start, (await size) - PACK_FOOTER_BYTES)
+    return this.#store.getRange(key, start, Math.min(NODE_WINDOW_BYTES, end - start))
+  }
+}
+
+function nodeName(id: Uint8Array): string {
+  return `node ${Buffer.from(id).toString('hex').slice(0, 16)}`
+}

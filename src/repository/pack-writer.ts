@@ -1,0 +1,187 @@
+// Fills packs with the new blobs of one backup and brings them to the store, a bounded number at a time. A blob becomes known
+// to the repository's index only when its pack is durable, so no other backup can rely on what may yet be lost. Chunks and nodes
+// fill packs of their own (lanes).
+
+import { assert } from '../base/assert.ts'
+import { INDEX_EVERY_BYTES, PACK_BYTES, PACKS_IN_FLIGHT } from '../base/limits.ts'
+import type { Pending } from '../block/device.ts'
+import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
+import { encodeIndex } from './index-object.ts'
+import {
+  type BlobRecord,
+  newPackName,
+  type PackDirectory,
+  packFooter,
+  packHeader,
+  packKey,
+  recordId,
+  writeRecord,
+} from './pack.ts'
+import { BLOB_CHUNK, BLOB_NODE, ID_BYTES, INDEXES, PACK_FOOTER_BYTES, PACK_HEADER_BYTES, RECORD_BYTES } from './spec.ts'
+import { type ObjectStore, totalLength } from './store.ts'
+
+const SMALL_BYTES = 4096
+const SMALL_BUFFER_BYTES = 64 * 1024
+
+/** A pack being filled. */
+class Lane {
+  readonly parts: Uint8Array[] = []
+  bytes = 0
+  count = 0
+  #records = new Uint8Array(64 * RECORD_BYTES)
+  #small = new Uint8Array(0)
+  #smallUsed = 0
+
+  /** Keeps `form` until the pack is written; the id is copied. */
+  add(id: Uint8Array, form: Uint8Array, record: BlobRecord): void {
+    assert(form.length === record.stored)
+    if ((this.count + 1) * RECORD_BYTES > this.#records.length) {
+      const larger = new Uint8Array(this.#records.length * 2)
+      larger.set(this.#records)
+      this.#records = larger
+    }
+    writeRecord(this.#records, this.count++ * RECORD_BYTES, id, record)
+    this.#keep(form)
+  }
+
+  get records(): Uint8Array {
+    return this.#records.subarray(0, this.count * RECORD_BYTES)
+  }
+
+  /** Takes over all blobs of another lane. */
+  absorb(other: Lane): void {
+    const records = Buffer.concat([this.records, other.records])
+    this.parts.push(...other.parts)
+    this.bytes += other.bytes
+    this.count += other.count
+    this.#records = records
+  }
+
+  /** Joins what lies side by side in one buffer, and gathers the small ones: a store gets few parts. */
+  #keep(form: Uint8Array): void {
+    let piece = form
+    if (form.length <= SMALL_BYTES) {
+      if (this.#smallUsed + form.length > this.#small.length) {
+        this.#small = new Uint8Array(SMALL_BUFFER_BYTES)
+        this.#smallUsed = 0
+      }
+      piece = this.#small.subarray(this.#smallUsed, this.#smallUsed + form.length)
+      piece.set(form)
+      this.#smallUsed += form.length
+    }
+    const last = this.parts.at(-1)
+    if (last !== undefined && last.buffer === piece.buffer && last.byteOffset + last.length === piece.byteOffset) {
+      this.parts[this.parts.length - 1] = new Uint8Array(piece.buffer, last.byteOffset, last.length + piece.length)
+    } else this.parts.push(piece)
+    this.bytes += form.length
+  }
+}
+
+export class PackWriter {
+  readonly #store: ObjectStore
+  readonly #index: BlobIndex
+  #chunks = new Lane()
+  #nodes = new Lane()
+  /** Ids of blobs that are not durable yet, as latin1 text: at most what is in flight. */
+  readonly #pending = new Set<string>()
+  readonly #inFlight = new Set<Promise<void>>()
+  #unindexed: PackDirectory[] = []
+  #unindexedBytes = 0
+  #storedBytes = 0
+  #failure: unknown
+
+  constructor(store: ObjectStore, index: BlobIndex) {
+    this.#store = store
+    this.#index = index
+  }
+
+  /** Bytes of all objects that were written. */
+  get storedBytes(): number {
+    return this.#storedBytes
+  }
+
+  /** True when the blob is new; the caller must then `add` it. */
+  reserve(ids: Uint8Array, at: number): boolean {
+    if (this.#index.find(ids, at) !== NO_ENTRY) return false
+    const text = textOf(ids, at)
+    if (this.#pending.has(text)) return false
+    this.#pending.add(text)
+    return true
+  }
+
+  /** Adds a reserved blob. `form` is kept until its pack is durable. */
+  add(id: Uint8Array, form: Uint8Array, record: BlobRecord): void {
+    const lane = record.type === BLOB_CHUNK ? this.#chunks : this.#nodes
+    lane.add(id, form, record)
+    if (lane.bytes < PACK_BYTES) return
+    if (lane === this.#chunks) this.#chunks = new Lane()
+    else this.#nodes = new Lane()
+    this.#send(this.#putPack(lane))
+  }
+
+  /** Resolves when another pack may be filled. */
+  room(): Pending {
+    if (this.#failure === undefined && this.#inFlight.size < PACKS_IN_FLIGHT) return undefined
+    return this.#wait(PACKS_IN_FLIGHT - 1)
+  }
+
+  /** All blobs are durable and indexed when it resolves. */
+  async finish(): Promise<void> {
+    if (this.#chunks.bytes + this.#nodes.bytes <= PACK_BYTES) {
+      this.#chunks.absorb(this.#nodes)
+      this.#nodes = new Lane()
+    }
+    for (const lane of [this.#chunks, this.#nodes]) if (lane.count > 0) this.#send(this.#putPack(lane))
+    await this.#wait(0)
+    if (this.#unindexed.length > 0) this.#send(this.#putIndex())
+    await this.#wait(0)
+  }
+
+  /** Waits for what is on its way, whatever becomes of it. */
+  async settle(): Promise<void> {
+    await Promise.allSettled(this.#inFlight)
+  }
+
+  async #wait(most: number): Promise<void> {
+    while (this.#failure === undefined && this.#inFlight.size > most) await Promise.race(this.#inFlight)
+    if (this.#failure !== undefined) throw this.#failure
+  }
+
+  #send(work: Promise<void>): void {
+    const settled = work
+      .catch((error: unknown) => void (this.#failure ??= error))
+      .finally(() => this.#inFlight.delete(settled))
+    this.#inFlight.add(settled)
+  }
+
+  async #putPack(lane: Lane): Promise<void> {
+    const directory: PackDirectory = { pack: newPackName(), count: lane.count, records: lane.records }
+    const parts = [packHeader(), ...lane.parts, directory.records, packFooter(directory, lane.bytes)]
+    await this.#store.put(packKey(directory.pack), parts)
+    this.#index.addPack(directory)
+    for (let at = 0; at < directory.records.length; at += RECORD_BYTES) {
+      this.#pending.delete(textOf(recordId(directory.records, at), 0))
+    }
+    this.#storedBytes += PACK_HEADER_BYTES + lane.bytes + directory.records.length + PACK_FOOTER_BYTES
+    this.#unindexed.push(directory)
+    this.#unindexedBytes += lane.bytes
+    if (this.#unindexedBytes >= INDEX_EVERY_BYTES) await this.#putIndex()
+  }
+
+  async #putIndex(): Promise<void> {
+    const object = encodeIndex(this.#unindexed)
+    this.#unindexed = []
+    this.#unindexedBytes = 0
+    await this.#store.put(INDEXES + newPackName(), [object])
+    this.#storedBytes += totalLength([object])
+  }
+}
+
+/** A node as a record: nodes are raw. */
+export function nodeRecord(length: number, crc: number): BlobRecord {
+  return { stored: length, plain: length, crc, type: BLOB_NODE, codec: 0 }
+}
+
+function textOf(ids: Uint8Array, at: number): string {
+  return Buffer.from(ids.buffer, ids.byteOffset + at, ID_BYTES).toString('latin1')
+}

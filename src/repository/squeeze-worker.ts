@@ -1,0 +1,54 @@
+// The thread behind WorkerSqueezer: answers each message in turn, and gives back the buffers that came with it.
+
+import { type MessagePort, parentPort } from 'node:worker_threads'
+import { compressPieces, expandPieces, hashPieces } from './squeezer.ts'
+
+/** One request; `job` comes back with the answer. */
+export type SqueezeRequest =
+  | { readonly op: 'hash' | 'compress'; readonly job: number; readonly bytes: Bytes; readonly pieces: Numbers }
+  | {
+      readonly op: 'expand'
+      readonly job: number
+      readonly bytes: Bytes
+      readonly pieces: Numbers
+      readonly ids: Bytes
+    }
+
+type Bytes = Uint8Array<ArrayBuffer>
+type Numbers = Uint32Array<ArrayBuffer>
+
+/** A failure is a message too: without it the asker would wait for ever. */
+export type SqueezeReply =
+  | { readonly job: number; readonly result: object }
+  | { readonly job: number; readonly failure: string }
+
+function answer(request: SqueezeRequest, port: MessagePort): void {
+  const { job, bytes, pieces } = request
+  switch (request.op) {
+    case 'hash': {
+      const ids = hashPieces(bytes, pieces)
+      return port.postMessage({ job, result: { bytes, ids } } satisfies SqueezeReply, [bytes.buffer, ids.buffer])
+    }
+    case 'compress': {
+      const { stored, records } = compressPieces(bytes, pieces)
+      const buffers = [bytes.buffer, stored.buffer, records.buffer]
+      return port.postMessage({ job, result: { bytes, stored, records } } satisfies SqueezeReply, buffers)
+    }
+    case 'expand': {
+      const { plain, outcome } = expandPieces(bytes, pieces, request.ids)
+      return port.postMessage({ job, result: { plain, outcome } } satisfies SqueezeReply, [
+        plain.buffer,
+        outcome.buffer,
+      ])
+    }
+  }
+}
+
+parentPort?.on('message', (request: SqueezeRequest) => {
+  const port = parentPort as MessagePort
+  try {
+    answer(request, port)
+  } catch (error) {
+    port.postMessage({ job: request.job, failure: String(error) } satisfies SqueezeReply)
+  }
+})

@@ -1,0 +1,148 @@
+// Hashing, compressing and their inverse, over batches of pieces. A batch is one buffer and a list of pieces in it, so
+// that it crosses to another thread as one message; the buffer is handed over and handed back.
+//
+//   hash      pieces (at, length)                       -> one id of 32 bytes each
+//   compress  pieces (at, length)                       -> their stored forms back to back, and a record of 3 numbers each
+//   expand    pieces (at, stored, plain, codec, crc)    -> plain bytes back to back, and which of them are damaged
+//
+// This file has the interface and the work itself, for the thread that calls; worker-squeezer.ts does it elsewhere.
+
+import crypto from 'node:crypto'
+import zlib from 'node:zlib'
+import { copyBytes } from '../base/bytes.ts'
+import { CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+
+/** Numbers per piece in the lists. */
+export const PLAIN_FIELDS = 2 // at, length
+export const STORED_FIELDS = 3 // stored length, codec, crc
+export const EXPAND_FIELDS = 5 // at, stored length, plain length, codec, crc
+
+/** What became of a piece that was expanded. */
+export const PIECE_GOOD = 0
+export const PIECE_CHECKSUM = 1 // the stored bytes do not have their CRC
+export const PIECE_CODEC = 2 // they do not decompress to the plain length
+export const PIECE_ID = 3 // the plain bytes are not those of the id
+
+export interface Hashed {
+  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly ids: Uint8Array<ArrayBuffer>
+}
+
+export interface Compressed {
+  readonly bytes: Uint8Array<ArrayBuffer>
+  readonly stored: Uint8Array<ArrayBuffer>
+  readonly records: Uint32Array<ArrayBuffer>
+}
+
+export interface Expanded {
+  readonly plain: Uint8Array<ArrayBuffer>
+  /** PIECE_GOOD or what is wrong, one for each piece; a damaged piece's plain bytes mean nothing. */
+  readonly outcome: Uint8Array<ArrayBuffer>
+}
+
+/** The caller gives `bytes` away with the call, and gets them back with the answer of `hash` and `compress`. */
+export interface Squeezer {
+  hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array<ArrayBuffer>): Promise<Hashed>
+  compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array<ArrayBuffer>): Promise<Compressed>
+  expand(
+    bytes: Uint8Array<ArrayBuffer>,
+    pieces: Uint32Array<ArrayBuffer>,
+    ids: Uint8Array<ArrayBuffer>,
+  ): Promise<Expanded>
+  close(): Promise<void>
+}
+
+// Output in one piece: the default of Node grows its output in steps, each a call into the library.
+const COMPRESS_OPTIONS = {
+  chunkSize: CHUNK_BYTES + 4096,
+  params: { [zlib.constants.ZSTD_c_compressionLevel]: 3 },
+}
+const EXPAND_OPTIONS = { chunkSize: CHUNK_BYTES + 4096, maxOutputLength: CHUNK_BYTES }
+
+/** The id of plain bytes. */
+export function idOf(bytes: Uint8Array): Uint8Array {
+  return crypto.hash('sha256', bytes, 'buffer')
+}
+
+export function hashPieces(bytes: Uint8Array, pieces: Uint32Array): Uint8Array<ArrayBuffer> {
+  const count = pieces.length / PLAIN_FIELDS
+  const ids = new Uint8Array(count * ID_BYTES)
+  for (let i = 0; i < count; i++) {
+    const at = pieces[i * PLAIN_FIELDS] as number
+    const length = pieces[i * PLAIN_FIELDS + 1] as number
+    ids.set(idOf(bytes.subarray(at, at + length)), i * ID_BYTES)
+  }
+  return ids
+}
+
+export function compressPieces(bytes: Uint8Array, pieces: Uint32Array): Omit<Compressed, 'bytes'> {
+  const count = pieces.length / PLAIN_FIELDS
+  const records = new Uint32Array(count * STORED_FIELDS)
+  const forms: Uint8Array[] = []
+  let total = 0
+  for (let i = 0; i < count; i++) {
+    const at = pieces[i * PLAIN_FIELDS] as number
+    const plain = bytes.subarray(at, at + (pieces[i * PLAIN_FIELDS + 1] as number))
+    const packed = zlib.zstdCompressSync(plain, COMPRESS_OPTIONS)
+    const form = packed.length < plain.length ? packed : plain
+    records.set([form.length, form === plain ? CODEC_RAW : CODEC_ZSTD, zlib.crc32(form)], i * STORED_FIELDS)
+    forms.push(form)
+    total += form.length
+  }
+  const stored = new Uint8Array(total)
+  let end = 0
+  for (const form of forms) {
+    stored.set(form, end)
+    end += form.length
+  }
+  return { stored, records }
+}
+
+export function expandPieces(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Expanded {
+  const count = pieces.length / EXPAND_FIELDS
+  let total = 0
+  for (let i = 0; i < count; i++) total += pieces[i * EXPAND_FIELDS + 2] as number
+  const plain = new Uint8Array(total)
+  const outcome = new Uint8Array(count)
+  let end = 0
+  for (let i = 0; i < count; i++) {
+    const [at, length, plainLength, codec, crc] = pieces.subarray(i * EXPAND_FIELDS, (i + 1) * EXPAND_FIELDS)
+    const form = bytes.subarray(at as number, (at as number) + (length as number))
+    const into = plain.subarray(end, end + (plainLength as number))
+    end += plainLength as number
+    const id = ids.subarray(i * ID_BYTES, (i + 1) * ID_BYTES)
+    outcome[i] = zlib.crc32(form) === crc ? expandPiece(form, codec as number, into, id) : PIECE_CHECKSUM
+  }
+  return { plain, outcome }
+}
+
+function expandPiece(form: Uint8Array, codec: number, into: Uint8Array, id: Uint8Array): number {
+  let found = form
+  if (codec === CODEC_ZSTD) {
+    try {
+      found = zlib.zstdDecompressSync(form, EXPAND_OPTIONS)
+    } catch {
+      return PIECE_CODEC
+    }
+  }
+  if (found.length !== into.length) return PIECE_CODEC
+  copyBytes(found, 0, into, 0, found.length)
+  return Buffer.compare(idOf(into), id) === 0 ? PIECE_GOOD : PIECE_ID
+}
+
+/** Does the work in the calling thread: for tests and simulations, where the order of events must not vary. */
+export class InlineSqueezer implements Squeezer {
+  async hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Hashed> {
+    return { bytes, ids: hashPieces(bytes, pieces) }
+  }
+
+  async compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Compressed> {
+    return { bytes, ...compressPieces(bytes, pieces) }
+  }
+
+  async expand(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Promise<Expanded> {
+    return expandPieces(bytes, pieces, ids)
+  }
+
+  async close(): Promise<void> {}
+}

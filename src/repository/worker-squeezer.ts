@@ -1,0 +1,115 @@
+// Hashes and compresses in threads of its own, so that the thread that serves guests never does. Threads start with the
+// first work and do not keep the process alive while they are idle. Buffers are moved, not copied.
+
+import os from 'node:os'
+import { Worker } from 'node:worker_threads'
+import { SQUEEZE_WORKERS_MAX } from '../base/limits.ts'
+import { BlockError } from '../block/error.ts'
+import type { SqueezeReply, SqueezeRequest } from './squeeze-worker.ts'
+import type { Compressed, Expanded, Hashed, Squeezer } from './squeezer.ts'
+
+type Bytes = Uint8Array<ArrayBuffer>
+type Numbers = Uint32Array<ArrayBuffer>
+type Work =
+  | { readonly op: 'hash' | 'compress'; readonly bytes: Bytes; readonly pieces: Numbers }
+  | { readonly op: 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
+
+interface Asker {
+  resolve(result: object): void
+  reject(error: BlockError): void
+}
+
+/** The worker's file beside this one: source or built, whichever this is. */
+function workerFile(): URL {
+  return new URL(import.meta.url.endsWith('.ts') ? './squeeze-worker.ts' : './squeeze-worker.js', import.meta.url)
+}
+
+/** One thread and what it was asked. */
+class Hand {
+  readonly #worker = new Worker(workerFile(), { name: 'varve-squeeze' })
+  readonly #askers = new Map<number, Asker>()
+  #jobs = 0
+  #lost: BlockError | undefined
+
+  constructor() {
+    this.#worker.unref()
+    this.#worker.on('message', (reply: SqueezeReply) => this.#settle(reply))
+    this.#worker.on('error', (error) => this.#lose(error))
+    this.#worker.on('exit', () => this.#lose(undefined))
+  }
+
+  get load(): number {
+    return this.#askers.size
+  }
+
+  get isLost(): boolean {
+    return this.#lost !== undefined
+  }
+
+  ask(work: Work): Promise<object> {
+    const job = ++this.#jobs
+    const request: SqueezeRequest = { ...work, job }
+    return new Promise((resolve, reject) => {
+      if (this.#lost !== undefined) return reject(this.#lost)
+      this.#askers.set(job, { resolve, reject })
+      this.#worker.ref()
+      const moved = [work.bytes.buffer, work.pieces.buffer]
+      this.#worker.postMessage(request, work.op === 'expand' ? [...moved, work.ids.buffer] : moved)
+    })
+  }
+
+  async close(): Promise<void> {
+    await this.#worker.terminate()
+  }
+
+  #settle(reply: SqueezeReply): void {
+    const asker = this.#askers.get(reply.job)
+    this.#askers.delete(reply.job)
+    if (this.#askers.size === 0) this.#worker.unref()
+    if ('failure' in reply) asker?.reject(new BlockError('io', `hashing failed: ${reply.failure}`))
+    else asker?.resolve(reply.result)
+  }
+
+  #lose(cause: unknown): void {
+    this.#lost ??= new BlockError('io', 'the thread that hashes and compresses has ended', {}, cause)
+    for (const asker of this.#askers.values()) asker.reject(this.#lost)
+    this.#askers.clear()
+  }
+}
+
+export class WorkerSqueezer implements Squeezer {
+  readonly #hands: (Hand | undefined)[]
+
+  /** `threads` is one less than the processors have, at least one, unless told. */
+  constructor(threads = Math.min(SQUEEZE_WORKERS_MAX, Math.max(1, os.availableParallelism() - 1))) {
+    this.#hands = Array.from({ length: threads }, () => undefined)
+  }
+
+  async hash(bytes: Bytes, pieces: Numbers): Promise<Hashed> {
+    return (await this.#hand().ask({ op: 'hash', bytes, pieces })) as Hashed
+  }
+
+  async compress(bytes: Bytes, pieces: Numbers): Promise<Compressed> {
+    return (await this.#hand().ask({ op: 'compress', bytes, pieces })) as Compressed
+  }
+
+  async expand(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Expanded> {
+    return (await this.#hand().ask({ op: 'expand', bytes, pieces, ids })) as Expanded
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#hands.map((hand) => hand?.close()))
+    this.#hands.fill(undefined)
+  }
+
+  /** An idle thread, else a new one while there may be more, else the least loaded. */
+  #hand(): Hand {
+    const alive = this.#hands.filter((hand) => hand !== undefined && !hand.isLost) as Hand[]
+    const best = alive.reduce<Hand | undefined>((a, b) => (a === undefined || b.load < a.load ? b : a), undefined)
+    const free = this.#hands.findIndex((hand) => hand === undefined || hand.isLost)
+    if (best !== undefined && (best.load === 0 || free < 0)) return best
+    const fresh = new Hand()
+    this.#hands[free] = fresh
+    return fresh
+  }
+}
