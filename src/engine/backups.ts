@@ -63,36 +63,40 @@ export async function startBackup(context: EngineContext, request: BackupRequest
   return launchBackup(context, row, opened)
 }
 
-/** A backup that a restart found: settled if it had become visible, else begun again with a new moment. */
-export async function resumeBackup(context: EngineContext, row: JobRecord): Promise<void> {
-  const spec = row.spec as BackupSpec
-  let repository: Repository
-  try {
-    repository = await context.openRepository(spec.repository)
-  } catch (error) {
-    context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
-    await settleAll(context, undefined)
-    context.catalog.commit([{ remove: 'job', id: row.id }])
-    return
+/**
+ * Backups that a restart found. One that had become visible is settled as done; the others' bits come back and each is
+ * begun again with a new moment, behind the queue: this resolves when all are settled, not when they are done.
+ */
+export async function resumeBackups(context: EngineContext, rows: readonly JobRecord[]): Promise<void> {
+  const again: (() => Promise<void>)[] = []
+  const done: JobRecord[] = []
+  for (const row of rows) {
+    const spec = row.spec as BackupSpec
+    try {
+      const repository = await context.openRepository(spec.repository)
+      const visible = (await repository.backups()).some(({ id }) => id === row.backup)
+      if (visible) done.push(row)
+      else again.push(async () => void (await launchBackup(context, row, repository)))
+    } catch (error) {
+      context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
+      context.catalog.commit([{ remove: 'job', id: row.id }])
+    }
   }
-  const visible = (await repository.backups()).find(({ id }) => id === row.backup)
-  await settleAll(context, visible)
-  if (visible !== undefined) {
-    const job = newJob(row, { backup: visible.id })
-    context.jobs.launch(job, row, async () => {})
-    return
+  await settleAll(context, new Set(done.map(({ backup }) => backup)))
+  for (const row of done) context.jobs.launch(newJob(row, { backup: row.backup }), row, async () => {})
+  for (const launch of again) {
+    launch().catch((error: unknown) => context.report(`a backup cannot go on: ${(error as Error).message}`))
   }
-  await launchBackup(context, row, repository)
 }
 
-/** Puts captured bits back wherever a crash left some: with `visible`, a backup that is whole, they are dropped. */
-export async function settleAll(context: EngineContext, visible: BackupInfo | undefined): Promise<void> {
+/** Puts captured bits back wherever a crash left some; those of a backup that is whole and visible are dropped. */
+async function settleAll(context: EngineContext, visible: ReadonlySet<string | undefined>): Promise<void> {
   for (const { disk } of context.disks.values()) {
     for (const [name, bitmap] of disk.log.bitmaps) {
       if (!name.startsWith('backup:') || isCaptured(name)) continue
       const { pending } = JSON.parse(bitmap.meta) as RecordingMeta
       if (pending === undefined) continue
-      await disk.log.edit(pending === visible?.id ? keepChanges(disk, name, pending) : returnChanges(disk, name))
+      await disk.log.edit(visible.has(pending) ? keepChanges(disk, name, pending) : returnChanges(disk, name))
     }
   }
 }

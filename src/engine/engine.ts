@@ -13,12 +13,13 @@ import { createRaw } from '../format/raw/raw.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { Repository } from '../repository/repository.ts'
-import { type BackupRequest, resumeBackup, settleAll, startBackup } from './backups.ts'
+import { type BackupRequest, resumeBackups, startBackup } from './backups.ts'
 import type { Catalog, DiskRecord, LayerRecord } from './catalog.ts'
 import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
 import { checkName, type EngineContext, findDisk, type ServeDisk } from './context.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
-import { checkSocketPath, type Home } from './home.ts'
+import { checkSocketPath } from '../nbd/uri.ts'
+import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { createSnapshot, listSnapshots, type SnapshotInfo } from './snapshots.ts'
 
@@ -248,12 +249,14 @@ export class Engine {
   async #resumeJobs(): Promise<void> {
     const context = this.#context
     const rows = context.catalog.list('job')
-    const backups = rows.filter(({ spec }) => spec.kind === 'backup')
-    if (backups.length === 0) await settleAll(context, undefined)
+    await resumeBackups(
+      context,
+      rows.filter(({ spec }) => spec.kind === 'backup'),
+    )
     for (const row of rows) {
+      if (row.spec.kind !== 'commit') continue
       try {
-        if (row.spec.kind === 'commit') launchCommit(context, findDisk(context, row.spec.disk), row)
-        else await resumeBackup(context, row)
+        launchCommit(context, findDisk(context, row.spec.disk), row)
       } catch (error) {
         // A disk that is missing today may be back tomorrow: the row stays.
         context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)

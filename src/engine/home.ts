@@ -5,7 +5,6 @@
 
 import os from 'node:os'
 import path from 'node:path'
-import { BlockError } from '../block/error.ts'
 
 export interface Home {
   readonly folder: string
@@ -15,9 +14,6 @@ export interface Home {
   nbdSocket(disk: string): string
   diskFolder(id: string): string
 }
-
-/** A Unix socket's path has room for 107 bytes (unix(7)). */
-const SOCKET_PATH_MAX = 107
 
 /** The folder that `--home` or VARVE_HOME names, else the system's default for this user. */
 export function homeFolder(given: string | undefined): string {
@@ -37,12 +33,4 @@ export function homeAt(folder: string): Home {
     nbdSocket: (disk) => path.join(folder, 'run', 'nbd', `${disk}.sock`),
     diskFolder: (id) => path.join(folder, 'disks', id),
   }
-}
-
-/** Kind 'invalid-argument' when the path does not fit a Unix socket. */
-export function checkSocketPath(socket: string): void {
-  const length = Buffer.byteLength(socket)
-  if (length <= SOCKET_PATH_MAX) return
-  const message = `socket path ${socket} has ${length} bytes; at most ${SOCKET_PATH_MAX} fit: use a shorter --home or name`
-  throw new BlockError('invalid-argument', message, { path: socket })
 }

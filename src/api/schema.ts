@@ -1,0 +1,200 @@
+// The API as one table: every route with its types and validators. Server, client, command line and dashboard import it; it
+// imports nothing but zod at run time.
+
+import { z } from 'zod'
+
+const name = z.string().min(1).max(1023)
+const bytes = z.number().int().nonnegative()
+const speed = bytes.default(0).describe('Bytes per second; 0 is no limit')
+
+export const errorBody = z.object({ error: z.object({ kind: z.string(), message: z.string() }) })
+
+const layer = z.object({
+  path: z.string(),
+  format: z.string(),
+  snapshot: z.object({ name: z.string(), createdMs: z.number() }).optional(),
+})
+
+const bitmap = z.object({
+  name: z.string(),
+  granule: z.number(),
+  recording: z.boolean(),
+  state: z.enum(['valid', 'void']),
+  dirtyBytes: bytes,
+})
+
+const disk = z.object({
+  name: z.string(),
+  state: z.enum(['open', 'failed']),
+  error: z.string().optional(),
+  size: bytes,
+  uri: z.string().optional(),
+  layers: z.array(layer),
+  bitmaps: z.array(bitmap),
+})
+
+const snapshot = z.object({ name: z.string(), createdMs: z.number(), path: z.string() })
+
+const job = z.object({
+  id: z.string(),
+  kind: z.string(),
+  subject: z.string(),
+  state: z.string(),
+  verbs: z.array(z.string()),
+  done: bytes,
+  total: bytes,
+  resumedAt: bytes,
+  speed: bytes,
+  startedMs: z.number(),
+  endedMs: z.number().optional(),
+  error: z.object({ kind: z.string(), message: z.string() }).optional(),
+  details: z.record(z.string(), z.unknown()),
+})
+
+const onDisk = z.object({ disk: name })
+const onJob = z.object({ job: name })
+const nothing = z.object({})
+
+interface Route {
+  readonly method: 'GET' | 'POST' | 'DELETE'
+  readonly path: string
+  readonly summary: string
+  readonly params: z.ZodType
+  readonly body: z.ZodType
+  readonly response: z.ZodType
+}
+
+export const routes = {
+  showStatus: {
+    method: 'GET',
+    path: '/v1/status',
+    summary: 'The daemon: version, process and home',
+    params: nothing,
+    body: nothing,
+    response: z.object({ version: z.string(), pid: z.number(), home: z.string(), node: z.string(), memory: bytes }),
+  },
+  listDisks: {
+    method: 'GET',
+    path: '/v1/disks',
+    summary: 'All disks',
+    params: nothing,
+    body: nothing,
+    response: z.array(disk),
+  },
+  addDisk: {
+    method: 'POST',
+    path: '/v1/disks',
+    summary: 'Adds an image as a disk and serves it; with a size, makes the image first',
+    params: nothing,
+    body: z.object({ name, image: z.string().min(1), format: z.enum(['raw', 'qcow2']), size: bytes.optional() }),
+    response: disk,
+  },
+  showDisk: {
+    method: 'GET',
+    path: '/v1/disks/:disk',
+    summary: 'One disk with its layers and bitmaps',
+    params: onDisk,
+    body: nothing,
+    response: disk,
+  },
+  removeDisk: {
+    method: 'DELETE',
+    path: '/v1/disks/:disk',
+    summary: 'Stops serving a disk and forgets it; its images stay',
+    params: onDisk,
+    body: nothing,
+    response: nothing,
+  },
+  listSnapshots: {
+    method: 'GET',
+    path: '/v1/disks/:disk/snapshots',
+    summary: 'The snapshots of a disk, oldest first',
+    params: onDisk,
+    body: nothing,
+    response: z.array(snapshot),
+  },
+  createSnapshot: {
+    method: 'POST',
+    path: '/v1/disks/:disk/snapshots',
+    summary: 'Freezes the present state of a disk under a name',
+    params: onDisk,
+    body: z.object({ name }),
+    response: snapshot,
+  },
+  deleteSnapshot: {
+    method: 'DELETE',
+    path: '/v1/disks/:disk/snapshots/:snapshot',
+    summary: 'Merges the layer above a snapshot into it, as a job',
+    params: z.object({ disk: name, snapshot: name }),
+    body: z.object({ speed }),
+    response: job,
+  },
+  planCommit: {
+    method: 'POST',
+    path: '/v1/disks/:disk/commit/plan',
+    summary: 'The snapshots that a commit would end',
+    params: onDisk,
+    body: z.object({ from: name.optional(), to: name.optional() }),
+    response: z.object({ ends: z.array(z.string()) }),
+  },
+  commit: {
+    method: 'POST',
+    path: '/v1/disks/:disk/commit',
+    summary: 'Merges layers down while the guest writes, as a job',
+    params: onDisk,
+    body: z.object({ from: name.optional(), to: name.optional(), speed }),
+    response: job,
+  },
+  backup: {
+    method: 'POST',
+    path: '/v1/backups',
+    summary:
+      'Takes a moment of one or more disks and copies it into a repository, as a job; answers when the moment is taken',
+    params: nothing,
+    body: z.object({
+      disks: z.array(name).min(1),
+      repository: z.string().min(1),
+      full: z.boolean().default(false),
+      speed,
+    }),
+    response: job,
+  },
+  listJobs: {
+    method: 'GET',
+    path: '/v1/jobs',
+    summary: 'Running jobs, then ended ones, newest first',
+    params: nothing,
+    body: nothing,
+    response: z.array(job),
+  },
+  showJob: { method: 'GET', path: '/v1/jobs/:job', summary: 'One job', params: onJob, body: nothing, response: job },
+  sayToJob: {
+    method: 'POST',
+    path: '/v1/jobs/:job/:verb',
+    summary: 'Says a verb to a running job; which are legal now, its status says',
+    params: z.object({ job: name, verb: z.enum(['pause', 'resume', 'cancel']) }),
+    body: nothing,
+    response: job,
+  },
+  setJobSpeed: {
+    method: 'POST',
+    path: '/v1/jobs/:job/speed',
+    summary: 'Changes the speed limit of a running job',
+    params: onJob,
+    body: z.object({ speed: bytes }),
+    response: job,
+  },
+} as const satisfies Record<string, Route>
+
+export type Routes = typeof routes
+export type RouteName = keyof Routes
+export type Params<K extends RouteName> = z.output<Routes[K]['params']>
+export type Body<K extends RouteName> = z.output<Routes[K]['body']>
+export type BodyInput<K extends RouteName> = z.input<Routes[K]['body']>
+export type Reply<K extends RouteName> = z.output<Routes[K]['response']>
+
+/** A job's progress as server-sent events: one `data:` line of JSON per change, the last one when it ended. */
+export const jobEventsPath = (id: string): string => `/v1/jobs/${encodeURIComponent(id)}/events`
+
+export type JobReply = z.output<typeof job>
+export type DiskReply = z.output<typeof disk>

@@ -1,0 +1,137 @@
+// Serves the table of routes over HTTP on a Unix socket, with its OpenAPI document at /v1/openapi.json. Translates between
+// requests and the engine, nothing more.
+
+import Swagger from '@fastify/swagger'
+import fastify, { type FastifyInstance, type FastifyReply } from 'fastify'
+import {
+  hasZodFastifySchemaValidationErrors,
+  jsonSchemaTransform,
+  serializerCompiler,
+  validatorCompiler,
+} from 'fastify-type-provider-zod'
+import { BODY_BYTES_MAX, EVENTS_EVERY_MS } from '../base/limits.ts'
+import { type ErrorKind, toBlockError } from '../block/error.ts'
+import type { Engine } from '../engine/engine.ts'
+import { type Body, errorBody, type Params, type Reply, type RouteName, routes } from './schema.ts'
+import { HTTP_STATUS } from './status-codes.ts'
+
+type Handlers = { [K in RouteName]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K> }
+
+export interface ServerOptions {
+  readonly engine: Engine
+  readonly version: string
+  readonly home: string
+}
+
+function handlersOf({ engine, version, home }: ServerOptions): Handlers {
+  return {
+    showStatus: () => {
+      return { version, pid: process.pid, home, node: process.version, memory: process.memoryUsage.rss() }
+    },
+    listDisks: () => engine.listDisks() as Reply<'listDisks'>,
+    addDisk: (_params, { name, image, format, size }) => {
+      const added =
+        size === undefined ? engine.addDisk(name, image, format) : engine.createDisk(name, image, format, size)
+      return added as Promise<Reply<'addDisk'>>
+    },
+    showDisk: ({ disk }) => engine.showDisk(disk) as Reply<'showDisk'>,
+    removeDisk: async ({ disk }) => {
+      await engine.removeDisk(disk)
+      return {}
+    },
+    listSnapshots: ({ disk }) => engine.listSnapshots(disk),
+    createSnapshot: ({ disk }, { name }) => engine.createSnapshot(disk, name),
+    deleteSnapshot: ({ disk, snapshot }, { speed }) =>
+      engine.deleteSnapshot(disk, snapshot, speed) as Promise<Reply<'deleteSnapshot'>>,
+    planCommit: ({ disk }, { from, to }) => ({ ends: [...engine.planCommit(disk, from, to)] }),
+    commit: ({ disk }, { from, to, speed }) => engine.commit(disk, from, to, speed) as Promise<Reply<'commit'>>,
+    backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
+    listJobs: () => engine.listJobs() as Reply<'listJobs'>,
+    showJob: ({ job }) => engine.showJob(job) as Reply<'showJob'>,
+    sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Reply<'sayToJob'>,
+    setJobSpeed: ({ job }, { speed }) => engine.setJobSpeed(job, speed) as Reply<'setJobSpeed'>,
+  }
+}
+
+/** The HTTP server, not yet listening. */
+export async function makeServer(options: ServerOptions): Promise<FastifyInstance> {
+  const server = fastify({ bodyLimit: BODY_BYTES_MAX, forceCloseConnections: true })
+  server.setValidatorCompiler(validatorCompiler)
+  server.setSerializerCompiler(serializerCompiler)
+  server.setErrorHandler((error, _request, reply) => sendError(error, reply))
+  server.setNotFoundHandler((request, reply) =>
+    reply.status(404).send({ error: { kind: 'not-found', message: `there is no ${request.method} ${request.url}` } }),
+  )
+  await server.register(Swagger, {
+    openapi: { info: { title: 'Varve', version: options.version } },
+    transform: jsonSchemaTransform,
+  })
+  const handlers = handlersOf(options)
+  for (const name of Object.keys(routes) as RouteName[]) addRoute(server, name, handlers)
+  addJobEvents(server, options.engine)
+  server.get('/v1/openapi.json', { schema: { hide: true } }, () => server.swagger())
+  return server
+}
+
+function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers): void {
+  const route = routes[name]
+  const handler = handlers[name] as (params: unknown, body: unknown) => unknown
+  server.route({
+    method: route.method,
+    url: route.path,
+    schema: {
+      operationId: name,
+      summary: route.summary,
+      params: route.params,
+      ...(route.method === 'GET' ? {} : { body: route.body }),
+      response: { 200: route.response, '4xx': errorBody, '5xx': errorBody },
+    },
+    handler: async (request) => handler(request.params, request.body),
+  })
+}
+
+/** Progress comes as often as the job reports it, at most once in EVENTS_EVERY_MS, and once more at the end. */
+function addJobEvents(server: FastifyInstance, engine: Engine): void {
+  server.get('/v1/jobs/:job/events', { schema: { hide: true } }, (request, reply) => {
+    const { job } = request.params as { job: string }
+    const first = engine.showJob(job)
+    reply.hijack()
+    const { raw } = reply
+    raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
+    const send = (status: unknown): void => void raw.write(`data: ${JSON.stringify(status)}\n\n`)
+    send(first)
+    if (first.endedMs !== undefined) {
+      raw.end()
+      return
+    }
+    let lastMs = performance.now()
+    const stop = engine.watchJob(job, (status) => {
+      const now = performance.now()
+      if (now - lastMs < EVENTS_EVERY_MS || raw.writableNeedDrain) return
+      lastMs = now
+      send(status)
+    })
+    raw.on('close', stop)
+    void engine.jobEnded(job).then((status) => {
+      stop()
+      if (raw.writableEnded) return
+      send(status)
+      raw.end()
+    })
+  })
+}
+
+function sendError(error: unknown, reply: FastifyReply): FastifyReply {
+  if (hasZodFastifySchemaValidationErrors(error)) {
+    const message = error.validation
+      .map((issue) => `${issue.instancePath || 'request'}: ${issue.message ?? ''}`)
+      .join('; ')
+    return reply.status(400).send({ error: { kind: 'invalid-argument' satisfies ErrorKind, message } })
+  }
+  const status = (error as { statusCode?: number }).statusCode
+  if (status !== undefined && status >= 400 && status < 500) {
+    return reply.status(status).send({ error: { kind: 'invalid-argument', message: (error as Error).message } })
+  }
+  const { kind, message } = toBlockError(error, 'internal error')
+  return reply.status(HTTP_STATUS[kind]).send({ error: { kind, message } })
+}

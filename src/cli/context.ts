@@ -1,0 +1,117 @@
+// What every command shares: the global options, the client of the daemon, and how results, progress and errors are shown.
+// Results go to standard output, progress and errors to standard error.
+
+import { SingleBar } from 'cli-progress'
+import type { Command } from 'commander'
+import { ApiClient } from '../api/client.ts'
+import type { JobReply } from '../api/schema.ts'
+import { formatSize, parseSize } from '../base/size.ts'
+import { BlockError, type ErrorKind, isBlockError } from '../block/error.ts'
+import { homeAt, homeFolder } from '../engine/home.ts'
+
+/** Exit statuses: 0 done, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt or verification failed. */
+export const EXIT_STATUS: Record<ErrorKind, number> = {
+  io: 1,
+  'no-space': 1,
+  'out-of-range': 2,
+  'read-only': 1,
+  unsupported: 1,
+  'invalid-format': 5,
+  corrupt: 5,
+  'invalid-argument': 2,
+  'not-found': 3,
+  exists: 4,
+  busy: 4,
+  closed: 1,
+  cancelled: 1,
+  timeout: 1,
+  permission: 1,
+  protocol: 1,
+}
+
+export interface GlobalOptions {
+  readonly json?: boolean
+  readonly home?: string
+}
+
+export interface Cli {
+  readonly json: boolean
+  readonly home: string
+  readonly api: ApiClient
+}
+
+/** The shared things for a command's action. */
+export function cliOf(command: Command): Cli {
+  const { json, home } = command.optsWithGlobals<GlobalOptions>()
+  const folder = homeFolder(home)
+  return { json: json === true, home: folder, api: new ApiClient(homeAt(folder).apiSocket) }
+}
+
+/** Prints a result: as JSON for programs, else as `text` makes it. */
+export function print<T>(cli: Cli, result: T, text: (result: T) => string): void {
+  process.stdout.write(cli.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${text(result)}\n`)
+}
+
+/** Rows as aligned columns under their heads. */
+export function table(heads: readonly string[], rows: readonly (readonly string[])[]): string {
+  const widths = heads.map((head, column) => Math.max(head.length, ...rows.map((row) => (row[column] ?? '').length)))
+  return [heads, ...rows]
+    .map((row) =>
+      row
+        .map((cell, i) => cell.padEnd(widths[i] as number))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n')
+}
+
+/** A size argument in bytes. Kind 'invalid-argument' when it is none. */
+export function sizeArgument(text: string): number {
+  const bytes = parseSize(text)
+  if (bytes !== undefined) return bytes
+  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is not a size: write 512M, 4G or a number of bytes`)
+}
+
+/** Progress on standard error: a bar on a terminal, nothing elsewhere. */
+export class Progress {
+  readonly #bar: SingleBar | undefined
+
+  constructor(title: string) {
+    if (!process.stderr.isTTY) return
+    const format = `${title} [{bar}] {percentage}% {done} of {all} {eta_formatted}`
+    this.#bar = new SingleBar({ format, hideCursor: true, stream: process.stderr, etaBuffer: 50 })
+    this.#bar.start(1, 0, { done: '', all: '' })
+  }
+
+  update(done: number, total: number): void {
+    this.#bar?.setTotal(Math.max(1, total))
+    this.#bar?.update(done, { done: formatSize(done), all: formatSize(total) })
+  }
+
+  end(): void {
+    this.#bar?.stop()
+  }
+}
+
+/** Follows a job to its end with a bar. Throws what the job failed with. */
+export async function followJob(cli: Cli, started: JobReply): Promise<JobReply> {
+  const progress = new Progress(started.id)
+  try {
+    const ended = await cli.api.follow(started.id, ({ done, total }) => progress.update(done, total))
+    if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
+    return ended
+  } finally {
+    progress.end()
+  }
+}
+
+/** One line on standard error, and the exit status that the error's kind has. */
+export function reportError(error: unknown, json: boolean): number {
+  if (isBlockError(error)) {
+    const { kind, message } = error
+    process.stderr.write(json ? `${JSON.stringify({ error: { kind, message } })}\n` : `varve: ${message}\n`)
+    return EXIT_STATUS[kind]
+  }
+  process.stderr.write(`varve: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
+  return 1
+}

@@ -1,0 +1,92 @@
+// varve disk: create, add, list, show, remove.
+
+import path from 'node:path'
+import { type Command, Option } from 'commander'
+import type { DiskReply } from '../api/schema.ts'
+import { formatSize } from '../base/size.ts'
+import { type Format, FORMATS } from '../chain/open.ts'
+import { cliOf, print, sizeArgument, table } from './context.ts'
+
+const formatOption = (): Option =>
+  new Option('-f, --format <format>', 'format of the image; never probed, since a guest could write a header')
+    .choices(FORMATS)
+    .makeOptionMandatory()
+
+export function addDiskCommands(program: Command): void {
+  const disk = program.command('disk').description('disks that guests attach over NBD')
+  disk
+    .command('create <name> <image>')
+    .description('make an image and serve it as a disk')
+    .addOption(formatOption())
+    .requiredOption('--size <size>', 'size, such as 10G', sizeArgument)
+    .action((name: string, image: string, options: { format: Format; size: number }, command: Command) =>
+      add(command, { name, image: path.resolve(image), format: options.format, size: options.size }),
+    )
+  disk
+    .command('add <name> <image>')
+    .description('serve an image as a disk; prints the URI for QEMU’s nbd driver')
+    .addOption(formatOption())
+    .action((name: string, image: string, options: { format: Format }, command: Command) =>
+      add(command, { name, image: path.resolve(image), format: options.format }),
+    )
+  disk
+    .command('list')
+    .description('all disks')
+    .action(async (_options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      const disks = await cli.api.call('listDisks', {}, {})
+      print(cli, disks, () =>
+        table(
+          ['NAME', 'STATE', 'SIZE', 'LAYERS', 'URI'],
+          disks.map((row) => [
+            row.name,
+            row.state,
+            formatSize(row.size),
+            String(row.layers.length),
+            row.uri ?? row.error ?? '',
+          ]),
+        ),
+      )
+    })
+  disk
+    .command('show <name>')
+    .description('one disk with its layers and bitmaps')
+    .action(async (name: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      print(cli, await cli.api.call('showDisk', { disk: name }, {}), describeDisk)
+    })
+  disk
+    .command('remove <name>')
+    .description('stop serving a disk and forget it; its images stay')
+    .action(async (name: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      await cli.api.call('removeDisk', { disk: name }, {})
+      print(cli, {}, () => `${name} removed; its images stay`)
+    })
+}
+
+async function add(
+  command: Command,
+  body: { name: string; image: string; format: Format; size?: number },
+): Promise<void> {
+  const cli = cliOf(command)
+  print(cli, await cli.api.call('addDisk', {}, body), (disk) => disk.uri ?? '')
+}
+
+function describeDisk(disk: DiskReply): string {
+  const layers = disk.layers.toReversed().map((layer, index) => {
+    const role = index === 0 ? 'active' : (layer.snapshot?.name ?? 'layer')
+    return `  ${role.padEnd(12)} ${layer.format.padEnd(6)} ${layer.path}`
+  })
+  const bitmaps = disk.bitmaps.map(
+    (bitmap) =>
+      `  ${bitmap.name}: ${bitmap.state}, ${bitmap.recording ? 'recording' : 'not recording'}, ${formatSize(bitmap.dirtyBytes)} dirty`,
+  )
+  return [
+    `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,
+    ...(disk.uri === undefined ? [] : [disk.uri]),
+    'layers, from the active one to the base:',
+    ...layers,
+    ...(bitmaps.length === 0 ? [] : ['bitmaps:', ...bitmaps]),
+  ].join('\n')
+}

@@ -1,0 +1,83 @@
+// `varve nbd`: serves one image over NBD without a daemon, until it is told to stop. No bitmaps, no jobs, no catalog; the
+// image's own claim keeps other programs from writing to it meanwhile.
+
+import path from 'node:path'
+import { BlockError } from '../block/error.ts'
+import { Chain } from '../chain/chain.ts'
+import { FORMATS, isFormat, openChain } from '../chain/open.ts'
+import { realHost } from '../host/real.ts'
+import { type Export, NbdServer } from '../nbd/server.ts'
+import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
+import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
+
+export interface ServeImageOptions {
+  readonly image: string
+  /** 'raw' or 'qcow2'; never guessed, since a guest could write an image header into a raw disk. */
+  readonly format: string
+  /** Serve on this Unix socket; else on TCP, loopback only. */
+  readonly socket?: string
+  /** 10809 unless told; 0 lets the system choose. */
+  readonly port?: number
+  readonly readOnly?: boolean
+  /** The empty name, which clients get that ask for none, unless told. */
+  readonly exportName?: string
+}
+
+/**
+ * Opens the image with its backing files, serves it, prints its URI on standard output, and returns after SIGINT or
+ * SIGTERM, when every request is answered and the image is closed cleanly.
+ */
+export async function serveImage(options: ServeImageOptions): Promise<void> {
+  const { image, format, socket } = options
+  if (!isFormat(format)) {
+    throw new BlockError('invalid-argument', `format "${format}" is not one of ${FORMATS.join(', ')}`)
+  }
+  if (socket !== undefined && options.port !== undefined) {
+    throw new BlockError('invalid-argument', 'give either a socket or a port, not both')
+  }
+  const stop = stopSignal()
+  const name = path.basename(image)
+  const chain = new Chain(name, await openChain({ host: realHost, path: image, format, name }))
+  try {
+    if (options.readOnly !== true) await chain.active.setAccess('write')
+    await serveUntil(stop, chain, options)
+    if (options.readOnly !== true) await chain.active.setAccess('read')
+  } finally {
+    await chain.close()
+  }
+}
+
+async function serveUntil(stop: Promise<void>, chain: Chain, options: ServeImageOptions): Promise<void> {
+  const name = options.exportName ?? ''
+  const served: Export = {
+    name,
+    description: chain.name,
+    device: chain,
+    readOnly: options.readOnly ?? false,
+  }
+  const server = new NbdServer({ find: (wanted) => (wanted === name ? served : undefined), list: () => [served] })
+  try {
+    console.log(formatNbdUri(await listen(server, name, options)))
+    await stop
+  } finally {
+    await server.close()
+  }
+}
+
+async function listen(server: NbdServer, name: string, options: ServeImageOptions): Promise<NbdUri> {
+  if (options.socket !== undefined) {
+    const socket = path.resolve(options.socket)
+    await server.listenUnix(socket)
+    return { transport: 'unix', path: socket, name }
+  }
+  const port = await server.listenTcp('127.0.0.1', options.port ?? NBD_DEFAULT_PORT)
+  return { transport: 'tcp', host: '127.0.0.1', port, name }
+}
+
+/** Resolves at the first SIGINT or SIGTERM; a second one ends the process at once, as if this were not here. */
+function stopSignal(): Promise<void> {
+  return new Promise((resolve) => {
+    process.once('SIGINT', () => resolve())
+    process.once('SIGTERM', () => resolve())
+  })
+}

@@ -1,0 +1,87 @@
+// varve snapshot and varve commit: live snapshots and live merge.
+
+import { createInterface } from 'node:readline/promises'
+import type { Command } from 'commander'
+import { BlockError } from '../block/error.ts'
+import { type Cli, cliOf, followJob, print, sizeArgument, table } from './context.ts'
+
+export function addSnapshotCommands(program: Command): void {
+  const snapshot = program.command('snapshot').description('live snapshots of a disk')
+  snapshot
+    .command('create <disk> [name]')
+    .description('freeze the present state under a name; writes go to a new overlay')
+    .action(async (disk: string, name: string | undefined, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      const made = await cli.api.call('createSnapshot', { disk }, { name: name ?? defaultName() })
+      print(cli, made, () => `${made.name}: ${made.path}`)
+    })
+  snapshot
+    .command('list <disk>')
+    .description('the snapshots of a disk, oldest first')
+    .action(async (disk: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      const found = await cli.api.call('listSnapshots', { disk }, {})
+      print(cli, found, () =>
+        table(
+          ['NAME', 'CREATED', 'IMAGE'],
+          found.map((row) => [row.name, new Date(row.createdMs).toISOString(), row.path]),
+        ),
+      )
+    })
+  snapshot
+    .command('delete <disk> <name>')
+    .description('merge the layer above the snapshot into it, while the guest writes')
+    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
+    .option('--no-wait', 'return as soon as the job runs')
+    .action(async (disk: string, name: string, options: { speed: number; wait: boolean }, command: Command) => {
+      const cli = cliOf(command)
+      const job = await cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed: options.speed })
+      const last = options.wait ? await followJob(cli, job) : job
+      print(cli, last, () => `${last.id}: ${last.state}`)
+    })
+
+  program
+    .command('commit <disk>')
+    .description('merge layers down while the guest writes; by default all of them into the base')
+    .option('--from <layer>', 'highest layer that goes down: a snapshot, an image or "active"')
+    .option('--to <layer>', 'layer that takes all: a snapshot, an image or "base"')
+    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
+    .option('-y, --yes', 'end the snapshots in between without asking')
+    .option('--no-wait', 'return as soon as the job runs')
+    .action(commit)
+}
+
+interface CommitOptions {
+  readonly from?: string
+  readonly to?: string
+  readonly speed: number
+  readonly yes?: boolean
+  readonly wait: boolean
+}
+
+async function commit(disk: string, options: CommitOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const range = {
+    ...(options.from === undefined ? {} : { from: options.from }),
+    ...(options.to === undefined ? {} : { to: options.to }),
+  }
+  const { ends } = await cli.api.call('planCommit', { disk }, range)
+  if (ends.length > 0 && options.yes !== true) await ask(cli, disk, ends)
+  const job = await cli.api.call('commit', { disk }, { ...range, speed: options.speed })
+  const last = options.wait ? await followJob(cli, job) : job
+  print(cli, last, () => `${last.id}: ${last.state}${ends.length > 0 ? `; ended snapshots: ${ends.join(', ')}` : ''}`)
+}
+
+/** A commit takes away what these snapshots show, so it is asked for by name. */
+async function ask(cli: Cli, disk: string, ends: readonly string[]): Promise<void> {
+  const question = `This commit of ${disk} ends the snapshots ${ends.join(', ')}`
+  if (cli.json || !process.stdin.isTTY) throw new BlockError('invalid-argument', `${question}: say --yes to go on`)
+  const terminal = createInterface({ input: process.stdin, output: process.stderr })
+  const answer = await terminal.question(`${question}. Go on? [y/N] `)
+  terminal.close()
+  if (!/^y(es)?$/i.test(answer.trim())) throw new BlockError('cancelled', 'nothing was changed')
+}
+
+function defaultName(): string {
+  return new Date().toISOString().replace(/[:.]/g, '-').replace('Z', '')
+}
