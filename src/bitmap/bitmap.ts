@@ -181,8 +181,15 @@ export class Bitmap {
   /** The bits as bytes, low bit first; the bits past the last granule are zero. */
   toBytes(): Uint8Array {
     const bytes = new Uint8Array(divideUp(this.length, 8))
-    for (let i = 0; i < bytes.length; i++) bytes[i] = (this.#words[i >>> 2] as number) >>> ((i & 3) * 8)
+    this.copyBytes(0, bytes.length, bytes, 0)
     return bytes
+  }
+
+  /** Copies `length` of the bytes that `toBytes` gives, from byte `first` on, to `into[at]`: a large set piece by piece. */
+  copyBytes(first: number, length: number, into: Uint8Array, at: number): void {
+    for (let i = first; i < first + length; i++) {
+      into[at + i - first] = (this.#words[i >>> 2] as number) >>> ((i & 3) * 8)
+    }
   }
 
   /** The set that `toBytes` wrote. Bits past the last granule are ignored. */
