@@ -7,6 +7,7 @@ import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
 import { initRepositoryAt, openRepositoryAt } from '../daemon/repositories.ts'
+import type { BackupReader, Repository } from '../repository/repository.ts'
 import { cliOf, followJob, Progress, print, sizeArgument, table } from './context.ts'
 import { restoreToImage } from './restore-image.ts'
 
@@ -19,6 +20,7 @@ export function addBackupCommands(program: Command): void {
     .description('make a repository in an empty or new folder')
     .action(async (folder: string, _options: unknown, command: Command) => {
       const repository = await initRepositoryAt(folder)
+      await repository.close()
       print(cliOf(command), { id: repository.id, location: path.resolve(folder) }, ({ id }) => `repository ${id}`)
     })
   repo.command('list <folder>').description('the backups in it, newest last').action(listBackups)
@@ -52,7 +54,7 @@ export function addBackupCommands(program: Command): void {
 
 async function listBackups(folder: string, _options: unknown, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const backups = await (await openRepositoryAt(folder)).backups()
+  const backups = await withRepository(folder, (repository) => repository.backups())
   print(cli, backups, () =>
     table(
       ['BACKUP', 'MOMENT', 'KIND', 'DISKS', 'SIZE', 'STORED'],
@@ -101,15 +103,27 @@ async function backup(disks: string[], options: BackupOptions, command: Command)
 async function verify(id: string, options: { repo: string }, command: Command): Promise<void> {
   const cli = cliOf(command)
   const progress = new Progress('verify')
-  const repository = await openRepositoryAt(options.repo)
-  const report = await repository.verify(id, (done, total) => progress.update(done, total))
-  progress.end()
-  print(cli, report, () => (report.damaged.length === 0 ? `${id}: whole` : `${id}: damaged`))
-  if (report.damaged.length === 0) return
-  throw new BlockError(
-    'corrupt',
-    `backup ${id} is damaged in ${report.damaged.length} places: ${String(report.damaged[0]?.message)}`,
+  const report = await withRepository(options.repo, (repository) =>
+    repository.verify(id, (done, total) => progress.update(done, total)),
   )
+  progress.end()
+  const findings = [
+    ...report.ranges.map((range) => `${range.disk}: ${range.length} bytes at ${range.offset}: ${range.reason}`),
+    ...report.objects.map((object) => `${object.key}: ${object.reason}`),
+  ]
+  print(cli, report, () => [`${id}: ${report.isGood ? 'whole' : 'damaged'}`, ...findings].join('\n'))
+  if (report.isGood) return
+  throw new BlockError('corrupt', `backup ${id} is damaged: ${findings[0] ?? 'see the report'}`)
+}
+
+/** Opens a repository for one piece of work and closes it. */
+async function withRepository<T>(folder: string, work: (repository: Repository) => Promise<T>): Promise<T> {
+  const repository = await openRepositoryAt(folder)
+  try {
+    return await work(repository)
+  } finally {
+    await repository.close()
+  }
 }
 
 interface RestoreOptions {
@@ -121,21 +135,29 @@ interface RestoreOptions {
 
 async function restore(id: string, options: RestoreOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const reader = await (await openRepositoryAt(options.repo)).openBackup(id)
-  try {
-    const names = reader.disks.map((disk) => disk.name)
-    const wanted = options.disk ?? (names.length === 1 ? names[0] : undefined)
-    if (wanted === undefined)
-      throw new BlockError('invalid-argument', `${id} has the disks ${names.join(', ')}: say --disk NAME`)
-    const disk = reader.disks.find((other) => other.name === wanted)
-    if (disk === undefined) throw new BlockError('not-found', `${id} has no disk ${wanted}; it has ${names.join(', ')}`)
+  const image = path.resolve(options.to)
+  const result = await withRepository(options.repo, async (repository) => {
+    const reader = await repository.openBackup(id)
     const progress = new Progress('restore')
-    const bytes = await restoreToImage(disk.device, path.resolve(options.to), options.format, (done, total) =>
-      progress.update(done, total),
-    )
-    progress.end()
-    print(cli, { image: path.resolve(options.to), size: disk.size, copied: bytes }, (result) => result.image)
-  } finally {
-    await reader.close()
+    try {
+      const disk = chooseDisk(reader, options.disk)
+      const report = (done: number, total: number): void => progress.update(done, total)
+      return { image, size: disk.size, copied: await restoreToImage(disk.device, image, options.format, report) }
+    } finally {
+      progress.end()
+      await reader.close()
+    }
+  })
+  print(cli, result, () => result.image)
+}
+
+function chooseDisk(reader: BackupReader, wanted: string | undefined): BackupReader['disks'][number] {
+  const names = reader.disks.map((disk) => disk.name)
+  const name = wanted ?? (names.length === 1 ? names[0] : undefined)
+  if (name === undefined) {
+    throw new BlockError('invalid-argument', `${reader.info.id} has the disks ${names.join(', ')}: say --disk NAME`)
   }
+  const disk = reader.disks.find((other) => other.name === name)
+  if (disk !== undefined) return disk
+  throw new BlockError('not-found', `${reader.info.id} has no disk ${name}; it has ${names.join(', ')}`)
 }

@@ -59,8 +59,7 @@ export async function startBackup(context: EngineContext, request: BackupRequest
     paused: false,
     startedMs: Date.now(),
   }
-  const opened = await context.openRepository(repository)
-  return launchBackup(context, row, opened)
+  return launchBackup(context, row, await context.openRepository(repository))
 }
 
 /**
@@ -75,8 +74,10 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
     try {
       const repository = await context.openRepository(spec.repository)
       const visible = (await repository.backups()).some(({ id }) => id === row.backup)
-      if (visible) done.push(row)
-      else again.push(async () => void (await launchBackup(context, row, repository)))
+      if (visible) {
+        done.push(row)
+        await repository.close()
+      } else again.push(async () => void (await launchBackup(context, row, repository)))
     } catch (error) {
       context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
       context.catalog.commit([{ remove: 'job', id: row.id }])
@@ -125,11 +126,12 @@ async function launchBackup(context: EngineContext, row: JobRecord, repository: 
       backup: writer.id,
       disks: plans.map((plan) => ({ name: plan.managed.record.name, kind: kindOf(plan), reason: plan.reason })),
     })
-    context.jobs.launch(job, started, () => work(context, job, plans, disks, durable, writer))
+    context.jobs.launch(job, started, () => work(context, job, { plans, disks, durable, writer, repository }))
     return job
   } catch (error) {
     context.catalog.commit([{ remove: 'job', id: row.id }])
     context.backupQueue.release()
+    await repository.close()
     throw error
   }
 }
@@ -143,20 +145,23 @@ function kindOf(plan: DiskPlan): 'full' | 'incremental' {
   return plan.parent === undefined ? 'full' : 'incremental'
 }
 
-async function work(
-  context: EngineContext,
-  job: Job,
-  plans: readonly DiskPlan[],
-  disks: readonly BackupDisk[],
-  durable: Promise<unknown>,
-  writer: BackupWriter,
-): Promise<void> {
+/** A backup whose moment is taken. */
+interface Running {
+  readonly plans: readonly DiskPlan[]
+  readonly disks: readonly BackupDisk[]
+  /** Resolves when the swapped bitmaps are durable. */
+  readonly durable: Promise<unknown>
+  readonly writer: BackupWriter
+  readonly repository: Repository
+}
+
+async function work(context: EngineContext, job: Job, running: Running): Promise<void> {
+  const { plans, disks, durable, writer, repository } = running
   let result: BackupResult | undefined
   try {
     await durable
     result = await runBackup(job, disks, writer)
-    const { info } = result
-    job.describe({ readBytes: result.readBytes, storedBytes: info.storedBytes })
+    job.describe({ readBytes: result.readBytes, storedBytes: result.info.storedBytes })
   } finally {
     for (const { view } of disks) await view.close()
     // A suspended job's bits are settled when the daemon opens again, as after a crash.
@@ -167,6 +172,7 @@ async function work(
       }
     }
     context.backupQueue.release()
+    await repository.close()
   }
 }
 
@@ -281,7 +287,7 @@ function captureChanges(disk: Disk, plan: DiskPlan, backup: string): BitmapChang
   if (last === undefined || old.state === 'void') return [{ kind: 'remove', name: bitmap }, fresh]
   // Also when a full is asked for: should it fail, the next one is an incremental as before.
   const captured = capturedName(bitmap)
-  return [{ kind: 'rename', name: bitmap, to: captured }, { kind: 'record', name: captured, recording: false }, fresh]
+  return [{ kind: 'rename', name: bitmap, to: captured }, { kind: 'record', name: captured, on: false }, fresh]
 }
 
 /** The backup is durable: the recording bitmap counts from it. */

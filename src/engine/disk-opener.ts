@@ -143,11 +143,11 @@ async function openFiles(context: EngineContext, folder: string): Promise<DirtyL
     opened.push(await context.host.open(path.join(folder, name), { write: true, create: 'if-missing' }))
   }
   const [log0, log1, slot0, slot1] = opened as [HostFile, HostFile, HostFile, HostFile]
-  return { logs: [log0, log1], slots: [slot0, slot1] }
+  return { areas: [log0, log1], slots: [slot0, slot1] }
 }
 
 async function closeFiles(files: DirtyLogFiles): Promise<void> {
-  for (const file of [...files.logs, ...files.slots]) await file.close()
+  for (const file of [...files.areas, ...files.slots]) await file.close()
 }
 
 /** Removes files of ended layers, and the to-do sets of jobs that are no more. */

@@ -4,7 +4,7 @@
 import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
-import { Job, type JobStatus } from '../job/job.ts'
+import type { Job, JobStatus } from '../job/job.ts'
 import type { Catalog, JobRecord } from './catalog.ts'
 
 export class JobTable {
@@ -76,7 +76,6 @@ export class JobTable {
       try {
         job.move('running')
         if (record.paused) job.pause()
-        await job.pausePoint(0)
         await work()
         job.move('concluded')
       } catch (error) {

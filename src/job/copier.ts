@@ -78,12 +78,14 @@ export class Copier implements Interceptor {
   /** One pass over the to-do set, from the disk's start to its end. */
   async pass(): Promise<void> {
     let position = 0
+    let moved = 0
     for (;;) {
+      await this.#options.job.pausePoint(moved)
       const run = this.#nextRun(position)
       if (run === undefined) return
       await this.copyRange(run.offset, run.length)
       position = run.offset + run.length
-      await this.#options.job.pausePoint(run.length)
+      moved = run.length
       const breath = this.#breather.pause()
       if (breath !== undefined) await breath
     }

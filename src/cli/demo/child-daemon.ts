@@ -1,0 +1,76 @@
+// The demo's daemon: `varve serve` as a process of its own, so that it can be killed and started again.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import fs from 'node:fs'
+import path from 'node:path'
+import { ApiClient } from '../../api/client.ts'
+import { BlockError } from '../../block/error.ts'
+import { homeAt } from '../../engine/home.ts'
+
+const START_MS = 20_000
+const STOP_MS = 30_000
+
+export class ChildDaemon {
+  readonly api: ApiClient
+  readonly #home: string
+  readonly #log: string
+  #process: ChildProcess | undefined
+
+  /** `log` is a file that gets what the daemon says. */
+  constructor(home: string, log: string) {
+    this.#home = home
+    this.#log = log
+    this.api = new ApiClient(homeAt(home).apiSocket)
+  }
+
+  /** Starts the daemon and waits until it answers. */
+  async start(): Promise<void> {
+    const log = fs.openSync(this.#log, 'a')
+    const main = path.join(
+      import.meta.dirname,
+      '..',
+      path.extname(import.meta.filename) === '.ts' ? 'main.ts' : 'main.js',
+    )
+    const child = spawn(process.execPath, [main, 'serve', '--home', this.#home], { stdio: ['ignore', log, log] })
+    fs.closeSync(log)
+    this.#process = child
+    const deadline = performance.now() + START_MS
+    for (;;) {
+      try {
+        await this.api.call('showStatus', {}, {})
+        return
+      } catch (error) {
+        if (child.exitCode !== null || performance.now() > deadline) {
+          throw new BlockError(
+            'io',
+            `the daemon did not start; it said: ${fs.readFileSync(this.#log, 'utf8').trim()}`,
+            {},
+            error,
+          )
+        }
+        await new Promise((resolve) => setTimeout(resolve, 20))
+      }
+    }
+  }
+
+  /** kill -9 */
+  async kill(): Promise<void> {
+    await this.#end('SIGKILL')
+  }
+
+  /** Ends it cleanly. */
+  async stop(): Promise<void> {
+    await this.#end('SIGTERM')
+  }
+
+  async #end(signal: 'SIGKILL' | 'SIGTERM'): Promise<void> {
+    const child = this.#process
+    this.#process = undefined
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
+    const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()))
+    child.kill(signal)
+    const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
+    await ended
+    clearTimeout(timer)
+  }
+}
