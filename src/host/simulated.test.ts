@@ -173,6 +173,18 @@ test('a rename is lost or done whole, in order with the name changes before it',
   assert.equal((await readAll(await host.open('/to/x')))[0], 2)
 })
 
+test('a buffer that is used again after a write does not change what was written', async () => {
+  const host = new SimulatedHost()
+  const file = await openNew(host, '/a')
+  await host.syncFolder('/')
+  const buffer = Buffer.alloc(512, 1)
+  await file.write(0, 512, buffer, 0)
+  buffer.fill(2)
+  await file.sync()
+  host.crash('none')
+  assert.ok((await readAll(await host.open('/a'))).equals(Buffer.alloc(512, 1)))
+})
+
 test('a change of length that was not synced is lost or kept with a power loss', async () => {
   const host = new SimulatedHost()
   const file = await openNew(host, '/a')

@@ -310,7 +310,11 @@ class SimulatedFile implements HostFile {
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
-    return this.#change('write', () => ({ kind: 'write', offset, data: from.slice(at, at + length) }))
+    return this.#change('write', () => ({
+      kind: 'write',
+      offset,
+      data: new Uint8Array(from.subarray(at, at + length)),
+    }))
   }
 
   punch(offset: number, length: number): Pending {
