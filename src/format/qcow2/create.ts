@@ -1,0 +1,126 @@
+// Makes a new, empty qcow2 image of version 3: header, refcount table, refcount blocks and L1 table, one after the other.
+// The clusters of the guest's data are allocated as it writes (writer.ts).
+//
+//   | header | refcount table | refcount blocks | L1 table |        each a whole number of clusters
+
+import path from 'node:path'
+import { setUint16, setUint64, utf8 } from '../../base/bytes.ts'
+import { QCOW2_L1_MAX } from '../../base/limits.ts'
+import { divideUp, isPowerOfTwo, roundUp } from '../../base/round.ts'
+import { BlockError } from '../../block/error.ts'
+import type { Host, HostFile } from '../../host/host.ts'
+import { encodeHeader, type Header, l1EntriesFor, placeBackingName } from './header.ts'
+import * as spec from './spec.ts'
+
+export interface CreateOptions {
+  /** Bytes of the disk. */
+  readonly size: number
+  /** Bytes, a power of two from 512 to 2 MiB; 64 KiB unless told. */
+  readonly clusterSize?: number
+  readonly backing?: { readonly name: string; readonly format: string }
+}
+
+const DEFAULT_CLUSTER_SIZE = 64 * 1024
+
+/**
+ * Makes an image at `path`, where nothing may be; it and its name are durable on return.
+ * Kinds: 'exists', 'invalid-argument' (a size or cluster size that cannot be), and those of the host.
+ */
+export async function createQcow2(host: Host, imagePath: string, options: CreateOptions): Promise<void> {
+  const header = newHeader(imagePath, options)
+  const file = await host.open(imagePath, { write: true, create: 'exclusive' })
+  try {
+    try {
+      await writeImage(file, header)
+    } finally {
+      await file.close()
+    }
+  } catch (error) {
+    await host.unlink(imagePath)
+    throw error
+  }
+  await host.syncFolder(path.dirname(imagePath))
+}
+
+function newHeader(imagePath: string, options: CreateOptions): Header {
+  const { size, clusterSize = DEFAULT_CLUSTER_SIZE, backing } = options
+  const invalid = (what: string): BlockError =>
+    new BlockError('invalid-argument', `${imagePath}: ${what}`, { path: imagePath })
+  const bits = Math.log2(clusterSize)
+  if (!isPowerOfTwo(clusterSize) || bits < spec.MIN_CLUSTER_BITS || bits > spec.MAX_CLUSTER_BITS)
+    throw invalid(`a cluster size is a power of two from 512 bytes to 2 MiB, not ${clusterSize}`)
+  if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
+  const l1Size = Math.max(1, l1EntriesFor(size, clusterSize))
+  if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
+    throw invalid(`a disk of ${size} bytes needs clusters of more than ${clusterSize} bytes`)
+
+  const perBlock = clusterSize / 2
+  const l1Clusters = divideUp(l1Size * spec.ENTRY_SIZE, clusterSize)
+  let blocks = 1
+  let tableClusters = 1
+  const total = (): number => 1 + tableClusters + blocks + l1Clusters
+  while (blocks < divideUp(total(), perBlock)) {
+    blocks = divideUp(total(), perBlock)
+    tableClusters = divideUp(blocks * spec.ENTRY_SIZE, clusterSize)
+  }
+  const compatible = new Uint8Array(8)
+  setUint64(compatible, 0, spec.COMPAT_LAZY_REFCOUNTS)
+  const header: Header = {
+    version: 3,
+    size,
+    clusterBits: bits,
+    clusterSize,
+    l1Offset: (1 + tableClusters + blocks) * clusterSize,
+    l1Size,
+    refcountTableOffset: clusterSize,
+    refcountTableClusters: tableClusters,
+    refcountOrder: spec.DEFAULT_REFCOUNT_ORDER,
+    snapshotCount: 0,
+    snapshotsOffset: 0,
+    compression: 'zlib',
+    incompatible: 0,
+    compatible,
+    autoclear: new Uint8Array(8),
+    moreFields: new Uint8Array(spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
+    extensions: [],
+    bitmaps: undefined,
+    backing: undefined,
+    backingNameOffset: 0,
+  }
+  return backing === undefined ? header : withBacking(header, backing.name, backing.format, imagePath)
+}
+
+/** The header with another backing reference, its name placed beside the old one; kind 'invalid-argument' when it does not fit. */
+export function withBacking(header: Header, name: string, format: string, imagePath: string): Header {
+  const length = utf8.encode(name).length
+  const isPossible = length > 0 && length <= spec.MAX_BACKING_NAME && !name.includes('\0')
+  const changed: Header = { ...header, backing: { name, format } }
+  const extensionsEnd = Math.max(encodeHeader(header).length, encodeHeader(changed).length)
+  const offset = isPossible ? placeBackingName(header, extensionsEnd, length) : -1
+  if (offset < 0) {
+    const message = `${imagePath}: the backing file name ${JSON.stringify(name)} does not fit the header; use a shorter one`
+    throw new BlockError('invalid-argument', message, { path: imagePath })
+  }
+  return { ...changed, backingNameOffset: offset }
+}
+
+async function writeImage(file: HostFile, header: Header): Promise<void> {
+  const { clusterSize } = header
+  const clusters = header.l1Offset / clusterSize + divideUp(header.l1Size * spec.ENTRY_SIZE, clusterSize)
+  await file.truncate(clusters * clusterSize)
+  const blocksOffset = header.refcountTableOffset + header.refcountTableClusters * clusterSize
+  const blocks = (header.l1Offset - blocksOffset) / clusterSize
+  const table = new Uint8Array(blocks * spec.ENTRY_SIZE)
+  for (let i = 0; i < blocks; i++) setUint64(table, i * spec.ENTRY_SIZE, blocksOffset + i * clusterSize)
+  await file.write(header.refcountTableOffset, table.length, table, 0)
+  const counts = new Uint8Array(roundUp(clusters * 2, clusterSize))
+  for (let i = 0; i < clusters; i++) setUint16(counts, i * 2, 1)
+  await file.write(blocksOffset, counts.length, counts, 0)
+  if (header.backing !== undefined) {
+    const name = utf8.encode(header.backing.name)
+    await file.write(header.backingNameOffset, name.length, name, 0)
+  }
+  const bytes = encodeHeader(header)
+  await file.write(0, bytes.length, bytes, 0)
+  await file.sync()
+}

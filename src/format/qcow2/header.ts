@@ -1,0 +1,363 @@
+// The header of a qcow2 image: reads and checks it, and writes it. Everything that the header says is checked here, once;
+// the tables that it points to are checked where they are read (tables.ts, refcounts.ts).
+//
+//   cluster 0   | fields (72 or header_length bytes) | extensions ... end | backing file name | free |
+
+import { getUint32, getUint64, MAX_SAFE, setUint32, setUint64, utf8 } from '../../base/bytes.ts'
+import {
+  QCOW2_BITMAPS_MAX,
+  QCOW2_DIRECTORY_MAX,
+  QCOW2_L1_MAX,
+  QCOW2_REFCOUNT_TABLE_MAX,
+  QCOW2_SNAPSHOTS_MAX,
+} from '../../base/limits.ts'
+import { divideUp, roundUp } from '../../base/round.ts'
+import type { BackingReference } from '../../block/device.ts'
+import { BlockError, type ErrorKind } from '../../block/error.ts'
+import type { HostFile } from '../../host/host.ts'
+import * as spec from './spec.ts'
+
+export interface HeaderExtension {
+  readonly type: number
+  readonly data: Uint8Array
+}
+
+/** Where the bitmaps extension points to. */
+export interface BitmapDirectory {
+  readonly count: number
+  readonly size: number
+  readonly offset: number
+}
+
+/** What the header says. Offsets and sizes in bytes, tables in entries unless the name says otherwise. */
+export interface Header {
+  readonly version: 2 | 3
+  size: number
+  readonly clusterBits: number
+  readonly clusterSize: number
+  l1Offset: number
+  l1Size: number
+  refcountTableOffset: number
+  refcountTableClusters: number
+  readonly refcountOrder: number
+  readonly snapshotCount: number
+  readonly snapshotsOffset: number
+  readonly compression: 'zlib' | 'zstd'
+  /** Low half of incompatible_features; its high half is reserved, and an image that uses it is refused. */
+  incompatible: number
+  /** compatible_features and autoclear_features, eight bytes each as they are. */
+  readonly compatible: Uint8Array
+  autoclear: Uint8Array
+  /** Fields after byte 104 up to header_length, kept as they are. */
+  readonly moreFields: Uint8Array
+  /** Without the backing format's, which is in `backing`, and without the end marker. */
+  readonly extensions: readonly HeaderExtension[]
+  readonly bitmaps: BitmapDirectory | undefined
+  backing: BackingReference | undefined
+  /** Where the backing file's name is; 0 without one. */
+  backingNameOffset: number
+}
+
+export function isDirty(header: Header): boolean {
+  return (header.incompatible & spec.INCOMPAT_DIRTY) !== 0
+}
+
+export function isMarkedCorrupt(header: Header): boolean {
+  return (header.incompatible & spec.INCOMPAT_CORRUPT) !== 0
+}
+
+/**
+ * Reads and checks the header of the image in `file`.
+ * Kinds: 'invalid-format' (no qcow2, or a header that cannot be right), 'unsupported' (a feature, by name).
+ */
+export async function readHeader(file: HostFile): Promise<Header> {
+  const fileSize = file.size()
+  const start = Buffer.alloc(spec.HEADER_LENGTH_V3)
+  await file.read(0, start.length, start, 0)
+  const fail = failure(file.path)
+  if (fileSize < spec.HEADER_LENGTH_V2 || getUint32(start, 0) !== spec.MAGIC)
+    throw fail(
+      'invalid-format',
+      'is no qcow2 image (its first bytes are not "QFI\\xfb"); check the format named for it',
+      0,
+    )
+  const bits = getUint32(start, spec.HEADER.cluster_bits)
+  if (bits < spec.MIN_CLUSTER_BITS || bits > spec.MAX_CLUSTER_BITS)
+    throw fail('invalid-format', `has clusters of 2^${bits} bytes; 2^9 to 2^21 are possible`, spec.HEADER.cluster_bits)
+  const first = Buffer.alloc(2 ** bits)
+  await file.read(0, first.length, first, 0)
+  return parseHeader(first, fileSize, file.path)
+}
+
+type Fail = (kind: ErrorKind, what: string, offset: number) => BlockError
+
+function failure(path: string): Fail {
+  return (kind, what, offset) => new BlockError(kind, `${path} ${what}`, { path, offset })
+}
+
+/** Checks and reads the header in `bytes`, the image's whole first cluster. `fileSize` bounds what it may point to. */
+export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): Header {
+  const fail = failure(path)
+  const field = (name: keyof typeof spec.HEADER): number => getUint32(bytes, spec.HEADER[name])
+  const long = (name: keyof typeof spec.HEADER): number => getUint64(bytes, spec.HEADER[name])
+  const version = field('version')
+  if (version !== 2 && version !== 3)
+    throw fail('unsupported', `is a qcow2 image of version ${version}; versions 2 and 3 are known`, 4)
+  if (field('crypt_method') !== 0)
+    throw fail('unsupported', 'is encrypted, which Varve does not read', spec.HEADER.crypt_method)
+  const headerLength = version === 2 ? spec.HEADER_LENGTH_V2 : field('header_length')
+  const isShort = version === 3 && (headerLength < spec.HEADER_LENGTH_V3 || headerLength % 8 !== 0)
+  if (isShort || headerLength > bytes.length)
+    throw fail('invalid-format', `has a header of ${headerLength} bytes, which cannot be`, spec.HEADER.header_length)
+  const features = version === 2 ? noFeatures() : parseFeatures(bytes, headerLength, fail)
+  const { extensions, backingFormat } = parseExtensions(bytes, headerLength, fail)
+  const clusterBits = field('cluster_bits')
+  const backingNameOffset = long('backing_file_offset')
+  const name = backingNameOffset === 0 ? undefined : parseBackingName(bytes, backingNameOffset, fail)
+  const header: Header = {
+    version,
+    size: long('size'),
+    clusterBits,
+    clusterSize: 2 ** clusterBits,
+    l1Offset: long('l1_table_offset'),
+    l1Size: field('l1_size'),
+    refcountTableOffset: long('refcount_table_offset'),
+    refcountTableClusters: field('refcount_table_clusters'),
+    snapshotCount: field('nb_snapshots'),
+    snapshotsOffset: long('snapshots_offset'),
+    ...features,
+    moreFields: version === 2 ? new Uint8Array(0) : bytes.slice(spec.HEADER_LENGTH_V3, headerLength),
+    extensions,
+    bitmaps: parseBitmapDirectory(extensions, clusterBits, fileSize, fail),
+    backing: name === undefined ? undefined : { name, format: backingFormat },
+    backingNameOffset,
+  }
+  checkTables(header, fileSize, fail)
+  return header
+}
+
+type Features = Pick<Header, 'refcountOrder' | 'compression' | 'incompatible' | 'compatible' | 'autoclear'>
+
+function noFeatures(): Features {
+  const none = (): Uint8Array => new Uint8Array(8)
+  return {
+    refcountOrder: spec.DEFAULT_REFCOUNT_ORDER,
+    compression: 'zlib',
+    incompatible: 0,
+    compatible: none(),
+    autoclear: none(),
+  }
+}
+
+const REFUSED_FEATURES: readonly (readonly [number, string])[] = [
+  [spec.INCOMPAT_DATA_FILE, 'an external data file'],
+  [spec.INCOMPAT_EXTL2, 'extended L2 entries (subclusters)'],
+]
+const KNOWN_FEATURES = spec.INCOMPAT_DIRTY | spec.INCOMPAT_CORRUPT | spec.INCOMPAT_COMPRESSION
+
+function parseFeatures(bytes: Uint8Array, headerLength: number, fail: Fail): Features {
+  const at = spec.HEADER.incompatible_features
+  const incompatible = getUint32(bytes, at + 4)
+  for (const [bit, feature] of REFUSED_FEATURES) {
+    if ((incompatible & bit) !== 0)
+      throw fail('unsupported', `uses ${feature}; convert it with qemu-img convert -O qcow2`, at)
+  }
+  const unknown = (incompatible & ~KNOWN_FEATURES) >>> 0
+  if (unknown !== 0 || getUint32(bytes, at) !== 0)
+    throw fail('unsupported', `has unknown incompatible features (${hex(bytes, at)})`, at)
+
+  const order = getUint32(bytes, spec.HEADER.refcount_order)
+  if (order > spec.MAX_REFCOUNT_ORDER)
+    throw fail(
+      'invalid-format',
+      `has refcounts of 2^${order} bits; at most 64 are possible`,
+      spec.HEADER.refcount_order,
+    )
+
+  const typeAt = spec.HEADER.compression_type
+  const type = headerLength > typeAt ? (bytes[typeAt] as number) : spec.COMPRESSION_TYPE_ZLIB
+  const isMarked = (incompatible & spec.INCOMPAT_COMPRESSION) !== 0
+  if (isMarked !== (type !== spec.COMPRESSION_TYPE_ZLIB))
+    throw fail('invalid-format', `has compression type ${type}, which its feature bits contradict`, typeAt)
+  if (type > spec.COMPRESSION_TYPE_ZSTD) throw fail('unsupported', `has the unknown compression type ${type}`, typeAt)
+  return {
+    refcountOrder: order,
+    compression: type === spec.COMPRESSION_TYPE_ZSTD ? 'zstd' : 'zlib',
+    incompatible,
+    compatible: bytes.slice(spec.HEADER.compatible_features, spec.HEADER.compatible_features + 8),
+    autoclear: bytes.slice(spec.HEADER.autoclear_features, spec.HEADER.autoclear_features + 8),
+  }
+}
+
+function hex(bytes: Uint8Array, at: number): string {
+  return `0x${Buffer.from(bytes.subarray(at, at + 8)).toString('hex')}`
+}
+
+function parseExtensions(
+  bytes: Uint8Array,
+  start: number,
+  fail: Fail,
+): { extensions: HeaderExtension[]; backingFormat: string | undefined } {
+  const extensions: HeaderExtension[] = []
+  let backingFormat: string | undefined
+  // The area ends at its end marker; when a cluster is full, also at the name or the cluster's end.
+  const nameOffset = getUint64(bytes, spec.HEADER.backing_file_offset)
+  const limit = nameOffset > 0 && nameOffset < bytes.length ? nameOffset : bytes.length
+  let at = start
+  while (at + 8 <= limit) {
+    const type = getUint32(bytes, at)
+    if (type === spec.EXT_END) break
+    const length = getUint32(bytes, at + 4)
+    if (length > limit - at - 8)
+      throw fail('invalid-format', `has a header extension of ${length} bytes, which leaves the header`, at)
+    const data = bytes.slice(at + 8, at + 8 + length)
+    if (type === spec.EXT_BACKING_FORMAT) backingFormat = utf8.decode(data)
+    else extensions.push({ type, data })
+    at += 8 + roundUp(length, 8)
+  }
+  return { extensions, backingFormat }
+}
+
+function parseBackingName(bytes: Uint8Array, offset: number, fail: Fail): string {
+  const size = getUint32(bytes, spec.HEADER.backing_file_size)
+  const place = spec.HEADER.backing_file_offset
+  if (size === 0 || size > spec.MAX_BACKING_NAME)
+    throw fail('invalid-format', `has a backing file name of ${size} bytes; 1 to 1023 are possible`, place)
+  if (offset < spec.HEADER_LENGTH_V2 || offset + size > bytes.length)
+    throw fail('invalid-format', `has its backing file name at ${offset}, outside the first cluster`, place)
+  const name = utf8.decode(bytes.subarray(offset, offset + size))
+  if (name.includes('\0')) throw fail('invalid-format', 'has a zero byte in its backing file name', place)
+  return name
+}
+
+function parseBitmapDirectory(
+  extensions: readonly HeaderExtension[],
+  clusterBits: number,
+  fileSize: number,
+  fail: Fail,
+): BitmapDirectory | undefined {
+  const found = extensions.find((extension) => extension.type === spec.EXT_BITMAPS)
+  if (found === undefined) return undefined
+  if (found.data.length !== 24) throw fail('invalid-format', 'has a bitmaps extension of a wrong length', 0)
+  const count = getUint32(found.data, 0)
+  const size = getUint64(found.data, 8)
+  const offset = getUint64(found.data, 16)
+  const isSized = count > 0 && count <= QCOW2_BITMAPS_MAX && size > 0 && size <= QCOW2_DIRECTORY_MAX
+  const isPlaced = offset > 0 && offset % 2 ** clusterBits === 0 && offset + size <= fileSize
+  if (!isSized || !isPlaced)
+    throw fail('invalid-format', `has a bitmap directory of ${size} bytes at ${offset}, which cannot be`, offset)
+  return { count, size, offset }
+}
+
+/** One area of the image that the header points to: it must be aligned, inside the file and apart from the others. */
+interface Area {
+  readonly what: string
+  readonly offset: number
+  readonly length: number
+}
+
+function checkTables(header: Header, fileSize: number, fail: Fail): void {
+  const { clusterSize, size, l1Size } = header
+  if (size < 0) throw fail('invalid-format', `has a size above ${MAX_SAFE} bytes`, spec.HEADER.size)
+  const l1Needed = l1EntriesFor(size, clusterSize)
+  if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
+    throw fail('invalid-format', `has an L1 table of ${l1Size} entries, above the limit`, spec.HEADER.l1_size)
+  if (l1Size < l1Needed)
+    throw fail('invalid-format', `has ${l1Size} L1 entries; its size needs ${l1Needed}`, spec.HEADER.l1_size)
+  if (
+    header.refcountTableClusters === 0 ||
+    header.refcountTableClusters * clusterSize > roundUp(QCOW2_REFCOUNT_TABLE_MAX, clusterSize)
+  )
+    throw fail('invalid-format', 'has a refcount table of an impossible length', spec.HEADER.refcount_table_clusters)
+  if (header.snapshotCount > QCOW2_SNAPSHOTS_MAX)
+    throw fail('invalid-format', `has ${header.snapshotCount} snapshots, above the limit`, spec.HEADER.nb_snapshots)
+  const areas: Area[] = [
+    { what: 'refcount table', offset: header.refcountTableOffset, length: header.refcountTableClusters * clusterSize },
+  ]
+  if (l1Size > 0) areas.push({ what: 'L1 table', offset: header.l1Offset, length: l1Size * spec.ENTRY_SIZE })
+  if (header.snapshotCount > 0) areas.push({ what: 'snapshot table', offset: header.snapshotsOffset, length: 40 })
+  checkAreas(areas, clusterSize, fileSize, fail)
+}
+
+function checkAreas(areas: readonly Area[], clusterSize: number, fileSize: number, fail: Fail): void {
+  const header: Area = { what: 'header', offset: 0, length: clusterSize }
+  areas.forEach((area, index) => {
+    if (area.offset < 0 || area.offset % clusterSize !== 0)
+      throw fail('invalid-format', `has its ${area.what} at ${area.offset}, which is not the start of a cluster`, 0)
+    for (const other of [header, ...areas.slice(0, index)]) {
+      const length = roundUp(area.length, clusterSize)
+      if (area.offset < other.offset + roundUp(other.length, clusterSize) && other.offset < area.offset + length)
+        throw fail('invalid-format', `has its ${area.what} at ${area.offset}, inside its ${other.what}`, area.offset)
+    }
+    if (area.offset + area.length > fileSize)
+      throw fail('invalid-format', `is cut off: its ${area.what} ends after the file`, area.offset)
+  })
+}
+
+/** How many L1 entries a disk of `size` bytes needs. */
+export function l1EntriesFor(size: number, clusterSize: number): number {
+  return divideUp(size, clusterSize * (clusterSize / spec.ENTRY_SIZE))
+}
+
+/**
+ * The header as bytes, to be written at offset 0: fields, extensions, end marker. The backing file's name is not in it
+ * but at `header.backingNameOffset`. Only for version 3.
+ */
+export function encodeHeader(header: Header): Uint8Array {
+  const fieldsLength = spec.HEADER_LENGTH_V3 + header.moreFields.length
+  const extensions = [...header.extensions]
+  const format = header.backing?.format
+  if (format !== undefined) extensions.unshift({ type: spec.EXT_BACKING_FORMAT, data: utf8.encode(format) })
+  const length = extensions.reduce((sum, { data }) => sum + 8 + roundUp(data.length, 8), fieldsLength + 8)
+  const bytes = new Uint8Array(length)
+  const backingLength = header.backing === undefined ? 0 : utf8.encode(header.backing.name).length
+  const { HEADER } = spec
+  setUint32(bytes, HEADER.magic, spec.MAGIC)
+  setUint32(bytes, HEADER.version, 3)
+  setUint64(bytes, HEADER.backing_file_offset, header.backingNameOffset)
+  setUint32(bytes, HEADER.backing_file_size, backingLength)
+  setUint32(bytes, HEADER.cluster_bits, header.clusterBits)
+  setUint64(bytes, HEADER.size, header.size)
+  setUint32(bytes, HEADER.l1_size, header.l1Size)
+  setUint64(bytes, HEADER.l1_table_offset, header.l1Offset)
+  setUint64(bytes, HEADER.refcount_table_offset, header.refcountTableOffset)
+  setUint32(bytes, HEADER.refcount_table_clusters, header.refcountTableClusters)
+  setUint32(bytes, HEADER.nb_snapshots, header.snapshotCount)
+  setUint64(bytes, HEADER.snapshots_offset, header.snapshotsOffset)
+  setUint64(bytes, HEADER.incompatible_features, header.incompatible)
+  bytes.set(header.compatible, HEADER.compatible_features)
+  bytes.set(header.autoclear, HEADER.autoclear_features)
+  setUint32(bytes, HEADER.refcount_order, header.refcountOrder)
+  setUint32(bytes, HEADER.header_length, fieldsLength)
+  bytes.set(header.moreFields, spec.HEADER_LENGTH_V3)
+  let at = fieldsLength
+  for (const { type, data } of extensions) {
+    setUint32(bytes, at, type)
+    setUint32(bytes, at + 4, data.length)
+    bytes.set(data, at + 8)
+    at += 8 + roundUp(data.length, 8)
+  }
+  return bytes
+}
+
+/**
+ * Where in the first cluster a backing name of `length` bytes goes: after the extensions, which end at `start`, and beside
+ * the name that is there, never over it. -1 when it does not fit.
+ */
+export function placeBackingName(header: Header, start: number, length: number): number {
+  const oldStart = header.backingNameOffset
+  const oldEnd = header.backing === undefined ? oldStart : oldStart + utf8.encode(header.backing.name).length
+  const isBefore = oldStart === 0 || start + length <= oldStart
+  const place = isBefore ? start : Math.max(start, roundUp(oldEnd, 8))
+  return place + length <= header.clusterSize ? place : -1
+}
+
+/** Writes the three feature fields, and syncs. */
+export async function writeFeatures(file: HostFile, header: Header): Promise<void> {
+  const bytes = new Uint8Array(24)
+  setUint64(bytes, 0, header.incompatible)
+  bytes.set(header.compatible, 8)
+  bytes.set(header.autoclear, 16)
+  await file.write(spec.HEADER.incompatible_features, bytes.length, bytes, 0)
+  await file.sync()
+}

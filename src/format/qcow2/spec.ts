@@ -1,0 +1,102 @@
+// The qcow2 format's constants, under the names of its specification (QEMU, docs/interop/qcow2). All numbers in an image
+// are big-endian. An entry of an L1 or L2 table has 64 bits; here it is two 32-bit halves, since JavaScript's numbers
+// hold only 53 bits exactly.
+//
+//   standard L2 entry    63 62 61      56 55                          9 8       1  0
+//                        C  0  reserved   host offset of the cluster    reserved Z     C copied, Z reads as zeros
+//   compressed L2 entry  63 62 61           x x-1                               0
+//                        0  1  more sectors   host offset, any alignment              x = 62 - (cluster_bits - 8)
+
+/** "QFI\xfb" */
+export const MAGIC = 0x5146_49fb
+
+/** Byte offsets of the header's fields. */
+export const HEADER = {
+  magic: 0,
+  version: 4,
+  backing_file_offset: 8,
+  backing_file_size: 16,
+  cluster_bits: 20,
+  size: 24,
+  crypt_method: 32,
+  l1_size: 36,
+  l1_table_offset: 40,
+  refcount_table_offset: 48,
+  refcount_table_clusters: 56,
+  nb_snapshots: 60,
+  snapshots_offset: 64,
+  incompatible_features: 72,
+  compatible_features: 80,
+  autoclear_features: 88,
+  refcount_order: 96,
+  header_length: 100,
+  compression_type: 104,
+} as const
+
+export const HEADER_LENGTH_V2 = 72
+export const HEADER_LENGTH_V3 = 104
+/** What we write: version 3 with the compression type and its padding. */
+export const HEADER_LENGTH = 112
+
+export const MIN_CLUSTER_BITS = 9
+export const MAX_CLUSTER_BITS = 21
+export const MAX_BACKING_NAME = 1023
+export const MAX_REFCOUNT_ORDER = 6
+export const DEFAULT_REFCOUNT_ORDER = 4
+
+/** Bits of incompatible_features. */
+export const INCOMPAT_DIRTY = 1
+export const INCOMPAT_CORRUPT = 2
+export const INCOMPAT_DATA_FILE = 4
+export const INCOMPAT_COMPRESSION = 8
+export const INCOMPAT_EXTL2 = 16
+
+export const COMPAT_LAZY_REFCOUNTS = 1
+export const AUTOCLEAR_BITMAPS = 1
+
+export const COMPRESSION_TYPE_ZLIB = 0
+export const COMPRESSION_TYPE_ZSTD = 1
+
+/** Types of header extensions. */
+export const EXT_END = 0
+export const EXT_BACKING_FORMAT = 0xe279_2aca
+export const EXT_FEATURE_TABLE = 0x6803_f857
+export const EXT_BITMAPS = 0x2385_2875
+
+/** Bytes of an entry of the L1, L2 and refcount tables. */
+export const ENTRY_SIZE = 8
+
+/** In the high half of an entry: bit 63, the refcount is exactly one; bit 62, compressed. */
+export const OFLAG_COPIED_HIGH = 0x8000_0000
+export const OFLAG_COMPRESSED_HIGH = 0x4000_0000
+/** In the low half: bit 0, the cluster reads as zeros. */
+export const OFLAG_ZERO_LOW = 1
+
+/** Bits 9 to 55, the offset in the halves of a standard entry, and the reserved bits around it. */
+export const OFFSET_HIGH = 0x00ff_ffff
+export const OFFSET_LOW = 0xffff_fe00
+export const L1_RESERVED_HIGH = 0x7f00_0000
+export const L1_RESERVED_LOW = 0x0000_01ff
+export const L2_RESERVED_HIGH = 0x3f00_0000
+export const L2_RESERVED_LOW = 0x0000_01fe
+
+/** Compressed data is counted in sectors of this many bytes. */
+export const COMPRESSED_SECTOR = 512
+
+const TWO_32 = 0x1_0000_0000
+
+/** The offset that the halves of a standard entry hold. Above 2^53 it is not exact, and beyond the end of any file. */
+export function entryOffset(high: number, low: number): number {
+  return (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0)
+}
+
+/** Where a compressed cluster's data begins. `clusterBits` says how many bits of the entry are the offset. */
+export function compressedOffset(high: number, low: number, clusterBits: number): number {
+  return (high & ((1 << (62 - (clusterBits - 8) - 32)) - 1)) * TWO_32 + low
+}
+
+/** How many bytes from there the data may take: to the end of its last sector. */
+export function compressedLength(high: number, low: number, clusterBits: number): number {
+  const sectors = ((high & 0x3fff_ffff) >>> (62 - (clusterBits - 8) - 32)) + 1
+  return sectors * COMPRESSED_SECTOR - (low % COMPRESSED_SECTOR)
+}

@@ -1,0 +1,332 @@
+// The map of a qcow2 image: which host cluster holds a guest cluster. The L1 table is in memory whole; of the L2 tables,
+// slices, loaded when needed. Both are kept as the bytes of the file and written through: an entry is in the page cache
+// before memory shows it. Allocating clusters, refcounts and ordering are others' work (refcounts.ts, writer.ts).
+//
+//   guest offset   | index in L1 | index in L2 | offset in cluster |
+//                       slices:  | slice | index in slice |
+
+import { assert } from '../../base/assert.ts'
+import { copyBytes, getUint32, MAX_SAFE, setUint32 } from '../../base/bytes.ts'
+import { QCOW2_SLICE } from '../../base/limits.ts'
+import { roundUp } from '../../base/round.ts'
+import { andThen, type Pending } from '../../block/device.ts'
+import { BlockError } from '../../block/error.ts'
+import type { HostFile } from '../../host/host.ts'
+import { type Header, isDirty } from './header.ts'
+import { type Slice, type SliceOwner, slices } from './slices.ts'
+import * as spec from './spec.ts'
+
+/** What an L2 entry says of its cluster. */
+export const UNMAPPED = 0
+export const DATA = 1
+export const ZEROS = 2
+export const COMPRESSED = 3
+export type Mapping = typeof UNMAPPED | typeof DATA | typeof ZEROS | typeof COMPRESSED
+
+const TWO_32 = 0x1_0000_0000
+
+export class Tables implements SliceOwner {
+  readonly #file: HostFile
+  readonly #header: Header
+  readonly #clusterSize: number
+  readonly #perSlice: number
+  readonly #perTable: number
+  readonly #tableReach: number
+  readonly #slices = new Map<number, Slice>()
+  readonly #loading = new Map<number, Promise<void>>()
+  #last: Slice | undefined
+  #l1: Uint8Array = new Uint8Array(0)
+  #scratch: Uint8Array
+  #hostEnd = 0
+
+  // What the last successful `find` found; in fields, so that a request allocates nothing.
+  /** How the range is mapped. */
+  kind: Mapping = UNMAPPED
+  /** Bytes from the offset asked for that are mapped alike, and contiguous in the file where they have data. */
+  length = 0
+  /** Where the data is in the file; of ZEROS the preallocated place, or 0. */
+  host = 0
+  /** True when no other table refers to the cluster, so that it may be written in place. */
+  exclusive = false
+  /** Of COMPRESSED: how many bytes in the file the data may take. */
+  compressedLength = 0
+
+  /**
+   * After a crash, entries may lead past the end of the file: what they stand for was not flushed, and reads as zeros.
+   * Otherwise such an entry is corruption.
+   */
+  mayPassEnd: boolean
+
+  constructor(file: HostFile, header: Header) {
+    this.#file = file
+    this.#header = header
+    this.#clusterSize = header.clusterSize
+    const sliceBytes = Math.min(header.clusterSize, QCOW2_SLICE)
+    this.#perSlice = sliceBytes / spec.ENTRY_SIZE
+    this.#perTable = header.clusterSize / spec.ENTRY_SIZE
+    this.#tableReach = this.#perTable * header.clusterSize
+    this.#scratch = new Uint8Array(sliceBytes)
+    this.mayPassEnd = isDirty(header)
+  }
+
+  /** Reads the L1 table; again after the header changed. */
+  async open(): Promise<void> {
+    const l1 = new Uint8Array(this.#header.l1Size * spec.ENTRY_SIZE)
+    await this.#file.read(this.#header.l1Offset, l1.length, l1, 0)
+    this.#l1 = l1
+  }
+
+  /** The L1 table's bytes as they are in the file. */
+  get l1(): Uint8Array {
+    return this.#l1
+  }
+
+  /** Bytes of the disk that one L2 table maps. */
+  get tableReach(): number {
+    return this.#tableReach
+  }
+
+  /** Finds how the range begins to be mapped, into the fields above. False when `load(offset)` must come first. */
+  find(offset: number, length: number): boolean {
+    const l1Index = Math.floor(offset / this.#tableReach)
+    if (this.tableAt(l1Index) === 0) {
+      this.#foundNoTable(offset, length, l1Index)
+      return true
+    }
+    const cluster = Math.floor(offset / this.#clusterSize)
+    const slice = this.#slice(Math.floor(cluster / this.#perSlice))
+    if (slice === undefined) return false
+    const index = cluster % this.#perSlice
+    const within = offset - cluster * this.#clusterSize
+    this.#decode(slice.bytes, index, offset)
+    if (!this.#isTableExclusive(l1Index)) this.exclusive = false
+    const count = within + length <= this.#clusterSize ? 1 : this.#countAlike(slice.bytes, index, within + length)
+    this.length = Math.min(length, count * this.#clusterSize - within)
+    if (this.kind === DATA) this.host += within
+    return true
+  }
+
+  /** Brings what `find` needs for the offset into memory. */
+  load(offset: number): Pending {
+    const number = Math.floor(offset / this.#clusterSize / this.#perSlice)
+    const already = this.#loading.get(number)
+    if (already !== undefined) return already
+    const l1Index = Math.floor(offset / this.#tableReach)
+    const table = this.tableAt(l1Index)
+    if (table === 0 || this.#slices.has(number)) return undefined
+    this.#checkHost(table, offset, 'L2 table')
+    const bytes = new Uint8Array(this.#perSlice * spec.ENTRY_SIZE)
+    const wait = this.#file.read(this.#entryPlace(table, number * this.#perSlice), bytes.length, bytes, 0)
+    if (wait === undefined) {
+      this.#slices.set(number, slices.add(this, number, bytes))
+      return undefined
+    }
+    const done = wait
+      .then(() => void this.#slices.set(number, slices.add(this, number, bytes)))
+      .finally(() => this.#loading.delete(number))
+    this.#loading.set(number, done)
+    return done
+  }
+
+  dropped(number: number): void {
+    this.#slices.delete(number)
+    if (this.#last?.number === number) this.#last = undefined
+  }
+
+  /** Forgets every slice; they are read again when needed. */
+  forget(): void {
+    for (const slice of this.#slices.values()) slices.remove(slice)
+    this.#slices.clear()
+    this.#last = undefined
+  }
+
+  #forgetTable(l1Index: number): void {
+    const perTable = this.#perTable / this.#perSlice
+    for (let number = l1Index * perTable; number < (l1Index + 1) * perTable; number++) {
+      const slice = this.#slices.get(number)
+      if (slice === undefined) continue
+      slices.remove(slice)
+      this.dropped(number)
+    }
+  }
+
+  /** Where the L2 table of an L1 entry is; 0 when there is none. */
+  tableAt(l1Index: number): number {
+    const at = l1Index * spec.ENTRY_SIZE
+    assert(at < this.#l1.length, 'the disk lies within the L1 table')
+    return spec.entryOffset(getUint32(this.#l1, at), getUint32(this.#l1, at + 4))
+  }
+
+  /** True when entries for the offset can be changed in place: its L2 table exists and belongs to this disk alone. */
+  isWritable(offset: number): boolean {
+    const l1Index = Math.floor(offset / this.#tableReach)
+    return this.tableAt(l1Index) !== 0 && this.#isTableExclusive(l1Index)
+  }
+
+  /** Makes the L1 entry lead to the L2 table at `host`, which belongs to this disk alone. */
+  setTable(l1Index: number, host: number): Pending {
+    const entry = new Uint8Array(spec.ENTRY_SIZE)
+    setUint32(entry, 0, (Math.floor(host / TWO_32) | spec.OFLAG_COPIED_HIGH) >>> 0)
+    setUint32(entry, 4, host % TWO_32)
+    const at = l1Index * spec.ENTRY_SIZE
+    return andThen(this.#file.write(this.#header.l1Offset + at, entry.length, entry, 0), () => {
+      this.#l1.set(entry, at)
+      this.#forgetTable(l1Index)
+      return undefined
+    })
+  }
+
+  /** Maps `count` guest clusters from the one at `offset` to as many contiguous host clusters. See `#change`. */
+  link(offset: number, count: number, host: number): Pending {
+    let place = host
+    for (let i = 0; i < count; i++, place += this.#clusterSize) {
+      setUint32(this.#scratch, i * 8, (Math.floor(place / TWO_32) | spec.OFLAG_COPIED_HIGH) >>> 0)
+      setUint32(this.#scratch, i * 8 + 4, place % TWO_32)
+    }
+    return this.#change(offset, count)
+  }
+
+  /** Makes `count` guest clusters unmapped, or read as zeros without a place. See `#change`. */
+  unlink(offset: number, count: number, readsAsZeros: boolean): Pending {
+    this.#scratch.fill(0, 0, count * spec.ENTRY_SIZE)
+    if (readsAsZeros) for (let i = 0; i < count; i++) this.#scratch[i * 8 + 7] = spec.OFLAG_ZERO_LOW
+    return this.#change(offset, count)
+  }
+
+  /** Makes `count` guest clusters with data read as zeros, and keeps their places. See `#change`. */
+  hide(offset: number, count: number): Pending {
+    const cluster = Math.floor(offset / this.#clusterSize)
+    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Slice
+    const at = (cluster % this.#perSlice) * spec.ENTRY_SIZE
+    copyBytes(slice.bytes, at, this.#scratch, 0, count * spec.ENTRY_SIZE)
+    for (let i = 0; i < count; i++)
+      this.#scratch[i * 8 + 7] = (this.#scratch[i * 8 + 7] as number) | spec.OFLAG_ZERO_LOW
+    return this.#change(offset, count)
+  }
+
+  /** How many clusters from the one at `offset` lie in its slice: what one change can cover. */
+  roomInSlice(offset: number): number {
+    return this.#perSlice - (Math.floor(offset / this.#clusterSize) % this.#perSlice)
+  }
+
+  /** Writes the entries in `#scratch` to the file, then shows them. They lie in one slice, which is loaded. */
+  #change(offset: number, count: number): Pending {
+    const cluster = Math.floor(offset / this.#clusterSize)
+    const slice = this.#slices.get(Math.floor(cluster / this.#perSlice))
+    assert(slice !== undefined && count <= this.roomInSlice(offset), 'a change lies in one loaded slice')
+    const place = this.#entryPlace(this.tableAt(Math.floor(offset / this.#tableReach)), cluster)
+    const at = (cluster % this.#perSlice) * spec.ENTRY_SIZE
+    const length = count * spec.ENTRY_SIZE
+    const entries = this.#scratch
+    const wait = this.#file.write(place, length, entries, 0)
+    if (wait === undefined) {
+      copyBytes(entries, 0, slice.bytes, at, length)
+      return undefined
+    }
+    this.#scratch = new Uint8Array(entries.length)
+    slice.pins++
+    return wait
+      .then(() => copyBytes(entries, 0, slice.bytes, at, length))
+      .finally(() => {
+        slice.pins--
+      })
+  }
+
+  #slice(number: number): Slice | undefined {
+    if (this.#last?.number === number) return this.#last
+    const slice = this.#slices.get(number)
+    if (slice === undefined) return undefined
+    slices.touch(slice)
+    this.#last = slice
+    return slice
+  }
+
+  #isTableExclusive(l1Index: number): boolean {
+    return ((this.#l1[l1Index * spec.ENTRY_SIZE] as number) & 0x80) !== 0
+  }
+
+  /** Where the entry of a guest cluster is in the file. */
+  #entryPlace(table: number, cluster: number): number {
+    return table + (cluster % this.#perTable) * spec.ENTRY_SIZE
+  }
+
+  #foundNoTable(offset: number, length: number, l1Index: number): void {
+    let reach = (l1Index + 1) * this.#tableReach - offset
+    const count = this.#l1.length / spec.ENTRY_SIZE
+    while (reach < length && ++l1Index < count && this.tableAt(l1Index) === 0) reach += this.#tableReach
+    this.kind = UNMAPPED
+    this.length = Math.min(length, reach)
+    this.host = 0
+    this.exclusive = false
+  }
+
+  #decode(bytes: Uint8Array, index: number, offset: number): void {
+    const high = getUint32(bytes, index * 8)
+    const low = getUint32(bytes, index * 8 + 4)
+    this.exclusive = high >= spec.OFLAG_COPIED_HIGH
+    if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) {
+      this.kind = COMPRESSED
+      this.exclusive = false
+      this.host = spec.compressedOffset(high, low, this.#header.clusterBits)
+      this.compressedLength = spec.compressedLength(high, low, this.#header.clusterBits)
+      if (this.host < this.#clusterSize || this.host >= this.#endOfHost(this.host))
+        throw this.#corrupt(`compressed data at ${this.host}, outside the file`, offset)
+      return
+    }
+    if ((high & spec.L2_RESERVED_HIGH) !== 0 || (low & spec.L2_RESERVED_LOW) !== 0)
+      throw this.#corrupt('reserved bits set in its L2 entry', offset)
+    this.host = spec.entryOffset(high, low)
+    const isZero = (low & spec.OFLAG_ZERO_LOW) !== 0
+    if (isZero && this.#header.version === 2) throw this.#corrupt('a zero flag, which version 2 does not have,', offset)
+    if (this.host === 0) {
+      if (this.exclusive) throw this.#corrupt('a cluster at the header’s place', offset)
+      this.kind = isZero ? ZEROS : UNMAPPED
+      return
+    }
+    this.kind = isZero ? ZEROS : DATA
+    this.#checkHost(this.host, offset, 'cluster')
+  }
+
+  /** How many entries from `index` on are mapped like it, as far as `length` bytes from its cluster's start go. */
+  #countAlike(bytes: Uint8Array, index: number, length: number): number {
+    if (this.kind === COMPRESSED) return 1
+    const most = Math.min(this.#perSlice - index, Math.ceil(length / this.#clusterSize))
+    const high = getUint32(bytes, index * 8)
+    const low = getUint32(bytes, index * 8 + 4)
+    let count = 1
+    // Preallocated zero clusters follow each other as data does; entries without a place are simply equal.
+    if (this.host === 0) {
+      while (count < most && this.#isEntry(bytes, index + count, high, low)) count++
+      return count
+    }
+    const step = this.#clusterSize
+    for (let sum = low + step; count < most; count++, sum += step) {
+      if (sum >= TWO_32 || !this.#isEntry(bytes, index + count, high, sum)) break
+    }
+    if (this.host + count * step > this.#hostEnd) this.#checkHost(this.host + (count - 1) * step, 0, 'cluster')
+    return count
+  }
+
+  #isEntry(bytes: Uint8Array, index: number, high: number, low: number): boolean {
+    return getUint32(bytes, index * 8) === high && getUint32(bytes, index * 8 + 4) === low
+  }
+
+  #checkHost(host: number, offset: number, what: string): void {
+    if (host % this.#clusterSize !== 0) throw this.#corrupt(`its ${what} at ${host}, no cluster’s start,`, offset)
+    if (host < this.#clusterSize) throw this.#corrupt(`its ${what} in the header`, offset)
+    if (host >= this.#endOfHost(host)) throw this.#corrupt(`its ${what} at ${host}, after the end of the file,`, offset)
+  }
+
+  /** The end of the places that entries may name; looked up again only when `host` seems to lie past it. */
+  #endOfHost(host: number): number {
+    if (this.mayPassEnd) return MAX_SAFE - this.#clusterSize
+    if (host + this.#clusterSize > this.#hostEnd) this.#hostEnd = roundUp(this.#file.size(), this.#clusterSize)
+    return this.#hostEnd
+  }
+
+  #corrupt(what: string, offset: number): BlockError {
+    const path = this.#file.path
+    const message = `${path} is corrupt: ${what} for guest offset ${offset}; see qemu-img check`
+    return new BlockError('corrupt', message, { path, offset })
+  }
+}

@@ -1,0 +1,182 @@
+// The raw format: a host file or host block device whose bytes are the disk's. It owns everything within its size, even
+// holes, and has no header, so nothing below it ever shows. Its size may be any number of bytes.
+
+import path from 'node:path'
+import {
+  type Access,
+  type BlockDevice,
+  type Capabilities,
+  type ExtentVisitor,
+  type Layer,
+  MAY_UNMAP,
+  OWNED_DATA,
+  OWNED_ZERO,
+  type OwnershipVisitor,
+  type Pending,
+  ZERO,
+} from '../../block/device.ts'
+import { BlockError, isBlockError } from '../../block/error.ts'
+import type { Host, HostFile } from '../../host/host.ts'
+
+/** Smallest piece that a hole is told from data at. */
+const PAGE = 4096
+
+/**
+ * Opens the image at `path` with access 'read', whether or not it could be written. Kinds: 'not-found', 'permission',
+ * 'busy' when another program writes to it.
+ */
+export async function openRaw(host: Host, imagePath: string, options: { readonly name: string }): Promise<Layer> {
+  const file = await openWritableOrNot(host, imagePath)
+  const status = await host.status(imagePath)
+  return new RawImage(file, options.name, status?.kind === 'block')
+}
+
+async function openWritableOrNot(host: Host, imagePath: string): Promise<HostFile> {
+  try {
+    return await host.open(imagePath, { write: true, lock: 'read' })
+  } catch (error) {
+    if (!isBlockError(error, 'permission') && !isBlockError(error, 'read-only')) throw error
+    return host.open(imagePath, { lock: 'read' })
+  }
+}
+
+/** Makes an image of `size` bytes of zeros, as a hole, where nothing may be; it and its name are durable on return. */
+export async function createRaw(host: Host, imagePath: string, size: number): Promise<void> {
+  if (!Number.isSafeInteger(size) || size < 0)
+    throw new BlockError('invalid-argument', `${imagePath}: a disk cannot have ${size} bytes`, { path: imagePath })
+  const file = await host.open(imagePath, { write: true, create: 'exclusive' })
+  try {
+    try {
+      await file.truncate(size)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+  } catch (error) {
+    await host.unlink(imagePath)
+    throw error
+  }
+  await host.syncFolder(path.dirname(imagePath))
+}
+
+class RawImage implements Layer {
+  readonly name: string
+  readonly format = 'raw'
+  readonly clusterSize = PAGE
+  readonly backingReference = undefined
+  backing: BlockDevice | undefined
+  readonly #file: HostFile
+  readonly #isBlockDevice: boolean
+  #access: Access = 'read'
+  #size: number
+
+  constructor(file: HostFile, name: string, isBlockDevice: boolean) {
+    this.name = name
+    this.#file = file
+    this.#isBlockDevice = isBlockDevice
+    this.#size = file.size()
+  }
+
+  get path(): string {
+    return this.#file.path
+  }
+
+  get size(): number {
+    return this.#size
+  }
+
+  get access(): Access {
+    return this.#access
+  }
+
+  get can(): Capabilities {
+    return capabilities[this.#access]
+  }
+
+  read(offset: number, length: number, into: Uint8Array, at: number): Pending {
+    return this.#file.read(offset, length, into, at)
+  }
+
+  write(offset: number, length: number, from: Uint8Array, at: number, _flags: number): Pending {
+    return this.#file.write(offset, length, from, at)
+  }
+
+  zero(offset: number, length: number, flags: number): Pending {
+    if ((flags & MAY_UNMAP) !== 0) return this.#file.punch(offset, length)
+    return this.#file.zero(offset, length)
+  }
+
+  trim(offset: number, length: number, _flags: number): Pending {
+    return this.#file.punch(offset, length)
+  }
+
+  flush(): Pending {
+    return this.#access === 'write' ? this.#file.sync() : undefined
+  }
+
+  extents(offset: number, length: number, visit: ExtentVisitor): Pending {
+    return this.#file.extents(offset, length, visit)
+  }
+
+  allocation(offset: number, length: number, visit: OwnershipVisitor): Pending {
+    return this.#file.extents(offset, length, (piece, extent) =>
+      visit(piece, (extent & ZERO) === 0 ? OWNED_DATA : OWNED_ZERO),
+    )
+  }
+
+  async setAccess(access: Access): Promise<void> {
+    if (access === this.#access) return
+    if (access === 'write') {
+      if (!this.#file.writable) {
+        const message = `${this.path} may not be written by this user; change its owner, mode or mount`
+        throw new BlockError('permission', message, { path: this.path })
+      }
+      this.#file.lock('write')
+    } else {
+      await this.#file.sync()
+      this.#file.lock('read')
+    }
+    this.#access = access
+  }
+
+  async grow(size: number): Promise<void> {
+    if (this.#access !== 'write') throw new BlockError('read-only', `${this.name} is read-only`, { path: this.path })
+    if (!Number.isSafeInteger(size) || size < this.#size) {
+      const message = `${this.name} cannot grow from ${this.#size} to ${size} bytes`
+      throw new BlockError('invalid-argument', message, { path: this.path })
+    }
+    if (this.#isBlockDevice) {
+      if (size > this.#file.size()) {
+        const message = `${this.path} is a block device of ${this.#file.size()} bytes; make it larger first`
+        throw new BlockError('unsupported', message, { path: this.path })
+      }
+    } else await this.#file.truncate(size)
+    await this.#file.sync()
+    this.#size = size
+  }
+
+  setBackingReference(): Promise<void> {
+    const message = `${this.path} is a raw image, which cannot name a backing file; use qcow2`
+    return Promise.reject(new BlockError('unsupported', message, { path: this.path }))
+  }
+
+  async close(): Promise<void> {
+    try {
+      if (this.#access === 'write') await this.#file.sync()
+    } finally {
+      this.#access = 'read'
+      await this.#file.close()
+    }
+  }
+}
+
+const readable: Capabilities = {
+  write: false,
+  fua: 'emulated',
+  zero: 'native',
+  trim: 'native',
+  extents: 'native',
+  minimumBlock: 1,
+  bestBlock: PAGE,
+}
+const capabilities: Readonly<Record<Access, Capabilities>> = { read: readable, write: { ...readable, write: true } }
