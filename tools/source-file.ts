@@ -121,7 +121,8 @@ function importOf(node: Node): string | undefined {
   if (node.type !== 'NewExpression' || nameOf(node['callee']) !== 'URL') return undefined
   const [place, base] = node['arguments'] as Node[]
   const isOfModule = base?.type === 'MemberExpression' && nameOf(base['property']) === 'url'
-  const text = textOf(place)
+  // The place may depend on being built: condition ? './worker.ts' : './worker.js'.
+  const text = textOf(place?.type === 'ConditionalExpression' ? place['consequent'] : place)
   return isOfModule && text?.endsWith('.ts') === true ? text : undefined
 }
 
