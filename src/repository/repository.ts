@@ -265,7 +265,8 @@ export class Repository {
     await this.refresh()
     let storedBytes = 0
     await inParallel(await this.store.list(''), async (key) => {
-      storedBytes += (await this.store.status(key))?.size ?? 0
+      const status = await this.store.status(key)
+      storedBytes += status?.size ?? 0
     })
     const disks = backups.flatMap((backup) => backup.disks)
     return {

@@ -55,7 +55,7 @@ export interface Squeezer {
 // Output in one piece: the default of Node grows its output in steps, each a call into the library.
 const COMPRESS_OPTIONS = {
   chunkSize: CHUNK_BYTES + 4096,
-  params: { [zlib.constants.ZSTD_c_compressionLevel]: 3 },
+  params: { [zlib.constants.ZSTD_c_compressionLevel]: 1 },
 }
 const EXPAND_OPTIONS = { chunkSize: CHUNK_BYTES + 4096, maxOutputLength: CHUNK_BYTES }
 

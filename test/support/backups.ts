@@ -1,0 +1,83 @@
+// Helpers for tests of repositories: a disk as a plain array, backed up by runs and restored whole.
+
+import type { Random } from '../../src/base/random.ts'
+import { roundDown, roundUp } from '../../src/base/round.ts'
+import {
+  type BackupInfo,
+  initRepository,
+  openRepository,
+  type Repository,
+  type RepositoryOptions,
+} from '../../src/repository/repository.ts'
+import { InlineSqueezer } from '../../src/repository/squeezer.ts'
+import type { ObjectStore } from '../../src/repository/store.ts'
+
+const GRANULE = 4096
+
+/** A part of a disk that changed, in bytes. */
+export interface Change {
+  readonly offset: number
+  readonly length: number
+}
+
+// Hashing in the calling thread: no thread to start and to end for each of many small repositories.
+export const inline = (): RepositoryOptions => ({ squeezer: new InlineSqueezer() })
+export const initInline = (store: ObjectStore): Promise<Repository> => initRepository(store, inline())
+export const openInline = (store: ObjectStore): Promise<Repository> => openRepository(store, inline())
+
+/** Backs up one disk, "sda": all of it without a parent, else the changes, which ascend. */
+export async function backUp(
+  repository: Repository,
+  content: Uint8Array,
+  parent?: { readonly id: string; readonly changes: readonly Change[] },
+  moment = 1000,
+): Promise<BackupInfo> {
+  const writer = await repository.begin({
+    machine: 'vm1',
+    moment,
+    kind: parent === undefined ? 'full' : 'incremental',
+    disks: [{ name: 'sda', size: content.length, ...(parent && { parent: { backup: parent.id, disk: 'sda' } }) }],
+  })
+  for (const { offset, length } of parent?.changes ?? [{ offset: 0, length: content.length }]) {
+    await writer.disk(0).write(offset, length, content, offset)
+  }
+  return writer.finish()
+}
+
+/** All bytes of a disk of a backup. */
+export async function restore(repository: Repository, id: string, disk = 0): Promise<Buffer> {
+  const reader = await repository.openBackup(id)
+  const device = reader.disks[disk]?.device
+  if (device === undefined) throw new Error(`no disk ${disk} in ${id}`)
+  const into = Buffer.alloc(device.size, 0xee)
+  for (let offset = 0; offset < device.size; offset += 1_000_000) {
+    await device.read(offset, Math.min(1_000_000, device.size - offset), into, offset)
+  }
+  await reader.close()
+  return into
+}
+
+/** Changes `content` in places, data and zeros, and returns where: aligned, ascending, apart. */
+export function changeSome(content: Uint8Array, random: Random, count: number, longest: number): Change[] {
+  const changes: Change[] = []
+  for (let i = 0; i < count; i++) {
+    const offset = roundDown(random.below(content.length), GRANULE)
+    const length = Math.min(content.length - offset, roundUp(random.between(1, longest), GRANULE))
+    const part = content.subarray(offset, offset + length)
+    if (random.chance(0.2)) part.fill(0)
+    else if (random.chance(0.3)) part.fill(random.below(256))
+    else random.fill(part)
+    changes.push({ offset, length })
+  }
+  changes.sort((a, b) => a.offset - b.offset)
+  const apart: Change[] = []
+  for (const { offset, length } of changes) {
+    const last = apart.at(-1)
+    if (last === undefined || last.offset + last.length < offset) apart.push({ offset, length })
+    else {
+      const end = Math.max(last.offset + last.length, offset + length)
+      apart[apart.length - 1] = { offset: last.offset, length: end - last.offset }
+    }
+  }
+  return apart
+}
