@@ -84,7 +84,10 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
     }
   }
   await settleAll(context, new Set(done.map(({ backup }) => backup)))
-  for (const row of done) context.jobs.launch(newJob(row, { backup: row.backup }), row, async () => {})
+  for (const row of done) {
+    const job = newJob(row, { backup: row.backup })
+    context.jobs.launch(job, row, async () => job.move('finalizing'))
+  }
   for (const launch of again) {
     launch().catch((error: unknown) => context.report(`a backup cannot go on: ${(error as Error).message}`))
   }

@@ -106,5 +106,12 @@ export class MemoryCatalog implements Catalog {
     }
   }
 
+  /** What a crash at this moment leaves. */
+  clone(): MemoryCatalog {
+    const other = new MemoryCatalog()
+    for (const [key, row] of this.#records) other.#records.set(key, row)
+    return other
+  }
+
   close(): void {}
 }

@@ -67,9 +67,13 @@ async function findTodo(options: CommitOptions, isActive: boolean): Promise<Logg
     return saved
   }
   if (saved !== undefined) await log.edit([{ kind: 'remove', name: bitmap }])
-  // Recording begins before the layers are asked what they own: a write in between is in one answer or in both. A crash
-  // before the scan is in leaves a set that is not marked complete, and the next run scans again.
-  await log.edit([{ kind: 'add', name: bitmap, recording: isActive, fill: 'none', meta: SCANNING }])
+  // Recording begins before the layers are asked what they own, and under a drain: a write in flight, marked before and
+  // mapped after, would be in neither answer. A crash before the scan is in leaves a set that is not marked complete,
+  // and the next run scans again.
+  await options.disk.drain()
+  const begun = log.edit([{ kind: 'add', name: bitmap, recording: isActive, fill: 'none', meta: SCANNING }])
+  options.disk.undrain()
+  await begun
   const owned = new Bitmap(options.disk.size)
   for (const layer of options.disk.chain.layers.slice(options.to + 1, options.from + 1)) await addOwned(layer, owned)
   const scan = `${bitmap}:scan`

@@ -1,0 +1,176 @@
+// The whole engine through crashes: a guest writes stamped blocks while snapshots, commits and backups are made, and at
+// random operations of the host what a kill or a power loss would leave is set aside. Each is then opened: every acknowledged
+// (or flushed) write is there, the jobs end, the next backup's restore equals the disk, earlier backups are as they were.
+
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { getUint32, setUint32 } from '../../src/base/bytes.ts'
+import { Random, seedOfRun } from '../../src/base/random.ts'
+import type { BlockDevice } from '../../src/block/device.ts'
+import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
+
+const SIZE = 2 * 1024 * 1024
+const BLOCK = 4096
+const BLOCKS = SIZE / BLOCK
+
+/** A guest that stamps blocks with growing numbers and knows what was issued, acknowledged and flushed. */
+class Guest {
+  readonly issued = new Uint32Array(BLOCKS)
+  readonly acknowledged = new Uint32Array(BLOCKS)
+  readonly flushed = new Uint32Array(BLOCKS)
+  #next = 1
+
+  async write(device: BlockDevice, block: number): Promise<void> {
+    const stamp = this.#next++
+    this.issued[block] = stamp
+    await device.write(block * BLOCK, BLOCK, stampedBlock(stamp), 0, 0)
+    this.acknowledged[block] = stamp
+  }
+
+  async flush(device: BlockDevice): Promise<void> {
+    const before = this.acknowledged.slice()
+    await device.flush()
+    this.flushed.set(before)
+  }
+
+  /** What a block may hold: after a kill from the acknowledged on, after a power loss from the flushed on. */
+  bounds(oldest: 'acknowledged' | 'flushed'): { oldest: Uint32Array; newest: Uint32Array } {
+    return { oldest: this[oldest].slice(), newest: this.issued.slice() }
+  }
+}
+
+function stampedBlock(stamp: number): Buffer {
+  const block = Buffer.alloc(BLOCK)
+  for (let at = 0; at < BLOCK; at += 4) setUint32(block, at, stamp)
+  return block
+}
+
+interface Bounds {
+  readonly oldest: Uint32Array
+  readonly newest: Uint32Array
+}
+
+/** What was not flushed may be torn by a power loss, at sectors; a kill tears nothing. */
+const PIECES = { kill: BLOCK, power: 512 } as const
+
+function checkContent(bytes: Buffer, bounds: Bounds, piece: number, note: string): void {
+  for (let at = 0; at < SIZE; at += piece) {
+    const block = Math.floor(at / BLOCK)
+    const stamp = getUint32(bytes, at)
+    const isWhole = bytes.subarray(at, at + piece).equals(stampedBlock(stamp).subarray(0, piece))
+    assert.ok(isWhole, `${note}: block ${block} is not whole`)
+    const oldest = bounds.oldest[block] as number
+    const newest = bounds.newest[block] as number
+    assert.ok(stamp >= oldest && stamp <= newest, `${note}: block ${block} holds ${stamp}, not ${oldest} to ${newest}`)
+  }
+}
+
+interface Crash {
+  readonly lab: Lab
+  readonly kind: 'kill' | 'power'
+  readonly operation: number
+  readonly bounds: Bounds
+  /** Backups that were reported done by then, and what they must show. */
+  readonly backups: ReadonlyMap<string, Bounds>
+}
+
+/** Runs guest and commands, setting aside a crash at about one in `every` operations of the host. */
+async function collectCrashes(random: Random, every: number, steps: number): Promise<Crash[]> {
+  const lab = await Lab.create()
+  await lab.engine.createDisk('vm1', '/images/vm1.qcow2', 'qcow2', SIZE)
+  const guest = new Guest()
+  const crashes: Crash[] = []
+  const backups = new Map<string, Bounds>()
+  lab.host.beforeOperation = ({ number }) => {
+    if (!random.chance(1 / every)) return
+    const kind = random.pick(['kill', 'power'] as const)
+    crashes.push({
+      lab: lab.fork(kind === 'kill' ? undefined : random),
+      kind,
+      operation: number,
+      bounds: guest.bounds(kind === 'kill' ? 'acknowledged' : 'flushed'),
+      backups: new Map(backups),
+    })
+  }
+  let running: Promise<void> = Promise.resolve()
+  let isBusy = false
+  for (let step = 0; step < steps; step++) {
+    const device = lab.guest('vm1')
+    await Promise.all(Array.from({ length: 4 }, (_, i) => guest.write(device, random.below(BLOCKS / 4) * 4 + i)))
+    if (random.chance(0.1)) await guest.flush(device)
+    if (isBusy || !random.chance(0.2)) continue
+    isBusy = true
+    running = command(lab, guest, random, backups).finally(() => {
+      isBusy = false
+    })
+  }
+  await running
+  lab.host.beforeOperation = undefined
+  await lab.stop()
+  return crashes
+}
+
+async function command(lab: Lab, guest: Guest, random: Random, backups: Map<string, Bounds>): Promise<void> {
+  const { engine } = lab
+  const layers = engine.showDisk('vm1').layers.length
+  const kind = random.pick(
+    layers === 1 ? (['snapshot', 'backup'] as const) : (['snapshot', 'commit', 'delete', 'backup'] as const),
+  )
+  if (kind === 'snapshot' && layers < 5) await engine.createSnapshot('vm1', `s${lab.host.operations}`)
+  else if (kind === 'commit') await engine.jobEnded((await engine.commit('vm1', undefined, undefined, 0)).id)
+  else if (kind === 'delete') {
+    const snapshot = random.pick(engine.listSnapshots('vm1'))
+    if (snapshot !== undefined) await engine.jobEnded((await engine.deleteSnapshot('vm1', snapshot.name, 0)).id)
+  } else if (kind === 'backup') {
+    const oldest = guest.acknowledged.slice()
+    const job = await engine.backup({ disks: ['vm1'], repository: LAB_REPOSITORY, full: random.chance(0.1), speed: 0 })
+    const newest = guest.issued.slice()
+    const ended = await engine.jobEnded(job.id)
+    assert.equal(ended.error, undefined)
+    backups.set(String(ended.details['backup']), { oldest, newest })
+  }
+}
+
+async function checkCrash(crash: Crash, note: string): Promise<void> {
+  const { lab } = crash
+  await lab.start()
+  const status = lab.engine.showDisk('vm1')
+  assert.equal(status.state, 'open', `${note}: ${status.error}`)
+  await lab.jobsEnd()
+  const content = await readWhole(lab.guest('vm1'))
+  checkContent(content, crash.bounds, PIECES[crash.kind], note)
+  const job = await lab.engine.backup({ disks: ['vm1'], repository: LAB_REPOSITORY, full: false, speed: 0 })
+  const ended = await lab.engine.jobEnded(job.id)
+  assert.equal(ended.error, undefined, note)
+  await lab.stop()
+  const repository = await lab.repository()
+  const wanted = new Map<string, Bounds | undefined>([...crash.backups, [String(ended.details['backup']), undefined]])
+  for (const [id, bounds] of wanted) {
+    const reader = await repository.openBackup(id)
+    const device = reader.disks[0]?.device
+    assert.ok(device !== undefined)
+    const restored = await readWhole(device)
+    if (bounds === undefined) assert.ok(restored.equals(content), `${note}: the backup after it differs from the disk`)
+    else checkContent(restored, bounds, BLOCK, `${note}, backup ${id}`)
+    await reader.close()
+  }
+  await repository.close()
+}
+
+test('an engine opened after a kill or a power loss at any moment has lost nothing and ends its jobs', async (t) => {
+  const random = new Random(seedOfRun())
+  t.diagnostic(`VARVE_SEED=${random.seed}`)
+  let checked = 0
+  for (let round = 0; round < 4; round++) {
+    const crashes = await collectCrashes(random, 40, 150)
+    for (const crash of crashes) {
+      await checkCrash(
+        crash,
+        `VARVE_SEED=${random.seed}, round ${round}, ${crash.kind} at operation ${crash.operation}`,
+      )
+      checked++
+    }
+  }
+  t.diagnostic(`${checked} crashes`)
+  assert.ok(checked > 50, `only ${checked} crashes were made`)
+})

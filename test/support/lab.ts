@@ -1,0 +1,106 @@
+// A whole engine on a simulated host: catalog, images, dirty logs and repository in memory, guests that write to the disks
+// directly. `fork` is what a crash at this moment leaves, as a new lab; the old one goes on undisturbed.
+
+import type { BlockDevice } from '../../src/block/device.ts'
+import { guard } from '../../src/block/guard.ts'
+import type { Disk } from '../../src/chain/disk.ts'
+import { MemoryCatalog } from '../../src/engine/catalog.ts'
+import { Engine } from '../../src/engine/engine.ts'
+import { homeAt } from '../../src/engine/home.ts'
+import { SimulatedHost, type Keep } from '../../src/host/simulated.ts'
+import { initRepository, openRepository, type Repository } from '../../src/repository/repository.ts'
+import { InlineSqueezer } from '../../src/repository/squeezer.ts'
+import { DirectoryStore } from '../../src/repository/stores/directory.ts'
+
+export const LAB_REPOSITORY = '/repository'
+
+export class Lab {
+  readonly host: SimulatedHost
+  readonly catalog: MemoryCatalog
+  readonly reports: string[] = []
+  readonly #disks = new Map<string, Disk>()
+  #engine: Engine | undefined
+
+  private constructor(host: SimulatedHost, catalog: MemoryCatalog) {
+    this.host = host
+    this.catalog = catalog
+  }
+
+  /** A new host with an empty repository and folders for images. */
+  static async create(): Promise<Lab> {
+    const lab = new Lab(new SimulatedHost(), new MemoryCatalog())
+    await lab.host.makeFolder('/images')
+    await lab.host.makeFolder('/home/run')
+    const store = new DirectoryStore(lab.host, LAB_REPOSITORY)
+    await (await initRepository(store, { squeezer: new InlineSqueezer() })).close()
+    await lab.start()
+    return lab
+  }
+
+  get engine(): Engine {
+    if (this.#engine === undefined) throw new Error('the lab’s engine is not running')
+    return this.#engine
+  }
+
+  async start(): Promise<void> {
+    this.#engine = await Engine.open({
+      host: this.host,
+      home: homeAt('/home'),
+      catalog: this.catalog,
+      serve: async (disk) => {
+        this.#disks.set(disk.name, disk)
+        return { uri: `lab:${disk.name}`, close: async () => {} }
+      },
+      openRepository: () => this.repository(),
+      report: (message) => this.reports.push(message),
+    })
+  }
+
+  async stop(): Promise<void> {
+    await this.engine.close()
+    this.#engine = undefined
+  }
+
+  repository(): Promise<Repository> {
+    return openRepository(new DirectoryStore(this.host, LAB_REPOSITORY), { squeezer: new InlineSqueezer() })
+  }
+
+  /** The disk as its guest has it. */
+  guest(name: string): BlockDevice {
+    const disk = this.#disks.get(name)
+    if (disk === undefined) throw new Error(`no disk ${name} is served`)
+    return guard(disk)
+  }
+
+  disk(name: string): Disk {
+    const disk = this.#disks.get(name)
+    if (disk === undefined) throw new Error(`no disk ${name} is served`)
+    return disk
+  }
+
+  /** What is left when the process dies now, or the power fails and keeps what `keep` says of what was not synced. */
+  fork(keep?: Keep): Lab {
+    const host = this.host.clone()
+    if (keep !== undefined) host.crash(keep)
+    return new Lab(host, this.catalog.clone())
+  }
+
+  /** Waits until no job runs; fails when one ended with an error. */
+  async jobsEnd(): Promise<void> {
+    for (;;) {
+      const running = this.engine.listJobs().find((job) => job.endedMs === undefined)
+      if (running === undefined) break
+      await this.engine.jobEnded(running.id)
+    }
+    const failed = this.engine.listJobs().find((job) => job.error !== undefined)
+    if (failed !== undefined) throw new Error(`job ${failed.id} failed: ${failed.error?.message}`)
+  }
+}
+
+/** Reads a whole device. */
+export async function readWhole(device: BlockDevice): Promise<Buffer> {
+  const bytes = Buffer.alloc(device.size)
+  const piece = 1024 * 1024
+  for (let at = 0; at < device.size; at += piece) await device.read(at, Math.min(piece, device.size - at), bytes, at)
+  return bytes
+}
