@@ -29,6 +29,7 @@ export class BlobIndex {
   readonly #ids: Uint8Array[] = []
   readonly #fields: Uint32Array[] = []
   readonly #packs: string[] = []
+  readonly #packEnds: number[] = []
   readonly #packNumbers = new Map<string, number>()
 
   /** Blobs known. */
@@ -58,9 +59,11 @@ export class BlobIndex {
   addPack(directory: PackDirectory): void {
     if (this.hasPack(directory.pack)) return
     // Looked at as a whole first: a bad directory adds nothing.
-    visitRecords(directory, () => undefined)
+    let end = 0
+    visitRecords(directory, (_idAt, offset, record) => (end = offset + record.stored))
     const number = this.#packs.length
     this.#packs.push(directory.pack)
+    this.#packEnds.push(end)
     this.#packNumbers.set(directory.pack, number)
     visitRecords(directory, (idAt, offset, record) => {
       if (this.find(directory.records, idAt) !== NO_ENTRY) return
@@ -88,6 +91,11 @@ export class BlobIndex {
 
   pack(entry: number): string {
     return this.#packs[this.packNumber(entry)] as string
+  }
+
+  /** Where the blobs of the entry's pack end, in bytes. */
+  packEnd(entry: number): number {
+    return this.#packEnds[this.packNumber(entry)] as number
   }
 
   offset(entry: number): number {

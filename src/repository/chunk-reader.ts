@@ -4,7 +4,7 @@
 import { CHUNK_CACHE_BYTES, FETCH_BYTES, FETCH_GAP_BYTES, FETCHES_IN_FLIGHT } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { BlobIndex } from './blob-index.ts'
-import { packKey } from './pack.ts'
+import { packKey, readBlobs } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
 import { EXPAND_FIELDS, PIECE_CHECKSUM, PIECE_CODEC, PIECE_GOOD, PIECE_ID, type Squeezer } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
@@ -106,7 +106,7 @@ export class ChunkReader {
       for (const [entry, chunk] of chunks) if (!(chunk instanceof BlockError)) this.#keep(entry, chunk)
       return chunks
     } catch (error) {
-      const failure = toBlockError(error, `${this.#store.name}: read ${this.#keyOf(fetch)}`)
+      const failure = toBlockError(error, `${this.#store.name}: read a pack`)
       return new Map(fetch.entries.map((entry) => [entry, failure]))
     } finally {
       for (const entry of fetch.entries) this.#coming.delete(entry)
@@ -118,7 +118,7 @@ export class ChunkReader {
   async #read(fetch: Fetch): Promise<Map<number, Chunk>> {
     const index = this.#index
     const { start, end, entries } = fetch
-    const bytes = owned(await this.#store.getRange(this.#keyOf(fetch), start, end - start))
+    const bytes = owned(await readBlobs(this.#store, index.pack(entries[0] as number), start, end))
     const pieces = new Uint32Array(entries.length * EXPAND_FIELDS)
     const ids = new Uint8Array(entries.length * ID_BYTES)
     for (const [i, entry] of entries.entries()) {
@@ -138,10 +138,6 @@ export class ChunkReader {
       at += length
     }
     return chunks
-  }
-
-  #keyOf(fetch: Fetch): string {
-    return packKey(this.#index.pack(fetch.entries[0] as number))
   }
 
   #damage(entry: number, outcome: number): BlockError {

@@ -6,8 +6,8 @@ import { NODE_CACHE_NODES, NODE_WINDOW_BYTES, NODE_WINDOWS } from '../base/limit
 import { roundDown } from '../base/round.ts'
 import { BlockError } from '../block/error.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
-import { packKey } from './pack.ts'
-import { CODEC_RAW, ID_BYTES, PACK_FOOTER_BYTES } from './spec.ts'
+import { packKey, readBlobs } from './pack.ts'
+import { CODEC_RAW, ID_BYTES } from './spec.ts'
 import { idOf } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 import { checkNode } from './tree.ts'
@@ -20,7 +20,6 @@ export class NodeReader {
   /** Packs that nodes were read from. */
   readonly packs = new Set<string>()
   readonly #windows = new Map<string, Promise<Uint8Array>>()
-  readonly #packSizes = new Map<string, Promise<number>>()
 
   constructor(store: ObjectStore, index: BlobIndex) {
     this.#store = store
@@ -52,7 +51,7 @@ export class NodeReader {
     }
     this.packs.add(this.#index.pack(entry))
     const key = packKey(this.#index.pack(entry))
-    const bytes = await this.#bytes(key, this.#index.offset(entry), this.#index.stored(entry))
+    const bytes = await this.#bytes(entry)
     if (this.#index.codec(entry) !== CODEC_RAW || !equalBytes(idOf(bytes), id)) {
       throw new BlockError('corrupt', `${this.#store.name}: ${nodeName(id)} in ${key} is damaged`, { path: key })
     }
@@ -61,34 +60,27 @@ export class NodeReader {
     return bytes
   }
 
-  async #bytes(key: string, offset: number, length: number): Promise<Uint8Array> {
+  async #bytes(entry: number): Promise<Uint8Array> {
+    const pack = this.#index.pack(entry)
+    const offset = this.#index.offset(entry)
+    const end = offset + this.#index.stored(entry)
     const start = roundDown(offset, NODE_WINDOW_BYTES)
-    if (offset + length > start + NODE_WINDOW_BYTES) return this.#store.getRange(key, offset, length)
-    const window = await this.#window(key, start)
-    if (offset - start + length > window.length) return this.#store.getRange(key, offset, length)
+    const windowEnd = Math.min(start + NODE_WINDOW_BYTES, this.#index.packEnd(entry))
+    if (end > windowEnd) return readBlobs(this.#store, pack, offset, end)
+    const window = await this.#window(pack, start, windowEnd)
     // A copy: a node that is kept must not keep its window.
-    return window.slice(offset - start, offset - start + length)
+    return window.slice(offset - start, end - start)
   }
 
-  #window(key: string, start: number): Promise<Uint8Array> {
-    const name = `${key}:${start}`
+  #window(pack: string, start: number, end: number): Promise<Uint8Array> {
+    const name = `${pack}:${start}`
     const found = this.#windows.get(name)
     this.#windows.delete(name)
-    const window = found ?? this.#readWindow(key, start)
+    const window = found ?? readBlobs(this.#store, pack, start, end)
     this.#windows.set(name, window)
     if (found === undefined) window.catch(() => this.#windows.delete(name))
     if (this.#windows.size > NODE_WINDOWS) this.#windows.delete(this.#windows.keys().next().value as string)
     return window
-  }
-
-  async #readWindow(key: string, start: number): Promise<Uint8Array> {
-    let size = this.#packSizes.get(key)
-    if (size === undefined) {
-      size = this.#store.status(key).then((status) => status?.size ?? 0)
-      this.#packSizes.set(key, size)
-    }
-    const end = Math.max(start, (await size) - PACK_FOOTER_BYTES)
-    return this.#store.getRange(key, start, Math.min(NODE_WINDOW_BYTES, end - start))
   }
 }
 

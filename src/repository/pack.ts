@@ -5,7 +5,7 @@
 
 import crypto from 'node:crypto'
 import { equalBytes, getUint16, getUint32, getUint64, setUint32, setUint64, utf8 } from '../base/bytes.ts'
-import { BlockError } from '../block/error.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
 import { idOf } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 import {
@@ -136,6 +136,22 @@ export async function readDirectory(store: ObjectStore, pack: string): Promise<P
   visitRecords(directory, (_idAt, offset, record) => (end = offset + record.stored))
   if (end !== start) throw damaged('the directory')
   return directory
+}
+
+/** The bytes of a pack between two offsets. A pack that is gone or too short, though it is known, is kind 'corrupt'. */
+export async function readBlobs(store: ObjectStore, pack: string, start: number, end: number): Promise<Uint8Array> {
+  const key = packKey(pack)
+  try {
+    return await store.getRange(key, start, end - start)
+  } catch (error) {
+    if (!isBlockError(error, 'not-found') && !isBlockError(error, 'out-of-range')) throw error
+    throw new BlockError(
+      'corrupt',
+      `${store.name}: ${key} is gone or cut short: ${error.message}`,
+      { path: key },
+      error,
+    )
+  }
 }
 
 function tailDigest(header: Uint8Array, records: Uint8Array, footer: Uint8Array): Uint8Array {

@@ -191,7 +191,9 @@ class SessionWriter implements BackupWriter {
       this.#state = 'done'
       return info
     } catch (error) {
-      this.#failure ??= error
+      this.#fail(error)
+      // What is still on its way to the store ends before the caller hears: afterwards the store is quiet.
+      await this.#session.packs.settle()
       throw error
     }
   }
