@@ -20,7 +20,8 @@ export class FileDevice implements BlockDevice {
       fua: 'emulated',
       zero: 'native',
       trim: 'native',
-      extents: 'native',
+      // Whether holes can be told from data is the file system's affair; without that, all is data.
+      extents: 'emulated',
       minimumBlock: 1,
       bestBlock: 4096,
     }

@@ -428,10 +428,14 @@ export class Refcounts {
     await this.#file.zero(first * this.#clusterSize, count * this.#clusterSize)
   }
 
-  /** Makes the file reach to the end of the clusters before `end`, so that no table refers past it. */
+  /**
+   * Makes the file reach to `end`, the end of new clusters of the caller that nothing was written to yet, so that no table
+   * refers past it. By a zero byte: setting the length could cut off what others write meanwhile.
+   */
   async extendTo(end: number): Promise<void> {
-    if (this.#deviceClusters !== undefined) return
-    if (this.#file.size() < end * this.#clusterSize) await this.#file.truncate(end * this.#clusterSize)
+    const size = end * this.#clusterSize
+    if (this.#deviceClusters === undefined && this.#file.size() < size)
+      await this.#file.write(size - 1, 1, new Uint8Array(1), 0)
   }
 
   #needRoom(count: number): void {

@@ -215,6 +215,8 @@ export class Writer {
           const fresh = await this.#allocate(first + taken * size, count - taken)
           replacements.push(fresh)
           taken += fresh.count
+          // Zeros are not written, so that the file might end before the clusters do.
+          await this.#refcounts.extendTo(fresh.cluster + fresh.count)
           await this.#fill(fresh, offset, end, from, at)
         }
         if (kind !== ZEROS) await this.#ordered()

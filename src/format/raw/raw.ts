@@ -175,7 +175,8 @@ const readable: Capabilities = {
   fua: 'emulated',
   zero: 'native',
   trim: 'native',
-  extents: 'native',
+  // Whether holes can be told from data is the file system's affair; without that, all is data.
+  extents: 'emulated',
   minimumBlock: 1,
   bestBlock: PAGE,
 }
