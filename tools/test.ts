@@ -171,9 +171,11 @@ function wrongOfFile(
   return undefined
 }
 
+/** The error with its stack, less the frames of Node itself. */
 function textOf(error: Error): string {
   const cause = error.cause
-  return cause instanceof Error ? (cause.stack ?? cause.message) : inspect(cause ?? error.message)
+  const text = cause instanceof Error ? (cause.stack ?? cause.message) : inspect(cause ?? error.message)
+  return text.replaceAll(/^ +at .*\(?node:internal\/.*\n?/gm, '')
 }
 
 function endOf(error: { message: string; exitCode?: number | null; signal?: string }): string {
