@@ -7,13 +7,13 @@ import { spawnSync } from 'node:child_process'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { Random } from '../../src/base/random.ts'
-import type { BlockDevice, Capabilities, Layer } from '../../src/block/device.ts'
+import type { BlockDevice, Capabilities } from '../../src/block/device.ts'
 import { Filter } from '../../src/block/filter.ts'
 import { guard } from '../../src/block/guard.ts'
 import { MemoryDevice } from '../../src/block/memory.ts'
 import { FileDevice } from '../../src/file/file-device.ts'
 import { createQcow2 } from '../../src/format/qcow2/create.ts'
-import { openQcow2 } from '../../src/format/qcow2/image.ts'
+import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { createRaw, openRaw } from '../../src/format/raw/raw.ts'
 import type { Host } from '../../src/host/host.ts'
 import { realHost } from '../../src/host/real.ts'
@@ -39,7 +39,7 @@ async function rawImage({ host, path: at }: Place, size: number): Promise<BlockD
   return image
 }
 
-async function qcow2Image({ host, path: at }: Place, size: number, clusterSize: number): Promise<Layer> {
+async function qcow2Image({ host, path: at }: Place, size: number, clusterSize: number): Promise<Qcow2Image> {
   await createQcow2(host, at, { size, clusterSize })
   const image = await openQcow2(host, at, { name: 'qcow2' })
   await image.setAccess('write')
@@ -52,7 +52,7 @@ async function fileDevice({ host, path: at }: Place, size: number): Promise<Bloc
 }
 
 /** A device of zeros below, so that the image has to hide and copy what it would otherwise skip. */
-async function overlay(place: Place, size: number, clusterSize: number, backingSize: number): Promise<Layer> {
+async function overlay(place: Place, size: number, clusterSize: number, backingSize: number): Promise<Qcow2Image> {
   const image = await qcow2Image(place, size, clusterSize)
   image.backing = new MemoryDevice(backingSize)
   return image

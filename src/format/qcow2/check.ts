@@ -115,7 +115,8 @@ export async function checkImage(
 ): Promise<CheckResult> {
   const findings = new Findings()
   const refcounts = live ?? new Refcounts(file, header, undefined)
-  if (live === undefined) await refcounts.open('drop')
+  const wrong = live === undefined ? await refcounts.openLeniently() : []
+  if (!tables.mayPassEnd) for (const index of wrong) findings.corruption(`refcount table entry ${index} cannot be`)
   const subject: Subject = { file, header, tables, refcounts }
   let lastUsed = -1
   for (const window of windowsOf(subject)) {
@@ -147,7 +148,7 @@ export async function repairRefcounts(
   refcounts: Refcounts,
 ): Promise<void> {
   const subject: Subject = { file, header, tables, refcounts }
-  await refcounts.open('drop')
+  await refcounts.clearEntries(await refcounts.openLeniently())
   await dropLost(subject)
   await addBlocks(refcounts)
   // First look, then write: an image that cannot be repaired stays as it is.
@@ -166,7 +167,7 @@ export async function repairRefcounts(
   await file.sync()
   await tables.open()
   tables.forget()
-  await refcounts.open('refuse')
+  await refcounts.open()
 }
 
 async function countForRepair(subject: Subject, window: Window): Promise<void> {

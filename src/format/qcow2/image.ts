@@ -326,7 +326,7 @@ export class Qcow2Image implements Layer {
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
       const refcounts = new Refcounts(this.#file, this.#header, deviceSize)
       if (isDirty(this.#header)) await repairRefcounts(this.#file, this.#header, this.#tables, refcounts)
-      else await refcounts.open('refuse')
+      else await refcounts.open()
       this.#header.incompatible |= INCOMPAT_DIRTY
       // Bitmaps and whatever else only holds as long as every writer knows it end with this writer.
       this.#header.autoclear = new Uint8Array(8)

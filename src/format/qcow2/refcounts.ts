@@ -75,19 +75,30 @@ export class Refcounts {
     this.#perBlock = (header.clusterSize * 8) / this.#bits
   }
 
-  /** Reads the refcount table. `invalid` decides over entries that cannot be right: 'refuse', or 'drop' them in a repair. */
-  async open(invalid: 'refuse' | 'drop'): Promise<void> {
+  /** Reads the refcount table; kind 'corrupt' when an entry cannot be right. */
+  async open(): Promise<void> {
+    const wrong = (await this.openLeniently())[0]
+    if (wrong === undefined) return
+    const { path } = this.#file
+    const message = `${path} is corrupt: entry ${wrong} of its refcount table cannot be; see qemu-img check`
+    throw new BlockError('corrupt', message, { path, offset: this.#header.refcountTableOffset })
+  }
+
+  /** Reads the refcount table, and gives the indexes of entries that cannot be right, which count as empty. */
+  async openLeniently(): Promise<number[]> {
     const bytes = new Uint8Array(this.#header.refcountTableClusters * this.#clusterSize)
     await this.#file.read(this.#header.refcountTableOffset, bytes.length, bytes, 0)
     const fileSize = this.#file.size()
+    const seen = new Set<number>([0])
+    const wrong: number[] = []
     this.#table = new Float64Array(bytes.length / spec.ENTRY_SIZE)
     for (let index = 0; index < this.#table.length; index++) {
       const place = getUint64(bytes, index * spec.ENTRY_SIZE)
-      const isValid = place % this.#clusterSize === 0 && place >= 0 && place < fileSize
-      if (isValid) this.#table[index] = place
-      else if (invalid === 'refuse') throw this.#corrupt(`refcount block ${index} at ${place} cannot be`)
+      if (place === 0) continue
+      if (place % this.#clusterSize !== 0 || place < 0 || place >= fileSize || seen.has(place)) wrong.push(index)
+      else this.#table[index] = place
+      seen.add(place)
     }
-    this.#dropDoubles(invalid)
     this.#pages.clear()
     this.#freed = []
     this.#punched = []
@@ -95,6 +106,15 @@ export class Refcounts {
     this.#scanNext = 0
     this.end = this.#deviceClusters === undefined ? divideUp(fileSize, this.#clusterSize) : await this.#lastUsed()
     this.#scanEnd = this.end
+    return wrong
+  }
+
+  /** Empties entries of the table in the file, durably: for a repair. */
+  async clearEntries(indexes: readonly number[]): Promise<void> {
+    const empty = new Uint8Array(spec.ENTRY_SIZE)
+    for (const index of indexes)
+      await this.#file.write(this.#header.refcountTableOffset + index * spec.ENTRY_SIZE, empty.length, empty, 0)
+    if (indexes.length > 0) await this.#file.sync()
   }
 
   /** Offsets of the refcount blocks in the file, 0 where there is none. */
@@ -445,23 +465,6 @@ export class Refcounts {
   #full(): BlockError {
     const { path } = this.#file
     return new BlockError('no-space', `${path} is full: no cluster is left that the image can hold`, { path })
-  }
-
-  /** Two refcount blocks in one place cannot be. */
-  #dropDoubles(invalid: 'refuse' | 'drop'): void {
-    const seen = new Set<number>()
-    this.#table.forEach((place, index) => {
-      if (place === 0) return
-      if (!seen.has(place)) seen.add(place)
-      else if (invalid === 'refuse') throw this.#corrupt(`refcount block ${index} is also another one`)
-      else this.#table[index] = 0
-    })
-  }
-
-  #corrupt(what: string): BlockError {
-    const { path } = this.#file
-    const place = { path, offset: this.#header.refcountTableOffset }
-    return new BlockError('corrupt', `${path} is corrupt: ${what}; see qemu-img check`, place)
   }
 
   #makeRoom(): Pending {

@@ -13,7 +13,7 @@ import { QCOW2_COPY } from '../../base/limits.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../../base/mutex.ts'
 import { roundDown, roundUp } from '../../base/round.ts'
 import type { BlockDevice, Pending } from '../../block/device.ts'
-import { BlockError } from '../../block/error.ts'
+import { BlockError, isBlockError } from '../../block/error.ts'
 import { pool } from '../../block/pool.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
@@ -426,6 +426,7 @@ export class Writer {
     try {
       await this.#sync.run()
     } catch (error) {
+      if (isBlockError(error, 'closed')) throw error
       const { path } = this.#file
       const message = `${path}: a sync failed, so that writes may be lost; close the image and open it again`
       this.#failure ??= new BlockError('io', message, { path }, error)
