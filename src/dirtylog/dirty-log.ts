@@ -70,7 +70,7 @@ export class DirtyLog {
   /** That of a clean close, until the first mark takes it back. */
   #stamp: string | undefined
   #folding: Promise<void> | undefined
-  #nextFold: Promise<void> | undefined
+  #foldsBegun = 0
   /** Appends that did not complete within their call. */
   #appending: Promise<void> | undefined
   readonly #waitingClears: WaitingClear[] = []
@@ -382,14 +382,11 @@ export class DirtyLog {
     }
   }
 
-  /** A fold that begins at this moment or later. */
-  #foldSoon(): Promise<void> {
-    if (this.#folding === undefined) return this.#beginFold()
-    this.#nextFold ??= settled(this.#folding).then(() => {
-      this.#nextFold = undefined
-      return this.#folding ?? this.#beginFold()
-    })
-    return this.#nextFold
+  /** A fold that begins at this moment or later; all that wait for the end of one share the next. */
+  async #foldSoon(): Promise<void> {
+    const begun = this.#foldsBegun
+    while (this.#folding !== undefined && this.#foldsBegun === begun) await settled(this.#folding)
+    await (this.#folding ?? this.#beginFold())
   }
 
   /** Begins an epoch, unless the fold before failed and its epoch still goes on, and writes its slot. */
@@ -402,6 +399,7 @@ export class DirtyLog {
       return Promise.reject(error as Error)
     }
     if (this.#epoch === this.#durableEpoch) this.#beginEpoch(this.#epoch + 1)
+    this.#foldsBegun++
     const edits = this.#edits
     this.#folding = this.#writeSlot(this.#epoch, stamp).then(
       () => {

@@ -1,6 +1,7 @@
-// Random lives of a dirty log, stopped before every operation of the host: by a kill, and by power losses that each keep another
-// part of what was not synced. A guest writes data, and only after its mark. What is recovered is held against a model
-// that knows, for each bitmap, the exact bits, since when it counts, and where too much is allowed.
+// Random lives of a dirty log: guest writes, clears, folds, edits, clean closes, kills, power losses, slots that cannot be written for
+// a while. Before operations of the host drawn by lot a copy of it is put aside, and is killed or loses power in several ways: any
+// part of what was not synced is kept. What is recovered is held against a model that knows, for each bitmap, the exact bits,
+// since when it counts, and where too much is allowed. A guest writes its data only after its mark.
 //
 // Until an edit is durable there are two worlds, that before and that after it, and recovery may find either; each edit
 // numbers the world that it makes in the text of a bitmap. Requests in flight leave their granules uncertain.
@@ -8,16 +9,26 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { DIRTYLOG_REGION } from '../../src/base/limits.ts'
+import type { Bitmap } from '../../src/bitmap/bitmap.ts'
+import { BlockError, isBlockError } from '../../src/block/error.ts'
 import { Random, seedOfRun } from '../../src/base/random.ts'
 import type { HostFile } from '../../src/host/host.ts'
 import { SimulatedHost } from '../../src/host/simulated.ts'
-import { type BitmapChange, DirtyLog, type DirtyLogFiles, type Recovery } from '../../src/dirtylog/dirty-log.ts'
+import {
+  type BitmapChange,
+  DirtyLog,
+  type DirtyLogFiles,
+  type DirtyLogOptions,
+  type Recovery,
+} from '../../src/dirtylog/dirty-log.ts'
 
 const UNIT = 64 * 1024
 const REGIONS = 12
 const SIZE = REGIONS * DIRTYLOG_REGION - 3 * UNIT - 1000
 const UNITS = Math.ceil(SIZE / UNIT)
-const AREA_BYTES = 24 * 32
+/** The simulated disk holds of each unit only the number of the write that made it what it is, in so many bytes. */
+const TAG = 4
+const AREA_BYTES = 64 * 32
 const NAMES = ['area0', 'area1', 'slot0', 'slot1'] as const
 const MAIN = 'main'
 
@@ -50,6 +61,9 @@ interface Moment {
   /** Too much is allowed in regions touched, and in granules cleared, since then. */
   readonly foldedAt: number
   readonly touchedAt: Uint32Array
+  /** Whether the log may, and must, be found cleanly closed. */
+  readonly mayBeClean: boolean
+  readonly mustBeClean: boolean
 }
 
 function copyBitmap(bitmap: ModelBitmap): ModelBitmap {
@@ -74,71 +88,99 @@ class Life {
   readonly random: Random
   readonly host: SimulatedHost
   readonly moments: Moment[] = []
-  log!: DirtyLog
+  /** One of so many moments is kept. */
+  readonly #rarity: number
+  readonly #spot: number
+  #log!: DirtyLog
   #data!: HostFile
+  #process = 0
   #worlds: World[] = [{ number: 0, bitmaps: new Map() }]
   #worldNumber = 0
   #time = 1
   #foldedAt = 0
-  readonly #touchedAt = new Uint32Array(REGIONS)
+  #touchedAt = new Uint32Array(REGIONS)
   #version = 0
-  readonly #versions = new Uint32Array(UNITS)
+  #versions: number[] = Array.from({ length: UNITS }, () => 0)
+  #mayBeClean = false
+  #mustBeClean = false
   readonly #uncertain = new Set<Range>()
+  /** Guest writes, clears that wait, folds and edits that are under way. */
   readonly #guest = new Set<Promise<void>>()
-  readonly #waitingClears = new Set<Promise<void>>()
+  readonly #clears = new Set<Promise<void>>()
   readonly #folds = new Set<Promise<void>>()
+  #slotFailures = 0
   #fireTimer: (() => void) | undefined
 
-  constructor(seed: number) {
+  constructor(seed: number, rarity: number) {
     this.random = new Random(seed)
-    const scheduler = this.random.chance(0.4) ? new Random(seed) : undefined
+    this.#rarity = rarity
+    this.#spot = this.random.below(UNITS - 10) * UNIT
+    const scheduler = this.random.chance(0.7) ? new Random(seed) : undefined
     this.host = new SimulatedHost(scheduler === undefined ? {} : { scheduler })
   }
 
   async begin(): Promise<void> {
-    const timer = (_delayMs: number, run: () => void): (() => void) => {
-      this.#fireTimer = run
-      return () => (this.#fireTimer = undefined)
-    }
     const files = await openFiles(this.host)
     this.#data = await this.host.open('/data', { write: true, create: 'exclusive' })
-    await this.#data.truncate(SIZE)
+    await this.#data.truncate(UNITS * TAG)
     await this.#data.sync()
     await this.host.syncFolder('/')
-    this.log = await DirtyLog.create(files, { size: SIZE, bootId: this.host.bootId(), areaBytes: AREA_BYTES, timer })
+    this.#log = await DirtyLog.create(files, { ...this.#options(), size: SIZE, areaBytes: AREA_BYTES })
     this.#edit([{ kind: 'add', name: MAIN, granule: UNIT, recording: true, fill: 'none', meta: '0' }], (world) => {
       world.bitmaps.set(MAIN, this.#newBitmap(UNIT, true, 0))
     })
     await Promise.all(this.#folds)
-    this.host.beforeOperation = () => this.moments.push(this.#moment())
+    this.host.beforeOperation = (operation) => {
+      if (this.random.chance(1 / this.#rarity)) this.moments.push(this.#moment())
+      const mayFail = operation.path.startsWith('/slot') && (operation.kind === 'write' || operation.kind === 'sync')
+      if (mayFail && this.#slotFailures > 0) throw new BlockError('io', 'injected')
+    }
   }
 
   async step(): Promise<void> {
     this.#time++
-    const kind = this.random.below(20)
-    if (kind < 11) await this.#burst()
-    else if (kind < 13) await this.#data.sync()
-    else if (kind < 16) this.#clear()
-    else if (kind < 17) this.#follow(this.log.fold())
-    else if (kind < 18) this.#fireTimer?.()
-    else await this.#randomEdit()
+    const kind = this.random.below(42)
+    if (kind < 20) await this.#burst()
+    else if (kind < 23) await this.#data.sync()
+    else if (kind < 28) this.#clear()
+    else if (kind < 30) this.#fold()
+    else if (kind < 32) this.#fireTimer?.()
+    else if (kind < 38) await this.#randomEdit()
+    else if (kind < 39) this.#slotFailures = this.random.between(1, 3)
+    else if (kind < 40) await this.#close()
+    else await this.#die(kind === 40 ? 'process' : 'host')
+    if (this.#slotFailures > 0 && --this.#slotFailures === 0) this.#fold()
     if (this.random.chance(0.3)) await Promise.all([...this.#guest, ...this.#folds])
     if (this.random.chance(0.1)) await new Promise((resolve) => setImmediate(resolve))
   }
 
+  /** Waits for all that is under way; what is in memory must then be what the model has. */
   async end(): Promise<void> {
-    await Promise.all([...this.#guest, ...this.#waitingClears, ...this.#folds])
-    this.moments.push(this.#moment())
-    assert.deepEqual(this.log.health, { state: 'good' })
-    for (const [name, bitmap] of (this.#worlds.at(-1) as World).bitmaps) {
-      const bits = this.log.bitmaps.get(name)?.bits
+    this.#slotFailures = 0
+    this.#fold()
+    await Promise.all([...this.#guest, ...this.#clears, ...this.#folds])
+    assert.deepEqual(this.#log.health, { state: 'good' })
+    for (const [name, bitmap] of this.#world.bitmaps) {
+      const bits = this.#log.bitmaps.get(name)?.bits
       assert.ok(bits !== undefined)
-      bitmap.bits.forEach((bit, index) =>
-        assert.equal(bits.has(index), bit === 1, `${name}: granule ${index} in memory`),
-      )
+      bitmap.bits.forEach((bit, g) => assert.equal(bits.has(g), bit === 1, `${name}: granule ${g} in memory`))
     }
+    this.moments.push(this.#moment())
     this.host.beforeOperation = undefined
-    await this.log.abandon()
+    await this.#log.abandon()
+  }
+
+  /** The bitmaps as they are in memory. */
+  get #world(): World {
+    return this.#worlds.at(-1) as World
+  }
+
+  #options(): DirtyLogOptions {
+    const timer = (_delayMs: number, run: () => void): (() => void) => {
+      this.#fireTimer = run
+      return () => (this.#fireTimer = undefined)
+    }
+    return { bootId: this.host.bootId(), timer }
   }
 
   #moment(): Moment {
@@ -150,6 +192,8 @@ class Life {
       uncertain: [...this.#uncertain],
       foldedAt: this.#foldedAt,
       touchedAt,
+      mayBeClean: this.#mayBeClean,
+      mustBeClean: this.#mustBeClean,
     }
   }
 
@@ -157,103 +201,104 @@ class Life {
     touchedAt.fill(this.#time, Math.floor(offset / DIRTYLOG_REGION), Math.ceil((offset + length) / DIRTYLOG_REGION))
   }
 
-  /** Some guest writes at once. */
+  /** Some guest writes at once, often in the same place. */
   async #burst(): Promise<void> {
     const writes = Array.from({ length: this.random.between(1, 4) }, () => {
-      const offset = this.random.below(SIZE)
-      const length = Math.min(
-        SIZE - offset,
-        this.random.chance(0.1) ? DIRTYLOG_REGION * 2 : this.random.between(1, UNIT * 2),
-      )
-      const work = this.#write(offset, length)
-      this.#guest.add(work)
-      return work.then(() => this.#guest.delete(work))
+      const offset = this.random.chance(0.6) ? this.#spot + this.random.below(5 * UNIT) : this.random.below(SIZE)
+      const longest = this.random.chance(0.1) ? DIRTYLOG_REGION * 2 : UNIT * 2
+      return this.#track(this.#guest, this.#write(offset, Math.min(SIZE - offset, this.random.between(1, longest))))
     })
-    if (this.random.chance(0.7)) await Promise.all(writes)
+    if (this.random.chance(0.6)) await Promise.all(writes)
   }
 
   async #write(offset: number, length: number): Promise<void> {
+    const process = this.#process
     const range = { offset, length }
     this.#uncertain.add(range)
-    const pending = this.log.mark(offset, length)
+    this.#mustBeClean = false
+    const pending = this.#log.mark(offset, length)
     if (pending !== undefined) await pending
+    if (process !== this.#process) return
+    this.#mayBeClean = false
     this.#touch(this.#touchedAt, range)
     for (const { bitmaps } of this.#worlds) {
-      for (const { granule, recording, bits } of bitmaps.values()) {
-        if (recording) bits.fill(1, Math.floor(offset / granule), Math.ceil((offset + length) / granule))
-      }
+      for (const bitmap of bitmaps.values()) if (bitmap.recording) setIn(bitmap, offset, length)
     }
     this.#uncertain.delete(range)
     const version = ++this.#version
-    const tag = Buffer.alloc(4)
+    const tag = Buffer.alloc(TAG)
     tag.writeUInt32BE(version)
     const written: (Promise<void> | undefined)[] = []
     for (let unit = Math.floor(offset / UNIT); unit * UNIT < offset + length; unit++) {
       this.#versions[unit] = version
-      written.push(this.#data.write(unit * UNIT, 4, tag, 0))
+      written.push(this.#data.write(unit * TAG, TAG, tag, 0))
     }
     await Promise.all(written)
   }
 
+  /** Clears a range of a bitmap, as a job does that has copied it: not while the guest writes there. */
   #clear(): void {
-    const name = this.random.pick([...this.log.bitmaps.keys()])
-    const offset = this.random.below(SIZE)
-    const length = Math.min(SIZE - offset, this.random.between(1, 8 * UNIT))
-    // A job clears what it has copied, and never while the guest writes there.
-    const isBusy = [...this.#uncertain].some((range) => overlap(range, { offset, length }))
-    if (isBusy || this.#waitingClears.size > 0) return
-    const range = { offset, length }
+    const name = this.random.pick([...this.#log.bitmaps.keys()])
+    const offset = this.random.chance(0.5) ? this.#spot : this.random.below(SIZE)
+    const range = { offset, length: Math.min(SIZE - offset, this.random.between(1, 8 * UNIT)) }
+    if (this.#clears.size > 0 || [...this.#uncertain].some((busy) => overlap(busy, range))) return
     this.#uncertain.add(range)
-    const before = this.#version
-    const pending = this.log.clear(name, offset, length)
+    this.#mustBeClean = false
+    const version = this.#version
+    const pending = this.#log.clear(name, range.offset, range.length)
     if (pending === undefined) {
+      this.#uncertain.delete(range)
       this.#cleared(name, range)
       return
     }
-    const versions = this.#versions.slice()
-    const work = pending.then(() => {
-      this.#waitingClears.delete(work)
-      // Marks that came while it waited keep all of it.
-      const bits = this.log.bitmaps.get(name)?.bits
-      const model = this.#worlds.at(-1)?.bitmaps.get(name)
-      const first = model === undefined ? 0 : Math.ceil(offset / model.granule)
-      const isKept =
-        bits !== undefined &&
-        model !== undefined &&
-        model.bits.some((bit, g) => g >= first && bit === 1 && bits.has(g) && g < endOf(model, range))
-      if (!isKept) return this.#cleared(name, range)
-      const touched = this.#versions.some(
-        (version, unit) => version > before && overlap(range, { offset: unit * UNIT, length: UNIT }),
-      )
-      assert.ok(touched || versions.length === 0, 'a clear that nothing overlapped is done')
+    void this.#track(this.#clears, this.#clearWhenDone(name, range, version, pending))
+  }
+
+  async #clearWhenDone(name: string, range: Range, version: number, pending: Promise<void>): Promise<void> {
+    const process = this.#process
+    try {
+      await pending
+    } catch (error) {
+      if (process !== this.#process || !isBlockError(error, 'io')) throw error
       this.#uncertain.delete(range)
-      return undefined
-    })
-    this.#waitingClears.add(work)
+      return
+    }
+    if (process !== this.#process) return
+    this.#uncertain.delete(range)
+    // A write that came while the clear waited keeps all of it.
+    const isWritten = this.#versions.some(
+      (each, unit) => each > version && overlap(range, { offset: unit * UNIT, length: UNIT }),
+    )
+    const isWriting = [...this.#uncertain].some((busy) => overlap(busy, range))
+    const bitmap = this.#world.bitmaps.get(name)
+    const bits = this.#log.bitmaps.get(name)?.bits
+    if (bitmap === undefined || bits === undefined) return
+    const isCleared = !bits.hasAny(wholeStart(bitmap, range), 1)
+    if (isCleared || !(isWritten || isWriting)) this.#cleared(name, range)
   }
 
   #cleared(name: string, range: Range): void {
-    this.#uncertain.delete(range)
     for (const { bitmaps } of this.#worlds) {
       const bitmap = bitmaps.get(name)
       if (bitmap === undefined) continue
-      for (let g = Math.ceil(range.offset / bitmap.granule); g < endOf(bitmap, range); g++) {
+      const end = endOf(bitmap, range)
+      for (let g = Math.ceil(range.offset / bitmap.granule); g < end; g++) {
         bitmap.bits[g] = 0
         bitmap.clearedAt[g] = this.#time
-      }
-      const units = { granule: UNIT, bits: this.#versions }
-      for (let unit = Math.ceil(range.offset / UNIT); unit < endOf(units, range); unit++) {
-        if (bitmap.bits[Math.floor((unit * UNIT) / bitmap.granule)] === 0)
+        const firstUnit = (g * bitmap.granule) / UNIT
+        for (let unit = firstUnit; unit < Math.min(UNITS, firstUnit + bitmap.granule / UNIT); unit++) {
           bitmap.since[unit] = this.#versions[unit] as number
+        }
       }
     }
   }
 
   async #randomEdit(): Promise<void> {
     // A drain: nothing is in flight, and what was written is durable, when a bitmap begins.
-    await Promise.all([...this.#guest, ...this.#waitingClears])
+    await Promise.all([...this.#guest, ...this.#clears])
     await this.#data.sync()
-    const others = [...this.log.bitmaps.keys()].filter((name) => name !== MAIN)
+    if (this.random.chance(0.5)) this.#fold()
+    const others = [...this.#log.bitmaps.keys()].filter((name) => name !== MAIN)
     const name = this.random.pick(others.length > 0 ? others : [MAIN])
     const kind = this.random.below(6)
     if (kind < 2 && others.length < 3) this.#add(`b${this.#worldNumber}`)
@@ -262,22 +307,9 @@ class Life {
         const { granule, recording } = world.bitmaps.get(name) as ModelBitmap
         world.bitmaps.set(name, this.#newBitmap(granule, recording, 0))
       })
-    } else if (kind === 3 && name !== MAIN) {
-      this.#edit(
-        [
-          { kind: 'merge', from: name, into: MAIN },
-          { kind: 'remove', name },
-        ],
-        (world) => {
-          const from = world.bitmaps.get(name) as ModelBitmap
-          from.bits.forEach(
-            (bit, g) => bit === 1 && setIn(world.bitmaps.get(MAIN) as ModelBitmap, g * from.granule, from.granule),
-          )
-          world.bitmaps.delete(name)
-        },
-      )
-    } else if (kind === 4 && name !== MAIN) {
-      const on = this.log.bitmaps.get(name)?.recording === false
+    } else if (kind === 3 && name !== MAIN) this.#merge(name)
+    else if (kind === 4 && name !== MAIN) {
+      const on = this.#log.bitmaps.get(name)?.recording === false
       this.#edit([{ kind: 'record', name, on }], (world) => {
         const bitmap = world.bitmaps.get(name) as ModelBitmap
         bitmap.recording = on
@@ -300,37 +332,111 @@ class Life {
     })
   }
 
+  #merge(name: string): void {
+    const isRemoved = this.random.chance(0.5)
+    const removal: BitmapChange[] = isRemoved ? [{ kind: 'remove', name }] : []
+    this.#edit([{ kind: 'merge', from: name, into: MAIN }, ...removal], (world) => {
+      const { granule, bits } = world.bitmaps.get(name) as ModelBitmap
+      const main = world.bitmaps.get(MAIN) as ModelBitmap
+      bits.forEach((bit, g) => bit === 1 && setIn(main, g * granule, granule))
+      if (isRemoved) world.bitmaps.delete(name)
+    })
+  }
+
   #newBitmap(granule: number, recording: boolean, bit: 0 | 1): ModelBitmap {
     const length = Math.ceil(SIZE / granule)
-    return {
-      granule,
-      recording,
-      bits: new Uint8Array(length).fill(bit),
-      since: this.#versions.slice(),
-      clearedAt: new Uint32Array(length),
-    }
+    const bits = new Uint8Array(length).fill(bit)
+    return { granule, recording, bits, since: Uint32Array.from(this.#versions), clearedAt: new Uint32Array(length) }
   }
 
   #edit(changes: readonly BitmapChange[], apply: (world: World) => void): void {
     const number = ++this.#worldNumber
-    const world = copyWorld(this.#worlds.at(-1) as World, number)
+    const world = copyWorld(this.#world, number)
     apply(world)
-    const work = this.log.edit([...changes, { kind: 'meta', name: MAIN, meta: String(number) }])
+    this.#mustBeClean = false
+    const edited = this.#log.edit([...changes, { kind: 'meta', name: MAIN, meta: String(number) }])
     this.#worlds.push(world)
-    this.#follow(
-      work.then(() => {
-        this.#worlds = this.#worlds.filter((each) => each.number >= number)
-      }),
-    )
+    this.#follow(edited, () => {
+      this.#worlds = this.#worlds.filter((each) => each.number >= number)
+    })
   }
 
-  #follow(fold: Promise<void>): void {
-    const begun = this.#time
-    const work = fold.then(() => {
-      this.#folds.delete(work)
+  #fold(): void {
+    this.#mustBeClean = false
+    this.#follow(this.#log.fold(), () => undefined)
+  }
+
+  #follow(fold: Promise<void>, then: () => void): void {
+    const [begun, process] = [this.#time, this.#process]
+    const work = async (): Promise<void> => {
+      try {
+        await fold
+      } catch (error) {
+        if (process !== this.#process || !isBlockError(error, 'io')) throw error
+        return
+      }
+      if (process !== this.#process) return
       this.#foldedAt = Math.max(this.#foldedAt, begun)
+      this.#mayBeClean = false
+      then()
+    }
+    void this.#track(this.#folds, work())
+  }
+
+  async #track(set: Set<Promise<void>>, work: Promise<void>): Promise<void> {
+    const process = this.#process
+    const tracked = work.catch((error: unknown) => {
+      // What is under way when its process dies may end as it likes.
+      if (process === this.#process) throw error
     })
-    this.#folds.add(work)
+    set.add(tracked)
+    try {
+      await tracked
+    } finally {
+      set.delete(tracked)
+    }
+  }
+
+  /** A clean close, and an open that finds it so. */
+  async #close(): Promise<void> {
+    this.#slotFailures = 0
+    await Promise.all([...this.#guest, ...this.#clears, ...this.#folds])
+    // During the close both answers are right.
+    this.#mayBeClean = true
+    await this.#log.close(`stamp ${this.#time}`)
+    this.#mustBeClean = true
+    const number = this.#world.number
+    this.#worlds = this.#worlds.filter((each) => each.number === number)
+    const { log, recovery, stamp } = await DirtyLog.open(await openFiles(this.host), this.#options())
+    assert.deepEqual([recovery, stamp], ['clean', `stamp ${this.#time}`])
+    this.#log = log
+    this.#foldedAt = this.#time
+  }
+
+  /** The process or the host dies, and life goes on with what is left. */
+  async #die(what: 'process' | 'host'): Promise<void> {
+    const moment = this.#moment()
+    this.#process++
+    if (what === 'process') this.host.killProcess()
+    else this.host.crash(this.random)
+    await Promise.allSettled([...this.#guest, ...this.#clears, ...this.#folds])
+    this.#slotFailures = 0
+    const hook = this.host.beforeOperation
+    this.host.beforeOperation = undefined
+    this.#data = await this.host.open('/data', { write: true })
+    const opened = await DirtyLog.open(await openFiles(this.host), this.#options())
+    this.#log = opened.log
+    this.#versions = await readVersions(this.host)
+    const world = compare(moment, opened.log, opened.recovery, what, this.#versions, `life ${this.random.seed} went on`)
+    for (const [name, bitmap] of world.bitmaps) {
+      const bits = this.#log.bitmaps.get(name)?.bits
+      bitmap.bits.forEach((_bit, g) => (bitmap.bits[g] = bits?.has(g) === true ? 1 : 0))
+    }
+    this.#worlds = [world]
+    this.#uncertain.clear()
+    this.#foldedAt = this.#time
+    this.#mayBeClean = this.#mustBeClean = opened.recovery === 'clean'
+    this.host.beforeOperation = hook
   }
 }
 
@@ -347,6 +453,11 @@ function endOf({ granule, bits }: { granule: number; bits: { length: number } },
   return offset + length >= SIZE ? bits.length : Math.floor((offset + length) / granule)
 }
 
+/** The first byte of the first granule that lies whole in the range. */
+function wholeStart({ granule }: ModelBitmap, { offset }: Range): number {
+  return Math.min(SIZE - 1, Math.ceil(offset / granule) * granule)
+}
+
 function uncertainGranules(moment: Moment, bitmap: ModelBitmap): Uint8Array {
   const uncertain = new Uint8Array(bitmap.bits.length)
   for (const { offset, length } of moment.uncertain) {
@@ -355,54 +466,60 @@ function uncertainGranules(moment: Moment, bitmap: ModelBitmap): Uint8Array {
   return uncertain
 }
 
-/** Opens what is left, and compares; the log is left as a crash would. */
-async function check(moment: Moment, host: SimulatedHost, expected: Recovery, note: string): Promise<void> {
-  const { log, recovery } = await DirtyLog.open(await openFiles(host), { bootId: host.bootId() })
-  assert.equal(recovery, expected, note)
-  const world = moment.worlds.find(({ number }) => String(number) === log.bitmaps.get(MAIN)?.meta)
-  assert.ok(world !== undefined, `${note}: recovered edit ${log.bitmaps.get(MAIN)?.meta}, which cannot be`)
+/** Fails unless what was recovered is what the moment allows; returns the world that it is. */
+function compare(
+  moment: Moment,
+  log: DirtyLog,
+  recovery: Recovery,
+  died: 'process' | 'host',
+  versions: readonly number[],
+  note: string,
+): World {
+  const isAllowed = recovery === 'clean' ? moment.mayBeClean : recovery === died && !moment.mustBeClean
+  assert.ok(isAllowed, `${note}: recovery says ${recovery}`)
+  const meta = log.bitmaps.get(MAIN)?.meta
+  const world = moment.worlds.find(({ number }) => String(number) === meta)
+  assert.ok(world !== undefined, `${note}: recovered edit ${meta}, which cannot be`)
   assert.deepEqual([...log.bitmaps.keys()].sort(), [...world.bitmaps.keys()].sort(), note)
-  const versions = await readVersions(host)
   for (const [name, bitmap] of world.bitmaps) {
-    const bits = log.bitmaps.get(name)?.bits
-    assert.ok(bits !== undefined && log.bitmaps.get(name)?.recording === bitmap.recording, note)
-    const uncertain = uncertainGranules(moment, bitmap)
-    const perRegion = DIRTYLOG_REGION / bitmap.granule
-    for (let g = 0; g < bitmap.bits.length; g++) {
-      const has = bits.has(g) ? 1 : 0
-      if (has === bitmap.bits[g] || uncertain[g] === 1) continue
-      const isTouched = bitmap.recording && (moment.touchedAt[Math.floor(g / perRegion)] as number) >= moment.foldedAt
-      const isCleared = (bitmap.clearedAt[g] as number) >= moment.foldedAt
-      assert.ok(expected !== 'process', `${note}: "${name}" granule ${g} is ${has}`)
-      assert.ok(has === 1, `${note}: "${name}" lacks granule ${g}`)
-      assert.ok(isTouched || isCleared, `${note}: "${name}" has granule ${g} for no reason`)
-    }
+    const logged = log.bitmaps.get(name)
+    assert.ok(logged?.recording === bitmap.recording && logged.state === 'valid', note)
+    compareBits(moment, bitmap, logged.bits, recovery === 'host', `${note}: "${name}"`)
     if (!bitmap.recording) continue
-    versions.forEach((version, unit) => {
-      const isNewer = version > (bitmap.since[unit] as number)
-      assert.ok(
-        !isNewer || bits.has(Math.floor((unit * UNIT) / bitmap.granule)),
-        `${note}: "${name}" misses unit ${unit}`,
-      )
-    })
+    for (let unit = 0; unit < UNITS; unit++) {
+      if ((versions[unit] as number) <= (bitmap.since[unit] as number)) continue
+      assert.ok(logged.bits.has(Math.floor((unit * UNIT) / bitmap.granule)), `${note}: "${name}" misses unit ${unit}`)
+    }
   }
+  return world
+}
+
+function compareBits(moment: Moment, bitmap: ModelBitmap, bits: Bitmap, mayExceed: boolean, note: string): void {
+  const uncertain = uncertainGranules(moment, bitmap)
+  const perRegion = DIRTYLOG_REGION / bitmap.granule
+  for (let g = 0; g < bitmap.bits.length; g++) {
+    const has = bits.has(g) ? 1 : 0
+    if (has === bitmap.bits[g] || uncertain[g] === 1) continue
+    const isTouched = bitmap.recording && (moment.touchedAt[Math.floor(g / perRegion)] as number) >= moment.foldedAt
+    const isCleared = (bitmap.clearedAt[g] as number) >= moment.foldedAt
+    assert.ok(mayExceed, `${note} granule ${g} is ${has}`)
+    assert.ok(has === 1, `${note} lacks granule ${g}`)
+    assert.ok(isTouched || isCleared, `${note} has granule ${g} for no reason`)
+  }
+}
+
+/** Opens what is left, and compares; leaves the log as a crash would. */
+async function check(moment: Moment, host: SimulatedHost, died: 'process' | 'host', note: string): Promise<void> {
+  const { log, recovery } = await DirtyLog.open(await openFiles(host), { bootId: host.bootId() })
+  compare(moment, log, recovery, died, await readVersions(host), note)
   await log.abandon()
 }
 
-async function readVersions(host: SimulatedHost): Promise<Uint32Array> {
+async function readVersions(host: SimulatedHost): Promise<number[]> {
   const data = await host.open('/data')
-  const versions = new Uint32Array(UNITS)
-  const tag = Buffer.alloc(4)
-  const pieces: number[] = []
-  await data.extents(0, SIZE, (length, extent) => pieces.push(length, extent) > 0)
-  for (let i = 0, at = 0; i < pieces.length; at += pieces[i] as number, i += 2) {
-    if (pieces[i + 1] !== 0) continue
-    for (let unit = Math.ceil(at / UNIT); unit * UNIT < at + (pieces[i] as number); unit++) {
-      await data.read(unit * UNIT, 4, tag, 0)
-      versions[unit] = tag.readUInt32BE(0)
-    }
-  }
-  return versions
+  const tags = Buffer.alloc(UNITS * TAG)
+  await data.read(0, tags.length, tags, 0)
+  return Array.from({ length: UNITS }, (_, unit) => tags.readUInt32BE(unit * TAG))
 }
 
 /** Stops a recovery itself before each of its operations. */
@@ -427,7 +544,7 @@ test('after a kill at any operation the bitmaps are exact, and after a power los
   let [kills, losses, recoveries] = [0, 0, 0]
   while (kills + losses + recoveries < wanted) {
     const lifeSeed = seeds.next()
-    const life = new Life(lifeSeed)
+    const life = new Life(lifeSeed, 6)
     await life.begin()
     const steps = life.random.between(10, 60)
     for (let step = 0; step < steps; step++) await life.step()
