@@ -38,7 +38,7 @@ export const COPY_PIECE = MIB
 
 /** A copy makes its progress durable after so many bytes or milliseconds: what a crash has it copy again at most. */
 export const CHECKPOINT_BYTES = 64 * MIB
-export const CHECKPOINT_MS = 1000
+export const CHECKPOINT_MS = 500
 
 /** A limited copy may run ahead of its speed by so many milliseconds' worth. */
 export const SPEED_BURST_MS = 100

@@ -36,6 +36,8 @@ export class Disk implements BlockDevice {
   readonly name: string
   readonly chain: Chain
   readonly log: DirtyLog
+  /** The same for the disk's whole life: a request that comes while layers change waits at the gate, it is not refused. */
+  readonly can: Capabilities
   #interceptors: readonly Interceptor[] = []
   #inFlight = 0
   #drains = 0
@@ -46,14 +48,11 @@ export class Disk implements BlockDevice {
     this.name = name
     this.chain = chain
     this.log = log
+    this.can = { ...chain.can, write: true }
   }
 
   get size(): number {
     return this.chain.size
-  }
-
-  get can(): Capabilities {
-    return this.chain.can
   }
 
   /** True while a drain holds requests back. */

@@ -94,7 +94,12 @@ async function allowedFolders(host: Host, imagePath: string, folders: readonly s
   return found
 }
 
-async function resolveBacking(host: Host, imagePath: string, name: string, allowed: readonly string[]): Promise<string> {
+async function resolveBacking(
+  host: Host,
+  imagePath: string,
+  name: string,
+  allowed: readonly string[],
+): Promise<string> {
   if (/^(json:|[a-z][a-z0-9+.-]*:)/i.test(name)) {
     const message = `${imagePath}: the backing file ${name} is no path; Varve opens only paths: qemu-img rebase -u gives it one`
     throw new BlockError('unsupported', message, { path: imagePath })

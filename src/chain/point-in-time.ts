@@ -252,7 +252,12 @@ export class PointInTime implements Interceptor, BlockDevice {
   #check(): void {
     if (this.#closed) throw new BlockError('closed', `${this.name} is closed`, { device: this.name })
     if (this.#broken === undefined) return
-    throw new BlockError(this.#broken.kind, `${this.name} broke: ${this.#broken.message}`, this.#broken.place, this.#broken)
+    throw new BlockError(
+      this.#broken.kind,
+      `${this.name} broke: ${this.#broken.message}`,
+      this.#broken.place,
+      this.#broken,
+    )
   }
 
   #readOnly(): BlockError {
@@ -267,7 +272,13 @@ export class PointInTime implements Interceptor, BlockDevice {
       const index = Math.floor(position / granule)
       if (this.#scratch.has(index)) {
         const pieceEnd = Math.min(end, (index + 1) * granule)
-        const pending = this.#scratch.read(index, position - index * granule, pieceEnd - position, into, position + shift)
+        const pending = this.#scratch.read(
+          index,
+          position - index * granule,
+          pieceEnd - position,
+          into,
+          position + shift,
+        )
         if (pending !== undefined) await pending
         position = pieceEnd
         continue

@@ -14,9 +14,12 @@ import { fillBlock, LOAD_BLOCK } from './stamp.ts'
 const MIB = 1024 * 1024
 const IMAGE_BYTES = 640 * MIB
 const LOAD_BYTES = 96 * MIB
-const FILES_BYTES = 192 * MIB
+/** Enough to be real and few enough to be copied in seconds. */
+const FILES_BYTES = 160 * MIB
+const FILES_MAX = 2000
+const FILE_BYTES_MIN = 16 * 1024
 const FILE_BYTES_MAX = 8 * MIB
-const SOURCES = ['/usr/share', '/usr/lib', '/usr/include', '/usr/bin', '/etc']
+const SOURCES = ['/usr/bin', '/usr/lib', '/usr/share', '/etc']
 
 export interface DemoImage {
   /** A raw image. */
@@ -95,14 +98,15 @@ function findFiles(): FoundFile[] {
   const found: FoundFile[] = []
   let bytes = 0
   const folders = SOURCES.filter((folder) => fs.existsSync(folder)).toReversed()
-  while (folders.length > 0 && bytes < FILES_BYTES) {
+  while (folders.length > 0 && bytes < FILES_BYTES && found.length < FILES_MAX) {
     const folder = folders.pop() as string
     for (const entry of readFolder(folder)) {
       const full = path.join(folder, entry.name)
       if (entry.isDirectory()) folders.push(full)
       if (!entry.isFile()) continue
       const size = readableSize(full)
-      if (size === undefined || size > FILE_BYTES_MAX || bytes + size > FILES_BYTES) continue
+      const fits = size !== undefined && size >= FILE_BYTES_MIN && size <= FILE_BYTES_MAX && bytes + size <= FILES_BYTES
+      if (!fits || found.length >= FILES_MAX) continue
       found.push({ path: full, size })
       bytes += size
     }
