@@ -1,0 +1,114 @@
+// Old images go on reading as they did: those in test/golden, made by QEMU. And images whose bytes are damaged at random
+// give their data or one clear error, in bounded time, whatever is damaged.
+
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import { suite, test } from 'node:test'
+import { Random, seedOfRun } from '../../src/base/random.ts'
+import { BlockError, type ErrorKind } from '../../src/block/error.ts'
+import { guard } from '../../src/block/guard.ts'
+import { openQcow2 } from '../../src/format/qcow2/image.ts'
+import { SimulatedHost } from '../../src/host/simulated.ts'
+
+const FOLDER = path.join(import.meta.dirname, '..', 'golden')
+const NAMES = ['qcow2-v2.qcow2', 'qcow2-zlib.qcow2', 'qcow2-zstd.qcow2', 'qcow2-snapshot.qcow2']
+
+/** What all of them held at first: 1 KiB pieces of text, every third 8 KiB empty. */
+function content(): Buffer {
+  const bytes = Buffer.alloc(256 * 1024)
+  for (let offset = 0; offset < bytes.length; offset += 1024)
+    if ((offset / 8192) % 3 < 2) bytes.fill(`varve ${offset};`, offset, offset + 1024)
+  return bytes
+}
+
+async function hostWith(bytes: Uint8Array): Promise<SimulatedHost> {
+  const host = new SimulatedHost()
+  const file = await host.open('/image', { write: true, create: 'exclusive' })
+  await file.write(0, bytes.length, bytes, 0)
+  await file.sync()
+  await file.close()
+  return host
+}
+
+for (const name of NAMES) {
+  test(`${name} reads as when it was made`, async () => {
+    const image = await openQcow2(await hostWith(fs.readFileSync(path.join(FOLDER, name))), '/image', { name })
+    const expected = content()
+    if (name.includes('snapshot')) {
+      expected.fill(0x5a, 20 * 1024, 26 * 1024)
+      expected.fill(0, 64 * 1024, 72 * 1024)
+    }
+    const bytes = Buffer.alloc(image.size)
+    await image.read(0, bytes.length, bytes, 0)
+    assert.ok(bytes.equals(expected))
+    const { corruptions, leaks, problems } = await image.check()
+    assert.deepEqual([corruptions, leaks], [0, 0], problems.join('\n'))
+    await image.close()
+  })
+}
+
+const ALLOWED: readonly ErrorKind[] = ['invalid-format', 'corrupt', 'unsupported', 'no-space', 'invalid-argument']
+const MUTATIONS = 700
+
+/** Damages a few bytes: anywhere, or where the structures are, or by setting a field to an extreme. */
+function mutate(original: Uint8Array, random: Random): Uint8Array {
+  const bytes = original.slice(0, random.chance(0.1) ? random.below(original.length) : original.length)
+  for (let i = random.between(1, 4); i > 0; i--) {
+    const reach = random.pick([112, 112, 512, 65_536, bytes.length])
+    const at = random.below(Math.max(1, Math.min(reach, bytes.length)))
+    if (random.chance(0.3)) bytes.fill(random.pick([0, 0x7f, 0xff]), at - (at % 8), at - (at % 8) + random.pick([4, 8]))
+    else bytes[at] = random.pick([random.below(256), 0, 1, 0x80, 0xff])
+  }
+  return bytes
+}
+
+/** Does with a damaged image what a disk would do. */
+async function exercise(bytes: Uint8Array, random: Random): Promise<void> {
+  const host = await hostWith(bytes)
+  const image = await openQcow2(host, '/image', { name: 'damaged' })
+  try {
+    const device = guard(image)
+    const length = Math.min(device.size, 512 * 1024)
+    const buffer = Buffer.alloc(length)
+    await device.read(0, length, buffer, 0)
+    await image.allocation(0, image.size, () => random.chance(0.999))
+    await device.extents(0, device.size, () => random.chance(0.999))
+    await image.check()
+    await image.setAccess('write')
+    for (let i = 0; i < 5; i++) {
+      const at = random.below(Math.max(1, length - 8192))
+      await device.write(at, Math.min(8192, length - at), buffer, 0, 0)
+      await device.zero(at, Math.min(100_000, length - at), 0)
+      await device.flush()
+    }
+  } finally {
+    await image.close()
+  }
+}
+
+suite('a damaged image gives its data or one clear error', () => {
+  for (const name of NAMES) {
+    test(`a damaged ${name}`, async (t) => {
+      const random = new Random(seedOfRun())
+      t.diagnostic(`VARVE_SEED=${random.seed}`)
+      const original = fs.readFileSync(path.join(FOLDER, name))
+      let refused = 0
+      for (let i = 0; i < MUTATIONS; i++) {
+        const bytes = mutate(original, random)
+        const start = performance.now()
+        try {
+          await exercise(bytes, random)
+        } catch (error) {
+          const isExpected = error instanceof BlockError && ALLOWED.includes(error.kind)
+          if (!isExpected)
+            throw new Error(`VARVE_SEED=${random.seed}, mutation ${i}: ${String(error)}`, { cause: error })
+          refused++
+        }
+        const took = performance.now() - start
+        assert.ok(took < 2000, `VARVE_SEED=${random.seed}, mutation ${i} took ${took} ms`)
+      }
+      assert.ok(refused > MUTATIONS / 20, 'damage is noticed')
+    })
+  }
+})
