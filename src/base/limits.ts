@@ -82,6 +82,8 @@ export const INDEX_EVERY_BYTES = 256 * MIB
 /** New data is hashed and compressed in batches of so many bytes, and so many batches are in memory for each backup. */
 export const BATCH_BYTES = MIB
 export const BATCHES = 12
+/** Runs of data or zeros in one batch. */
+export const BATCH_RUNS = 1024
 /** Threads of one repository that hash and compress, at most. */
 export const SQUEEZE_WORKERS_MAX = 4
 /** Stored bytes that one read of a repository takes at most, and the gap that it reads over to save a second one. */
@@ -97,7 +99,7 @@ export const NODE_CACHE_NODES = 4096
 export const NODE_WINDOW_BYTES = 128 * KIB
 export const NODE_WINDOWS = 64
 /** Blobs of one repository, at most: their index is in memory at 60 bytes each. */
-export const BLOBS_MAX = 64 * MIB
+export const BLOBS_MAX = 2 ** 26
 /** Largest manifest or config, in bytes. */
 export const SEALED_BYTES_MAX = 16 * MIB
 /** Damaged ranges that one verification lists; it counts the rest. */
@@ -124,8 +126,6 @@ export const QCOW2_FREED_MAX = 65_536
 export const QCOW2_COPY = MIB
 /** Clusters whose references one pass of a check counts, at two bytes each. */
 export const QCOW2_CHECK_WINDOW = 16 * MIB
-/** Runs of data or zeros in one batch. */
-export const BATCH_RUNS = 1024
 
 // Dirty log (src/dirtylog). After a power loss a bitmap has at most what was written since the last fold but one too much,
 // rounded to regions: 2 x 4096 x 4 MiB = 32 GiB at the very most, and usually what the guest writes in 30 seconds.

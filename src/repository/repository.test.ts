@@ -304,7 +304,7 @@ suite('repository: what it stores', () => {
     assert.ok((await incremental(0.01)) < 1.2)
     assert.ok((await incremental(0.001)) < 1.5)
     assert.ok((await incremental(0.0001)) < 3)
-    // A history that has cut up a tenth of all 64 KiB, and what an incremental costs after it.
+    // A history that has cut up three quarters of all 64 KiB, and what an incremental costs after it.
     for (let i = 0; i < 3; i++) await incremental(0.03)
     assert.ok((await incremental(0.01)) < 1.4)
     assert.ok((await incremental(0.001)) < 1.8)

@@ -1,0 +1,93 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { Random } from '../base/random.ts'
+import { isBlockError } from '../block/error.ts'
+import { CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+import {
+  EXPAND_FIELDS,
+  InlineSqueezer,
+  idOf,
+  PIECE_CHECKSUM,
+  PIECE_CODEC,
+  PIECE_GOOD,
+  PIECE_ID,
+  type Squeezer,
+} from './squeezer.ts'
+import { WorkerSqueezer } from './worker-squeezer.ts'
+
+/** Random bytes and text, side by side. */
+function sample(): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(CHUNK_BYTES * 2)
+  new Random(1).fill(bytes.subarray(0, CHUNK_BYTES))
+  bytes.set(Buffer.from('sediment '.repeat(7000)), CHUNK_BYTES)
+  return bytes
+}
+
+const PIECES = [0, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 10, 1]
+
+/** Hashes, compresses and expands the sample; `spoil` may change what goes to expand. */
+async function roundTrip(
+  squeezer: Squeezer,
+  spoil: (stored: Uint8Array, pieces: Uint32Array, ids: Uint8Array) => void = () => undefined,
+) {
+  const hashed = await squeezer.hash(sample(), Uint32Array.from(PIECES))
+  const ids = hashed.ids.slice()
+  const { bytes, stored, records } = await squeezer.compress(hashed.bytes, Uint32Array.from(PIECES))
+  assert.deepEqual(bytes, sample())
+  const pieces = new Uint32Array(3 * EXPAND_FIELDS)
+  let at = 0
+  for (let i = 0; i < 3; i++) {
+    const [length, codec, crc] = records.subarray(i * 3, i * 3 + 3) as unknown as [number, number, number]
+    pieces.set([at, length, PIECES[i * 2 + 1] as number, codec, crc], i * EXPAND_FIELDS)
+    at += length
+  }
+  const form = stored.slice()
+  spoil(stored, pieces, hashed.ids)
+  const { plain, outcome } = await squeezer.expand(stored, pieces, hashed.ids)
+  return { ids, form, codecs: [records[1], records[4], records[7]], plain, outcome: [...outcome] }
+}
+
+suite('squeezer', () => {
+  test('pieces come back as they were, stored raw unless zstd makes them shorter', async () => {
+    const { ids, codecs, plain, outcome } = await roundTrip(new InlineSqueezer())
+    const bytes = sample()
+    assert.deepEqual(outcome, [PIECE_GOOD, PIECE_GOOD, PIECE_GOOD])
+    assert.deepEqual(codecs, [CODEC_RAW, CODEC_ZSTD, CODEC_RAW])
+    assert.deepEqual(plain.subarray(0, CHUNK_BYTES * 2), bytes)
+    assert.equal(plain[CHUNK_BYTES * 2], bytes[10])
+    assert.deepEqual(ids.subarray(0, ID_BYTES), new Uint8Array(idOf(bytes.subarray(0, CHUNK_BYTES))))
+  })
+
+  test('threads give the same as the calling thread', async () => {
+    const threads = new WorkerSqueezer(2)
+    const expected = await roundTrip(new InlineSqueezer())
+    const results = await Promise.all(Array.from({ length: 12 }, () => roundTrip(threads)))
+    for (const result of results) assert.deepEqual(result, expected)
+    await threads.close()
+  })
+
+  test('each kind of damage is told from the others', async () => {
+    const squeezer = new InlineSqueezer()
+    const checksum = await roundTrip(squeezer, (stored) => (stored[100] = (stored[100] as number) ^ 1))
+    assert.deepEqual(checksum.outcome, [PIECE_CHECKSUM, PIECE_GOOD, PIECE_GOOD])
+    const id = await roundTrip(squeezer, (_stored, _pieces, ids) => (ids[40] = (ids[40] as number) ^ 1))
+    assert.deepEqual(id.outcome, [PIECE_GOOD, PIECE_ID, PIECE_GOOD])
+    const raw = await roundTrip(squeezer, (_stored, pieces) => (pieces[3] = CODEC_ZSTD))
+    assert.deepEqual(raw.outcome, [PIECE_CODEC, PIECE_GOOD, PIECE_GOOD])
+    const length = await roundTrip(squeezer, (_stored, pieces) => (pieces[7] = 100))
+    assert.deepEqual(length.outcome, [PIECE_GOOD, PIECE_CODEC, PIECE_GOOD])
+  })
+
+  test('when its threads end, what was asked fails, and what is asked next is done by new ones', async () => {
+    const threads = new WorkerSqueezer(1)
+    await roundTrip(threads)
+    const asked = Array.from({ length: 20 }, () => roundTrip(threads))
+    const outcomes = Promise.allSettled(asked)
+    await threads.close()
+    const failed = (await outcomes).filter((outcome) => outcome.status === 'rejected')
+    assert.ok(failed.length > 0)
+    for (const { reason } of failed) assert.ok(isBlockError(reason, 'io') && reason.message.includes('has ended'))
+    assert.deepEqual((await roundTrip(threads)).outcome, [PIECE_GOOD, PIECE_GOOD, PIECE_GOOD])
+    await threads.close()
+  })
+})
