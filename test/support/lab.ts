@@ -1,6 +1,7 @@
 // A whole engine on a simulated host: catalog, images, dirty logs and repository in memory, guests that write to the disks
 // directly. `fork` is what a crash at this moment leaves, as a new lab; the old one goes on undisturbed.
 
+import type { Random } from '../../src/base/random.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
 import { guard } from '../../src/block/guard.ts'
 import type { Disk } from '../../src/chain/disk.ts'
@@ -26,9 +27,9 @@ export class Lab {
     this.catalog = catalog
   }
 
-  /** A new host with an empty repository and folders for images. */
-  static async create(): Promise<Lab> {
-    const lab = new Lab(new SimulatedHost(), new MemoryCatalog())
+  /** A new host with an empty repository and folders for images; with a scheduler, one that answers late. */
+  static async create(scheduler?: Random): Promise<Lab> {
+    const lab = new Lab(new SimulatedHost(scheduler === undefined ? {} : { scheduler }), new MemoryCatalog())
     await lab.host.makeFolder('/images')
     await lab.host.makeFolder('/home/run')
     const store = new DirectoryStore(lab.host, LAB_REPOSITORY)
