@@ -41,6 +41,11 @@ export class BlobIndex {
     return this.#packs.length
   }
 
+  /** Memory that the arrays take, in bytes. */
+  get bytes(): number {
+    return this.#slots.byteLength + this.#ids.length * PAGE_ENTRIES * (ID_BYTES + FIELDS * 4)
+  }
+
   hasPack(pack: string): boolean {
     return this.#packNumbers.has(pack)
   }
