@@ -1,0 +1,94 @@
+// What the benchmark found, as JSON and as docs/benchmarks.md. Figures only; it measures nothing.
+
+import type { ImageFormat } from './servers.ts'
+
+export interface Row {
+  readonly format: ImageFormat
+  readonly workload: string
+  readonly server: string
+  /** I/O per second of each round, in order. */
+  readonly rounds: readonly number[]
+  /** 99th percentile latency of each round, microseconds. */
+  readonly p99Us: readonly number[]
+}
+
+export interface Results {
+  readonly date: string
+  readonly commit: string
+  readonly machine: { readonly cores: number; readonly cpu: string; readonly kernel: string }
+  readonly versions: Readonly<Record<string, string>>
+  readonly settings: { readonly seconds: number; readonly rounds: number; readonly imageMiB: number }
+  readonly targets: Readonly<Record<string, number>>
+  readonly rows: readonly Row[]
+}
+
+/** The server that the others are measured by, and its second run in the same rounds: their ratio is the noise. */
+export const REFERENCE = 'qemu-nbd'
+export const REFERENCE_AGAIN = 'qemu-nbd again'
+
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b)
+  const middle = Math.floor(sorted.length / 2)
+  const upper = sorted[middle] ?? 0
+  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? 0) + upper) / 2
+}
+
+/** The median of a server's rounds, in I/O per second; undefined where it was not measured. */
+export function medianOf(results: Results, format: ImageFormat, workload: string, server: string): number | undefined {
+  const row = results.rows.find((r) => r.format === format && r.workload === workload && r.server === server)
+  return row === undefined ? undefined : median(row.rounds)
+}
+
+/** How many times as fast as the reference. */
+export function ratioOf(results: Results, format: ImageFormat, workload: string, server: string): number | undefined {
+  const own = medianOf(results, format, workload, server)
+  const reference = medianOf(results, format, workload, REFERENCE)
+  return own === undefined || reference === undefined ? undefined : own / reference
+}
+
+function cell(results: Results, format: ImageFormat, workload: string, server: string): string {
+  const own = medianOf(results, format, workload, server)
+  const ratio = ratioOf(results, format, workload, server)
+  if (own === undefined || ratio === undefined) return '-'
+  const figure = Math.round(own).toLocaleString('en-US')
+  return server === REFERENCE ? figure : `${figure} (${ratio.toFixed(2)})`
+}
+
+function table(results: Results, format: ImageFormat): string {
+  const rows = results.rows.filter((row) => row.format === format)
+  const servers = [...new Set(rows.map((row) => row.server))]
+  const workloads = [...new Set(rows.map((row) => row.workload))]
+  const lines = [
+    `| ${format} | ${servers.join(' | ')} | target |`,
+    `|---|${servers.map(() => '---:|').join('')}---:|`,
+    ...workloads.map((workload) => {
+      const cells = servers.map((server) => cell(results, format, workload, server))
+      return `| ${workload} | ${cells.join(' | ')} | ${results.targets[workload]?.toFixed(1)} |`
+    }),
+  ]
+  return lines.join('\n')
+}
+
+/** The page for people. */
+export function benchmarksPage(results: Results, command: string): string {
+  const { machine, settings, versions } = results
+  return `# Benchmarks
+
+Measured ${results.date.slice(0, 10)} at commit ${results.commit.slice(0, 12)} by \`${command}\`, which writes this page
+and the raw figures under \`bench/results/\`.
+
+Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}. ${Object.values(versions).join('; ')}.
+
+## NBD servers side by side
+
+fio's nbd engine over a Unix socket, on the same machine as the server. Each server has its own ${settings.imageMiB} MiB
+image of random data, in the page cache before the first round. ${settings.rounds} rounds of ${settings.seconds} s, the
+servers in turn within each round; medians of I/O per second, in brackets the ratio to ${REFERENCE}. "${REFERENCE_AGAIN}" is
+the same server measured a second time in each round: how far its ratio is from 1 is the noise. Client and server share the
+cores, so a figure here is no upper bound.
+
+${table(results, 'raw')}
+
+${table(results, 'qcow2')}
+`
+}
