@@ -5,10 +5,11 @@
 import { Breather } from '../../base/breather.ts'
 import { getUint32 } from '../../base/bytes.ts'
 import { QCOW2_CHECK_WINDOW } from '../../base/limits.ts'
-import { divideUp } from '../../base/round.ts'
+import { divideUp, roundUp } from '../../base/round.ts'
 import type { Pending } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
+import type { Allocator } from './allocator.ts'
 import type { Header } from './header.ts'
 import { type ActiveEntry, type AreaKind, type Roots, walkReferences } from './references.ts'
 import { Refcounts } from './refcounts.ts'
@@ -114,7 +115,7 @@ export async function checkImage(
   live: Refcounts | undefined,
 ): Promise<CheckResult> {
   const findings = new Findings()
-  const refcounts = live ?? new Refcounts(file, header, undefined)
+  const refcounts = live ?? new Refcounts(file, header)
   const wrong = live === undefined ? await refcounts.openLeniently() : []
   if (!tables.mayPassEnd) for (const index of wrong) findings.corruption(`refcount table entry ${index} cannot be`)
   const subject: Subject = { file, header, tables, refcounts }
@@ -138,19 +139,20 @@ export async function checkImage(
 }
 
 /**
- * Makes the refcounts of a dirty image what its tables say, and opens `refcounts`. Writes; nothing is in flight. Kind
+ * Makes the refcounts of a dirty image what its tables say. Refcounts and allocator are to be opened after. Writes; nothing is in flight. Kind
  * 'corrupt', with the refcounts as they were, when the tables are wrong in a way that no crash of a careful writer explains.
  */
 export async function repairRefcounts(
   file: HostFile,
   header: Header,
   tables: Tables,
-  refcounts: Refcounts,
+  allocator: Allocator,
 ): Promise<void> {
+  const { refcounts } = allocator
   const subject: Subject = { file, header, tables, refcounts }
   await refcounts.clearEntries(await refcounts.openLeniently())
-  await dropLost(subject)
-  await addBlocks(refcounts)
+  await allocator.open(divideUp(await dropLost(subject), header.clusterSize))
+  await addBlocks(allocator)
   // First look, then write: an image that cannot be repaired stays as it is.
   let seen: Window | undefined
   for (const window of windowsOf(subject)) {
@@ -167,7 +169,6 @@ export async function repairRefcounts(
   await file.sync()
   await tables.open()
   tables.forget()
-  await refcounts.open()
 }
 
 async function countForRepair(subject: Subject, window: Window): Promise<void> {
@@ -182,10 +183,10 @@ async function countForRepair(subject: Subject, window: Window): Promise<void> {
 }
 
 /** Windows over every cluster that is in the file or has a count. */
-function* windowsOf({ header, refcounts }: Subject): Generator<Window> {
+function* windowsOf({ file, header, refcounts }: Subject): Generator<Window> {
   let last = refcounts.table.length - 1
   while (last >= 0 && refcounts.table[last] === 0) last--
-  const end = Math.max(refcounts.end, (last + 1) * refcounts.perBlock)
+  const end = Math.max(divideUp(file.size(), header.clusterSize), (last + 1) * refcounts.perBlock)
   for (let start = 0; start < end; start += QCOW2_CHECK_WINDOW)
     yield new Window(start, Math.min(end, start + QCOW2_CHECK_WINDOW), header.clusterSize)
 }
@@ -195,8 +196,8 @@ function rootsOf({ file, header, tables, refcounts }: Subject): Roots {
 }
 
 async function countReferences(subject: Subject, window: Window, findings: Findings | undefined): Promise<void> {
-  const { file, header, tables, refcounts } = subject
-  const fileEnd = Math.max(refcounts.end, divideUp(file.size(), header.clusterSize)) * header.clusterSize
+  const { file, header, tables } = subject
+  const fileEnd = roundUp(file.size(), header.clusterSize)
   await walkReferences(rootsOf(subject), {
     area(offset, length, kind) {
       window.add(offset, length, kind)
@@ -270,17 +271,20 @@ async function rebuild(subject: Subject, window: Window): Promise<void> {
 
 /**
  * Entries may lead past the end of the file when a power loss kept them and not what they lead to. They read as zeros,
- * and become just that before anything new is put there.
+ * and become just that before anything new is put there. Gives the end of all that is referred to, in bytes of the file.
  */
-async function dropLost(subject: Subject): Promise<void> {
+async function dropLost(subject: Subject): Promise<number> {
   const { file, tables } = subject
   const fileSize = file.size()
   const noTable = new Uint8Array(spec.ENTRY_SIZE)
   const zeros = new Uint8Array(spec.ENTRY_SIZE)
   zeros[7] = spec.OFLAG_ZERO_LOW
   let isChanged = false
+  let end = 0
   await walkReferences(rootsOf(subject), {
-    area: () => undefined,
+    area(offset, length) {
+      if (offset < fileSize) end = Math.max(end, offset + length)
+    },
     invalid: () => undefined,
     active({ place, isL1, target }) {
       if (target < fileSize) return undefined
@@ -292,13 +296,15 @@ async function dropLost(subject: Subject): Promise<void> {
   await tables.open()
   tables.forget()
   tables.mayPassEnd = false
+  return end
 }
 
 /** Gives every refcount block that the file needs a place, without counting: that comes after. */
-async function addBlocks(refcounts: Refcounts): Promise<void> {
-  for (let index = 0; index * refcounts.perBlock < refcounts.end; index++) {
-    if (index >= refcounts.table.length) await refcounts.growTable()
-    if (refcounts.table[index] === 0) await refcounts.addBlock(index)
+async function addBlocks(allocator: Allocator): Promise<void> {
+  const { refcounts } = allocator
+  for (let index = 0; index * refcounts.perBlock < allocator.end; index++) {
+    if (index >= refcounts.table.length) await allocator.growTable()
+    if (refcounts.table[index] === 0) await allocator.addBlock(index)
   }
 }
 

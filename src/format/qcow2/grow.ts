@@ -7,8 +7,8 @@ import { divideUp, roundUp } from '../../base/round.ts'
 import type { BlockDevice } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
+import type { Allocator } from './allocator.ts'
 import { type Header, l1EntriesFor } from './header.ts'
-import type { Refcounts } from './refcounts.ts'
 import * as spec from './spec.ts'
 import type { Tables } from './tables.ts'
 import type { Writer } from './writer.ts'
@@ -17,7 +17,7 @@ export interface Growing {
   readonly file: HostFile
   readonly header: Header
   readonly tables: Tables
-  readonly refcounts: Refcounts
+  readonly allocator: Allocator
   readonly writer: Writer
   readonly backing: BlockDevice | undefined
 }
@@ -46,17 +46,17 @@ export async function growImage(size: number, image: Growing): Promise<void> {
   header.size = size
 }
 
-async function moveL1(l1Size: number, { file, header, tables, refcounts }: Growing): Promise<void> {
+async function moveL1(l1Size: number, { file, header, tables, allocator }: Growing): Promise<void> {
   const bytes = new Uint8Array(l1Size * spec.ENTRY_SIZE)
   bytes.set(tables.l1)
   const clusters = divideUp(bytes.length, header.clusterSize)
-  const first = await refcounts.allocateRun(clusters)
+  const first = await allocator.allocateRun(clusters)
   const place = first * header.clusterSize
   try {
     await file.write(place, bytes.length, bytes, 0)
     await file.sync()
   } catch (error) {
-    await refcounts.freeLater(first, clusters)
+    await allocator.freeLater(first, clusters)
     throw error
   }
   const fields = new Uint8Array(12)
@@ -68,5 +68,5 @@ async function moveL1(l1Size: number, { file, header, tables, refcounts }: Growi
   header.l1Size = l1Size
   header.l1Offset = place
   await tables.open()
-  await refcounts.freeLater(old.first, divideUp(old.bytes, header.clusterSize))
+  await allocator.freeLater(old.first, divideUp(old.bytes, header.clusterSize))
 }

@@ -24,6 +24,7 @@ import {
 import { BlockError, isBlockError } from '../../block/error.ts'
 import { pool } from '../../block/pool.ts'
 import type { Host, HostFile } from '../../host/host.ts'
+import { Allocator } from './allocator.ts'
 import { type CheckResult, checkImage, repairRefcounts } from './check.ts'
 import { decompress } from './compression.ts'
 import { withBacking } from './create.ts'
@@ -80,7 +81,7 @@ const OWNERSHIP: Readonly<Record<Mapping, Ownership>> = {
 
 /** What access 'write' adds to an image. */
 interface Writing {
-  readonly refcounts: Refcounts
+  readonly allocator: Allocator
   readonly writer: Writer
 }
 
@@ -221,9 +222,9 @@ export class Qcow2Image implements Layer {
   }
 
   async grow(size: number): Promise<void> {
-    const { writer, refcounts } = this.#mustWrite()
+    const { writer, allocator } = this.#mustWrite()
     const surroundings = { header: this.#header, backing: this.backing }
-    await growImage(size, { file: this.#file, tables: this.#tables, refcounts, writer, ...surroundings })
+    await growImage(size, { file: this.#file, tables: this.#tables, allocator, writer, ...surroundings })
   }
 
   /** Names another backing file in the header; durable on return. Needs access 'write'. */
@@ -243,7 +244,7 @@ export class Qcow2Image implements Layer {
 
   /** Counts what refers to each cluster and compares it with the refcounts. No request may be in flight. */
   async check(): Promise<CheckResult> {
-    return checkImage(this.#file, this.#header, this.#tables, this.#writing?.refcounts)
+    return checkImage(this.#file, this.#header, this.#tables, this.#writing?.allocator.refcounts)
   }
 
   /** Leaves the image clean, unless writes failed; a failed flush fails here again. */
@@ -324,15 +325,16 @@ export class Qcow2Image implements Layer {
     this.#file.lock('write')
     try {
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
-      const refcounts = new Refcounts(this.#file, this.#header, deviceSize)
-      if (isDirty(this.#header)) await repairRefcounts(this.#file, this.#header, this.#tables, refcounts)
-      else await refcounts.open()
+      const allocator = new Allocator(this.#file, this.#header, new Refcounts(this.#file, this.#header), deviceSize)
+      if (isDirty(this.#header)) await repairRefcounts(this.#file, this.#header, this.#tables, allocator)
+      await allocator.refcounts.open()
+      await allocator.open()
       this.#header.incompatible |= INCOMPAT_DIRTY
       // Bitmaps and whatever else only holds as long as every writer knows it end with this writer.
       this.#header.autoclear = new Uint8Array(8)
       await writeFeatures(this.#file, this.#header)
       this.#tables.mayPassEnd = false
-      this.#writing = { refcounts, writer: new Writer(this.#file, this, this.#tables, refcounts) }
+      this.#writing = { allocator, writer: new Writer(this.#file, this, this.#tables, allocator) }
     } catch (error) {
       this.#file.lock('read')
       throw error
@@ -340,13 +342,13 @@ export class Qcow2Image implements Layer {
   }
 
   async #endWriting(): Promise<void> {
-    const { refcounts, writer } = this.#mustWrite()
+    const { allocator, writer } = this.#mustWrite()
     await writer.flushAll()
-    await refcounts.writeBack()
-    const end = refcounts.end * this.clusterSize
+    await allocator.refcounts.writeBack()
+    const end = allocator.end * this.clusterSize
     if (!this.#isBlockDevice && this.#file.size() < end) await this.#file.truncate(end)
     await this.#file.sync()
-    if (!refcounts.isDamaged) {
+    if (!allocator.isDamaged) {
       this.#header.incompatible &= ~INCOMPAT_DIRTY
       await writeFeatures(this.#file, this.#header)
     }

@@ -16,8 +16,8 @@ import type { BlockDevice, Pending } from '../../block/device.ts'
 import { BlockError, isBlockError } from '../../block/error.ts'
 import { pool } from '../../block/pool.ts'
 import type { HostFile } from '../../host/host.ts'
+import type { Allocator } from './allocator.ts'
 import type { Header } from './header.ts'
-import type { Refcounts } from './refcounts.ts'
 import { SharedSync } from './shared-sync.ts'
 import * as spec from './spec.ts'
 import { COMPRESSED, DATA, type Tables, UNMAPPED, ZEROS } from './tables.ts'
@@ -42,7 +42,7 @@ export class Writer {
   readonly #file: HostFile
   readonly #image: Surroundings
   readonly #tables: Tables
-  readonly #refcounts: Refcounts
+  readonly #allocator: Allocator
   readonly #clusterSize: number
   readonly #sync: SharedSync
   readonly #tableMutex = new Mutex()
@@ -54,11 +54,11 @@ export class Writer {
   /** How many bytes the last piece did, or will have done when its promise resolves. */
   #done = 0
 
-  constructor(file: HostFile, image: Surroundings, tables: Tables, refcounts: Refcounts) {
+  constructor(file: HostFile, image: Surroundings, tables: Tables, allocator: Allocator) {
     this.#file = file
     this.#image = image
     this.#tables = tables
-    this.#refcounts = refcounts
+    this.#allocator = allocator
     this.#clusterSize = image.header.clusterSize
     this.#sync = new SharedSync(file)
   }
@@ -101,10 +101,9 @@ export class Writer {
    */
   async flushAll(): Promise<void> {
     this.#isUnsynced = false
-    const punched = this.#refcounts.takePunched()
-    const collected = await this.#refcounts.collect()
+    const settlement = await this.#allocator.collect()
     await this.#ordered()
-    await this.#refcounts.settle(collected, punched, this.#inFlight === 0)
+    await this.#allocator.settle(settlement, this.#inFlight === 0)
   }
 
   /** Runs `work` while no L2 table is made: for who replaces the L1 table. */
@@ -169,15 +168,15 @@ export class Writer {
   /** Writes to clusters that read as zeros and have no place. */
   #writeFresh(offset: number, length: number, from: Uint8Array, at: number): Pending {
     const first = roundDown(offset, this.#clusterSize)
-    const cluster = this.#refcounts.allocate((roundUp(offset + length, this.#clusterSize) - first) / this.#clusterSize)
-    if (cluster < 0) return this.#refcounts.prepare()
-    const count = this.#refcounts.granted
+    const cluster = this.#allocator.allocate((roundUp(offset + length, this.#clusterSize) - first) / this.#clusterSize)
+    if (cluster < 0) return this.#allocator.prepare()
+    const count = this.#allocator.granted
     const bytes = Math.min(length, first + count * this.#clusterSize - offset)
     let wait: Pending
     try {
       wait = this.#file.write(cluster * this.#clusterSize + offset - first, bytes, from, at)
     } catch (error) {
-      this.#refcounts.free(cluster, count)
+      this.#allocator.free(cluster, count)
       throw error
     }
     this.#done = bytes
@@ -216,7 +215,7 @@ export class Writer {
           replacements.push(fresh)
           taken += fresh.count
           // Zeros are not written, so that the file might end before the clusters do.
-          await this.#refcounts.extendTo(fresh.cluster + fresh.count)
+          await this.#allocator.extendTo(fresh.cluster + fresh.count)
           await this.#fill(fresh, offset, end, from, at)
         }
         if (kind !== ZEROS) await this.#ordered()
@@ -313,8 +312,8 @@ export class Writer {
     const firstOld = Math.floor(host / size)
     const last = kind === COMPRESSED ? Math.floor((host + compressedLength - 1) / size) : firstOld + count - 1
     if (kind !== UNMAPPED) {
-      if (!this.#refcounts.atHand(firstOld)) return this.#refcounts.load(firstOld)
-      if (!this.#refcounts.atHand(last)) return this.#refcounts.load(last)
+      if (!this.#allocator.refcounts.atHand(firstOld)) return this.#allocator.refcounts.load(firstOld)
+      if (!this.#allocator.refcounts.atHand(last)) return this.#allocator.refcounts.load(last)
     }
     this.#done = end - offset
     const wait = this.#tables.unlink(offset, count, this.#mayShowBacking(offset))
@@ -322,7 +321,7 @@ export class Writer {
       const freed = wait.then(() => (kind === UNMAPPED ? undefined : this.#freeOld(firstOld, last - firstOld + 1)))
       return this.#holding(offset, count, freed)
     }
-    if (kind !== UNMAPPED) this.#refcounts.free(firstOld, last - firstOld + 1)
+    if (kind !== UNMAPPED) this.#allocator.free(firstOld, last - firstOld + 1)
     return undefined
   }
 
@@ -335,7 +334,7 @@ export class Writer {
       const fresh = await this.#allocate(offset, 1)
       const place = fresh.cluster * this.#clusterSize
       await this.#orGiveBack([fresh], async () => {
-        await this.#refcounts.extendTo(fresh.cluster + 1)
+        await this.#allocator.extendTo(fresh.cluster + 1)
         // A new cluster reads as zeros even after a crash, which is what an empty table is; a copy must be durable first.
         if (old !== 0) await this.#copyTable(old, place)
       })
@@ -359,9 +358,9 @@ export class Writer {
 
   async #allocate(offset: number, most: number): Promise<Replacement> {
     for (;;) {
-      const cluster = this.#refcounts.allocate(most)
-      if (cluster >= 0) return { offset, cluster, count: this.#refcounts.granted }
-      await this.#refcounts.prepare()
+      const cluster = this.#allocator.allocate(most)
+      if (cluster >= 0) return { offset, cluster, count: this.#allocator.granted }
+      await this.#allocator.prepare()
     }
   }
 
@@ -383,9 +382,9 @@ export class Writer {
   /** Drops references. That they cannot be dropped costs space, which the next opening finds; the request stands. */
   async #freeOld(first: number, count: number): Promise<void> {
     try {
-      await this.#refcounts.freeLater(first, count)
+      await this.#allocator.freeLater(first, count)
     } catch {
-      this.#refcounts.isDamaged = true
+      this.#allocator.isDamaged = true
     }
   }
 
@@ -404,7 +403,7 @@ export class Writer {
   }
 
   #damaged(error: unknown): never {
-    this.#refcounts.isDamaged = true
+    this.#allocator.isDamaged = true
     throw error
   }
 
