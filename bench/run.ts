@@ -30,7 +30,7 @@ const KINDS: readonly ServerKind[] = [VARVE, QEMU_NBD, NBDKIT]
 
 const { values } = parseArgs({ options: { quick: { type: 'boolean' }, only: { type: 'string' } } })
 const settings =
-  values.quick === true ? { seconds: 1, rounds: 3, imageMiB: 256 } : { seconds: 3, rounds: 5, imageMiB: 1024 }
+  values.quick === true ? { seconds: 1, rounds: 3, imageMiB: 256 } : { seconds: 2, rounds: 5, imageMiB: 512 }
 
 function check(program: string, ...args: string[]): string {
   const result = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 16 * MIB })
