@@ -18,6 +18,11 @@ export interface OpenOptions {
    * 'read' refuses writers. Without it no lock is taken. A conflict is a BlockError of kind 'busy'.
    */
   readonly lock?: 'read' | 'write'
+  /**
+   * For a file that no guest waits for: reads and writes take a thread of the pool, so that one which the kernel holds up
+   * (a cold page, too many dirty ones) does not hold up the event loop.
+   */
+  readonly background?: boolean
 }
 
 /** Offsets and lengths in bytes. Requests fail with BlockErrors that name the path. */

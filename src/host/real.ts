@@ -21,14 +21,16 @@ class RealFile implements HostFile {
   readonly writable: boolean
   readonly #fd: number
   readonly #isBlock: boolean
+  readonly #isBackground: boolean
   #closed = false
   #claim: 'read' | 'write' | undefined
 
-  constructor(path: string, fd: number, writable: boolean, isBlock: boolean) {
+  constructor(path: string, fd: number, writable: boolean, isBlock: boolean, isBackground: boolean) {
     this.path = path
     this.writable = writable
     this.#fd = fd
     this.#isBlock = isBlock
+    this.#isBackground = isBackground
   }
 
   size(): number {
@@ -37,6 +39,7 @@ class RealFile implements HostFile {
   }
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
+    if (this.#isBackground) return this.#readLater(offset, length, into, at)
     let done = 0
     try {
       while (done < length) {
@@ -54,6 +57,7 @@ class RealFile implements HostFile {
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
+    if (this.#isBackground) return this.#writeLater(offset, length, from, at)
     let done = 0
     try {
       while (done < length) done += fs.writeSync(this.#fd, from, at + done, length - done, offset + done)
@@ -137,9 +141,38 @@ class RealFile implements HostFile {
     return usedByOthers || LOCK_USES[claim].some((byte) => syscalls?.isLocked(this.#fd, byte + 100))
   }
 
+  async #readLater(offset: number, length: number, into: Uint8Array, at: number): Promise<void> {
+    let done = 0
+    try {
+      while (done < length) {
+        const count = await readAsync(this.#fd, into, at + done, length - done, offset + done)
+        if (count === 0) {
+          into.fill(0, at + done, at + length)
+          return
+        }
+        done += count
+      }
+    } catch (error) {
+      throw this.#failure(error, 'read', offset, length)
+    }
+  }
+
+  async #writeLater(offset: number, length: number, from: Uint8Array, at: number): Promise<void> {
+    let done = 0
+    try {
+      while (done < length) done += await writeAsync(this.#fd, from, at + done, length - done, offset + done)
+    } catch (error) {
+      throw this.#failure(error, 'write', offset, length)
+    }
+  }
+
   #writeZeros(offset: number, length: number): Pending {
-    for (let done = 0; done < length; done += ZEROS.length) {
-      void this.write(offset + done, Math.min(ZEROS.length, length - done), ZEROS, 0)
+    let done = 0
+    while (done < length) {
+      const piece = Math.min(ZEROS.length, length - done)
+      const pending = this.write(offset + done, piece, ZEROS, 0)
+      done += piece
+      if (pending !== undefined) return pending.then(() => this.#writeZeros(offset + done, length - done))
     }
     return undefined
   }
@@ -158,6 +191,18 @@ class RealFile implements HostFile {
     return toBlockError(error, `${this.path}: ${doing}`, { path: this.path, ...place })
   }
 }
+
+type Transfer = (fd: number, buffer: Uint8Array, at: number, length: number, offset: number) => Promise<number>
+
+const readAsync: Transfer = (fd, buffer, at, length, offset) =>
+  new Promise((resolve, reject) =>
+    fs.read(fd, buffer, at, length, offset, (error, count) => (error === null ? resolve(count) : reject(error))),
+  )
+
+const writeAsync: Transfer = (fd, buffer, at, length, offset) =>
+  new Promise((resolve, reject) =>
+    fs.write(fd, buffer, at, length, offset, (error, count) => (error === null ? resolve(count) : reject(error))),
+  )
 
 /** A block device's length in bytes, from sysfs, which counts sectors of 512 bytes whatever the device's own. */
 function blockDeviceSize(path: string): number {
@@ -209,8 +254,10 @@ export const realHost: Host = {
     const file = await attempt(path, 'open', async () => {
       const fd = fs.openSync(path, flags, options.mode ?? 0o600)
       const stats = fs.fstatSync(fd)
-      if (stats.isFile() || stats.isBlockDevice())
-        return new RealFile(path, fd, options.write === true, stats.isBlockDevice())
+      const isBlock = stats.isBlockDevice()
+      if (stats.isFile() || isBlock) {
+        return new RealFile(path, fd, options.write === true, isBlock, options.background === true)
+      }
       fs.closeSync(fd)
       throw new BlockError('invalid-argument', `${path} is neither a file nor a block device`, { path })
     })

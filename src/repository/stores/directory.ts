@@ -111,7 +111,12 @@ export class DirectoryStore implements ObjectStore {
 
   async #claim(key: string, target: string): Promise<HostFile> {
     try {
-      return await this.#host.open(target + PART, { write: true, create: 'if-missing', lock: 'write' })
+      return await this.#host.open(target + PART, {
+        write: true,
+        create: 'if-missing',
+        lock: 'write',
+        background: true,
+      })
     } catch (error) {
       // Somebody else creates the same object at this moment.
       if (isBlockError(error, 'busy')) throw this.#exists(key)
@@ -141,7 +146,7 @@ export class DirectoryStore implements ObjectStore {
   }
 
   async #reading<T>(key: string, work: (file: HostFile) => Promise<T>): Promise<T> {
-    const file = await this.#host.open(this.#path(key))
+    const file = await this.#host.open(this.#path(key), { background: true })
     try {
       return await work(file)
     } finally {
