@@ -1,36 +1,21 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
-import { backUp, type Change, changeSome, initInline, openInline, restore } from '../../test/support/backups.ts'
+import {
+  backUp,
+  beginFull,
+  type Change,
+  changeSome,
+  initInline,
+  noise,
+  openInline,
+  restore,
+} from '../../test/support/backups.ts'
 import { Random, seedOfRun } from '../base/random.ts'
-import { HOLE, ZERO } from '../block/device.ts'
-import { isBlockError } from '../block/error.ts'
-import { listExtents } from '../block/extents.ts'
-import { type BackupInfo, type BackupWriter, initRepository, openRepository, type Repository } from './repository.ts'
-import { InlineSqueezer } from './squeezer.ts'
+import { type BackupInfo, initRepository } from './repository.ts'
 import { MemoryStore } from './stores/memory.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
-
-async function fails(kind: string, work: () => unknown, says: RegExp): Promise<void> {
-  await assert.rejects(
-    async () => work(),
-    (error) => {
-      assert.ok(isBlockError(error, kind as 'io'), String(error))
-      assert.match(error.message, says)
-      return true
-    },
-  )
-}
-
-const noise = (random: Random, length: number): Buffer => {
-  const bytes = Buffer.alloc(length)
-  random.fill(bytes)
-  return bytes
-}
-
-const full = (repository: Repository, disks: { name: string; size: number }[]): Promise<BackupWriter> =>
-  repository.begin({ machine: 'vm1', moment: 1000, kind: 'full', disks })
 
 suite('repository: backups restore byte for byte', () => {
   test('a full backup of a disk of any size, with holes and zeros, restores as it was', async () => {
@@ -64,7 +49,7 @@ suite('repository: backups restore byte for byte', () => {
     const stored = new Set<string>()
     for (const piece of [4 * KIB, 12 * KIB, 64 * KIB, 1 * MIB, 4 * MIB]) {
       const repository = await initInline(new MemoryStore())
-      const writer = await full(repository, [{ name: 'sda', size: content.length }])
+      const writer = await beginFull(repository, [{ name: 'sda', size: content.length }])
       for (let at = 0; at < content.length; at += piece) {
         await writer.disk(0).write(at, Math.min(piece, content.length - at), content, at)
       }
@@ -124,7 +109,7 @@ suite('repository: backups restore byte for byte', () => {
     const repository = await initInline(new MemoryStore())
     const random = new Random(12)
     const contents = [5 * MIB, 3 * MIB + 77, 9 * MIB].map((size) => noise(random, size))
-    const writer = await full(
+    const writer = await beginFull(
       repository,
       contents.map((content, i) => ({ name: `disk${i}`, size: content.length })),
     )
@@ -140,7 +125,7 @@ suite('repository: backups restore byte for byte', () => {
 
   test('a buffer may be used again as soon as its write is done', async () => {
     const repository = await initInline(new MemoryStore())
-    const writer = await full(repository, [{ name: 'sda', size: 40 * MIB }])
+    const writer = await beginFull(repository, [{ name: 'sda', size: 40 * MIB }])
     const buffer = Buffer.alloc(MIB)
     for (let i = 0; i < 40; i++) {
       await writer.disk(0).write(i * MIB, MIB, buffer.fill(i + 1), 0)
@@ -176,81 +161,6 @@ suite('repository: backups restore byte for byte', () => {
   })
 })
 
-suite('repository: a backup as a device', () => {
-  test('reads of any alignment and length agree with the content, in flight together', async (t) => {
-    const random = new Random(seedOfRun())
-    t.diagnostic(`VARVE_SEED=${random.seed}`)
-    const repository = await initInline(new MemoryStore())
-    const content = noise(random, 5 * MIB + 321)
-    const first = await backUp(repository, content)
-    const changes = changeSome(content, random, 200, 9000)
-    const { id } = await backUp(repository, content, { id: first.id, changes })
-    const device = (await repository.openBackup(id)).disks[0]?.device
-    assert.ok(device !== undefined)
-    const readOne = async (): Promise<void> => {
-      const offset = random.below(content.length)
-      const length = random.below(Math.min(content.length - offset, random.pick([100, 10_000, 3 * MIB])) + 1)
-      const into = Buffer.alloc(length + 9, 1)
-      await device.read(offset, length, into, 5)
-      assert.ok(
-        into.subarray(5, 5 + length).equals(content.subarray(offset, offset + length)),
-        `${length} at ${offset}`,
-      )
-      assert.ok(
-        into.subarray(0, 5).every((byte) => byte === 1) && into.subarray(5 + length).every((byte) => byte === 1),
-      )
-    }
-    for (let round = 0; round < 20; round++) await Promise.all(Array.from({ length: 12 }, readOne))
-  })
-
-  test('it refuses writes, requests outside it, and everything after close', async () => {
-    const repository = await initInline(new MemoryStore())
-    const { id } = await backUp(repository, Buffer.alloc(8192, 1))
-    const reader = await repository.openBackup(id)
-    const device = reader.disks[0]?.device
-    assert.ok(device !== undefined && !device.can.write)
-    const buffer = Buffer.alloc(8192)
-    await fails('read-only', () => device.write(0, 4096, buffer, 0, 0), /read-only/)
-    await fails('read-only', () => device.zero(0, 4096, 0), /read-only/)
-    await fails('read-only', () => device.trim(0, 4096, 0), /read-only/)
-    await fails('out-of-range', () => device.read(4096, 8192, buffer, 0), /outside/)
-    await reader.close()
-    await fails('closed', () => device.read(0, 1, buffer, 0), /close/)
-  })
-
-  test('what was read a moment ago is answered within the call', async () => {
-    const repository = await initInline(new MemoryStore())
-    const content = noise(new Random(1), MIB)
-    const device = (await repository.openBackup((await backUp(repository, content)).id)).disks[0]?.device
-    const into = Buffer.alloc(10_000)
-    await device?.read(100_000, 10_000, into, 0)
-    into.fill(0)
-    assert.equal(device?.read(100_000, 10_000, into, 0), undefined)
-    assert.ok(into.equals(content.subarray(100_000, 110_000)))
-  })
-
-  test('its extents are exactly what was stored, whatever the size of the holes', async () => {
-    const repository = await initInline(new MemoryStore())
-    const size = 3 * 1024 * 1024 * MIB
-    const writer = await full(repository, [{ name: 'sda', size }])
-    const data = Buffer.alloc(8192, 1)
-    const places = [0, 70 * MIB, 2 * 1024 * 1024 * MIB + 4096, size - 8192]
-    for (const place of places) await writer.disk(0).write(place, 8192, data, 0)
-    const { id } = await writer.finish()
-    const device = (await repository.openBackup(id)).disks[0]?.device
-    assert.ok(device !== undefined)
-    const found = (await listExtents(device, 0, size)).filter(({ extent }) => extent === 0)
-    assert.deepEqual(
-      found,
-      places.map((offset) => ({ offset, length: 8192, extent: 0 })),
-    )
-    assert.deepEqual(await listExtents(device, 4096, 8192), [
-      { offset: 4096, length: 4096, extent: 0 },
-      { offset: 8192, length: 4096, extent: HOLE | ZERO },
-    ])
-  })
-})
-
 suite('repository: what it stores', () => {
   test('the same content again costs a manifest and nothing else', async () => {
     const store = new MemoryStore()
@@ -277,7 +187,7 @@ suite('repository: what it stores', () => {
     const size = 256 * MIB
     const repository = await initInline(new MemoryStore())
     const random = new Random(20)
-    const writer = await full(repository, [{ name: 'sda', size }])
+    const writer = await beginFull(repository, [{ name: 'sda', size }])
     const region = Buffer.alloc(64 * KIB)
     for (let offset = 0; offset < size; offset += region.length) {
       region.writeDoubleLE(offset + 1)
@@ -323,7 +233,7 @@ suite('repository: what it stores', () => {
   test('what an interrupted backup stored is not stored again', async () => {
     const store = new MemoryStore()
     const content = noise(new Random(5), 40 * MIB)
-    const interrupted = await full(await initInline(store), [{ name: 'sda', size: content.length }])
+    const interrupted = await beginFull(await initInline(store), [{ name: 'sda', size: content.length }])
     await interrupted.disk(0).write(0, content.length, content, 0)
     await interrupted.abort()
     assert.ok((await store.list('packs/')).length >= 1)
@@ -385,7 +295,7 @@ suite('repository: several at once', () => {
     const store = new MemoryStore()
     const repository = await initInline(store)
     const content = noise(new Random(9), 5 * MIB)
-    const doomed = await full(repository, [{ name: 'sda', size: content.length }])
+    const doomed = await beginFull(repository, [{ name: 'sda', size: content.length }])
     await doomed.disk(0).write(0, content.length, content, 0)
     const info = await backUp(repository, content)
     await doomed.abort()
@@ -413,91 +323,5 @@ suite('repository: several at once', () => {
       [infos[0]?.id],
     )
     assert.match(list.damaged[0]?.reason ?? '', /damaged/)
-  })
-})
-
-suite('repository: what it refuses', () => {
-  test('opening what is no repository, or making one twice, says what to do', async () => {
-    const store = new MemoryStore()
-    await fails(
-      'not-found',
-      () => openRepository(store),
-      /memory is no repository: make one with `varve repo init memory`/,
-    )
-    const { id } = await initInline(store)
-    await fails('exists', () => initRepository(store), /use it as it is/)
-    assert.equal((await openInline(store)).id, id)
-  })
-
-  test('a repository of another version is refused', async () => {
-    const { seal } = await import('./sealed.ts')
-    const store = new MemoryStore()
-    await store.put('config', [seal({ format: 2, id: 'x' })])
-    await fails('invalid-format', () => openInline(store), /version 2; this Varve reads version 1/)
-    const other = new MemoryStore()
-    await other.put('config', [seal({ format: 1, id: 'x', chunk: 131072 })])
-    await fails('invalid-format', () => openInline(other), /not as this Varve expects it/)
-  })
-
-  test('runs that are misplaced, out of order or outside fail, and the rest of the backup goes on', async () => {
-    const repository = await initInline(new MemoryStore())
-    const writer = await full(repository, [{ name: 'sda', size: 100_000 }])
-    const disk = writer.disk(0)
-    const buffer = Buffer.alloc(100_000, 3)
-    await fails('invalid-argument', () => disk.write(100, 4096, buffer, 0), /multiples of 4096/)
-    await fails('invalid-argument', () => disk.zero(0, 100), /multiples of 4096/)
-    await fails('out-of-range', () => disk.write(98_304, 4096, buffer, 0), /outside the 100000 bytes/)
-    await fails('out-of-range', () => disk.write(Number.NaN, 4096, buffer, 0), /outside/)
-    await disk.write(8192, 4096, buffer, 0)
-    await fails('invalid-argument', () => disk.write(4096, 8192, buffer, 0), /ascend/)
-    await disk.write(98_304, 1696, buffer, 0)
-    const restored = await restore(repository, (await writer.finish()).id)
-    const expected = Buffer.alloc(100_000)
-    expected.fill(3, 8192, 12_288).fill(3, 98_304)
-    assert.ok(restored.equals(expected))
-  })
-
-  test('a request that cannot be right is refused before anything is stored', async () => {
-    const repository = await initInline(new MemoryStore())
-    const base = { machine: 'vm1', moment: 1, kind: 'full' as const, disks: [{ name: 'sda', size: 4096 }] }
-    await fails('invalid-argument', () => repository.begin({ ...base, machine: '' }), /name of its machine/)
-    await fails('invalid-argument', () => repository.begin({ ...base, moment: 1.5 }), /no moment/)
-    await fails('invalid-argument', () => repository.begin({ ...base, disks: [] }), /at least one disk/)
-    await fails('invalid-argument', () => repository.begin({ ...base, disks: [...base.disks, ...base.disks] }), /twice/)
-    await fails('invalid-argument', () => full(repository, [{ name: 'sda', size: -1 }]), /not -1/)
-    const { id } = await backUp(repository, Buffer.alloc(8192, 1))
-    const child = (backup: string, disk: string, size: number) =>
-      repository.begin({ ...base, disks: [{ name: 'sda', size, parent: { backup, disk } }] })
-    await fails('not-found', () => child(id, 'sdb', 8192), /no disk sdb, only sda/)
-    await fails('not-found', () => child('20260101T000000000Z-00000000', 'sda', 8192), /no backup 2026/)
-    await fails('not-found', () => child('../config', 'sda', 8192), /no backup/)
-    await fails('unsupported', () => child(id, 'sda', 5000), /without a parent/)
-    await fails('not-found', () => repository.openBackup('x'), /`varve backups` lists/)
-  })
-
-  test('a finished or aborted backup takes no more', async () => {
-    const repository = await initInline(new MemoryStore())
-    const writer = await full(repository, [{ name: 'sda', size: 4096 }])
-    await writer.finish()
-    await fails('closed', () => writer.disk(0).zero(0, 4096), /done/)
-    await fails('closed', () => writer.finish(), /done/)
-    await writer.abort()
-    assert.equal((await repository.backups()).length, 1)
-    const other = await full(repository, [{ name: 'sda', size: 4096 }])
-    await other.abort()
-    await fails('cancelled', () => other.disk(0).write(0, 4096, Buffer.alloc(4096), 0), /given up/)
-    await fails('cancelled', () => other.finish(), /given up/)
-    assert.equal((await repository.backups()).length, 1)
-  })
-
-  test('closing a repository ends its squeezer', async () => {
-    let closed = 0
-    class Watched extends InlineSqueezer {
-      override async close(): Promise<void> {
-        closed++
-      }
-    }
-    await (await initRepository(new MemoryStore(), { squeezer: new Watched() })).close()
-    assert.equal(closed, 1)
   })
 })

@@ -1,9 +1,12 @@
 // Helpers for tests of repositories: a disk as a plain array, backed up by runs and restored whole.
 
+import assert from 'node:assert/strict'
 import type { Random } from '../../src/base/random.ts'
 import { roundDown, roundUp } from '../../src/base/round.ts'
+import { type ErrorKind, isBlockError } from '../../src/block/error.ts'
 import {
   type BackupInfo,
+  type BackupWriter,
   initRepository,
   openRepository,
   type Repository,
@@ -24,6 +27,30 @@ export interface Change {
 export const inline = (): RepositoryOptions => ({ squeezer: new InlineSqueezer() })
 export const initInline = (store: ObjectStore): Promise<Repository> => initRepository(store, inline())
 export const openInline = (store: ObjectStore): Promise<Repository> => openRepository(store, inline())
+
+/** Begins a full backup at moment 1000. */
+export function beginFull(repository: Repository, disks: { name: string; size: number }[]): Promise<BackupWriter> {
+  return repository.begin({ machine: 'vm1', moment: 1000, kind: 'full', disks })
+}
+
+/** Random bytes. */
+export function noise(random: Random, length: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  random.fill(bytes)
+  return bytes
+}
+
+/** Fails unless `work`, which may throw or reject, fails with the kind and says so. */
+export async function failsWith(kind: ErrorKind, work: () => unknown, says: RegExp): Promise<void> {
+  await assert.rejects(
+    async () => work(),
+    (error) => {
+      assert.ok(isBlockError(error, kind), String(error))
+      assert.match(error.message, says)
+      return true
+    },
+  )
+}
 
 /** Backs up one disk, "sda": all of it without a parent, else the changes, which ascend. */
 export async function backUp(
