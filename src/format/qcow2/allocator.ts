@@ -142,7 +142,7 @@ export class Allocator {
     const punched = this.#punched
     this.#punched = []
     await this.#scan()
-    const freed = this.#freed
+    const freed = joined(this.#freed)
     this.#freed = []
     return { freed, punched }
   }
@@ -152,8 +152,7 @@ export class Allocator {
    * flight that may still use it (`isQuiet` false), it stays freed.
    */
   async settle({ freed, punched }: Settlement, isQuiet: boolean): Promise<void> {
-    this.#ready.push(...punched)
-    this.#ready.sort((a, b) => b.start - a.start)
+    if (punched.length > 0) this.#ready = joined([...this.#ready, ...punched]).reverse()
     for (const [index, run] of freed.entries()) {
       try {
         if (isQuiet) await this.#file.punch(run.start * this.#clusterSize, run.count * this.#clusterSize)
@@ -162,7 +161,7 @@ export class Allocator {
         isQuiet = false
       }
       if (!isQuiet) {
-        this.#freed.push(...freed.slice(index))
+        this.#freed = [...this.#freed, ...freed.slice(index)]
         return
       }
       this.#punched.push(run)
@@ -333,4 +332,15 @@ export class Allocator {
     const { path } = this.#file
     return new BlockError('no-space', `${path} is full: no cluster is left that the image can hold`, { path })
   }
+}
+
+/** The runs in order, neighbours as one: few large holes in place of many small ones. */
+function joined(runs: Run[]): Run[] {
+  const result: Run[] = []
+  for (const run of runs.sort((a, b) => a.start - b.start)) {
+    const last = result.at(-1)
+    if (last !== undefined && last.start + last.count === run.start) last.count += run.count
+    else result.push(run)
+  }
+  return result
 }

@@ -84,7 +84,7 @@ export class Writer {
     return this.#zeroPieces(offset, length, mayUnmap, true)
   }
 
-  /** Gives up the whole clusters of the range, which read as zeros afterwards; leaves parts of clusters alone. */
+  /** Gives up the whole clusters of the range, which then read as zeros; leaves parts, and most of what it never held. */
   trim(offset: number, length: number): Pending {
     return this.#zeroPieces(offset, length, true, false)
   }
@@ -284,7 +284,9 @@ export class Writer {
       end >= this.#image.header.size ? roundUp(end, this.#clusterSize) : roundDown(end, this.#clusterSize)
     const isWhole = offset === first && wholeEnd > first
     const isZeroNow = kind === ZEROS && (host === 0 || !mayUnmap || !isWhole)
-    const isEmpty = kind === UNMAPPED && !this.#mayShowBacking(offset)
+    // A trim takes no space: where it would need a new table, what shows from below goes on to show.
+    const isLeft = !parts && !tables.isWritable(offset)
+    const isEmpty = kind === UNMAPPED && (isLeft || !this.#mayShowBacking(offset))
     const partEnd = Math.min(end, first + this.#clusterSize)
     if (isZeroNow || isEmpty || (!isWhole && !parts)) {
       this.#done = (isZeroNow || isEmpty ? end : partEnd) - offset
