@@ -77,9 +77,13 @@ function applyChange(directory: Directory, size: number, change: BitmapChange): 
       entries.set(change.to, entry)
       return
     }
-    case 'record':
-      find(entries, change.name).recording = change.on
+    case 'record': {
+      const entry = find(entries, change.name)
+      // Marks change the bits from now on.
+      if (change.on && !entry.recording) entry.bits = entry.bits.copy()
+      entry.recording = change.on
       return
+    }
     case 'clear': {
       const entry = find(entries, change.name)
       entry.bits = new Bitmap(size, entry.bits.granule)

@@ -62,7 +62,8 @@ async function writeBits(file: HostFile, position: number, bitmaps: readonly Bit
         const written = file.write(position, length, piece, 0)
         if (written !== undefined) await written
         position += length
-        const breath = breather.pause()
+        // Small bitmaps are written at one go.
+        const breath = length === DIRTYLOG_PIECE ? breather.pause() : undefined
         if (breath !== undefined) await breath
       }
     }
