@@ -19,14 +19,9 @@ interface Asker {
   reject(error: BlockError): void
 }
 
-/** The worker's file beside this one: source or built, whichever this is. */
-function workerFile(): URL {
-  return new URL(import.meta.url.endsWith('.ts') ? './squeeze-worker.ts' : './squeeze-worker.js', import.meta.url)
-}
-
 /** One thread and what it was asked. */
 class Hand {
-  readonly #worker = new Worker(workerFile(), { name: 'varve-squeeze' })
+  readonly #worker = new Worker(new URL('./squeeze-worker.ts', import.meta.url), { name: 'varve-squeeze' })
   readonly #askers = new Map<number, Asker>()
   #jobs = 0
   #lost: BlockError | undefined
