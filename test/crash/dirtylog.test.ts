@@ -51,6 +51,10 @@ interface World {
 interface Range {
   readonly offset: number
   readonly length: number
+  /** Of a clear: marks made while it waited, whose granules are set for certain. */
+  readonly marked?: Range[]
+  /** Of a clear: whether any mark of its granules was asked for while it waited. */
+  met?: boolean
 }
 
 /** The host just before one of its operations, and what may be recovered from it. */
@@ -109,6 +113,8 @@ class Life {
   readonly #clears = new Set<Promise<void>>()
   readonly #folds = new Set<Promise<void>>()
   #slotFailures = 0
+  #isLate = false
+  #inTimeFrom = 0
   #fireTimer: (() => void) | undefined
 
   constructor(seed: number, rarity: number) {
@@ -146,7 +152,7 @@ class Life {
     else if (kind < 30) this.#fold()
     else if (kind < 32) this.#fireTimer?.()
     else if (kind < 38) await this.#randomEdit()
-    else if (kind < 39) this.#slotFailures = this.random.between(1, 3)
+    else if (kind < 39) this.#breakSlots()
     else if (kind < 40) await this.#close()
     else await this.#die(kind === 40 ? 'process' : 'host')
     if (this.#slotFailures > 0 && --this.#slotFailures === 0) this.#fold()
@@ -189,7 +195,9 @@ class Life {
     return {
       host: this.host.clone({}),
       worlds: this.#worlds.map((world) => copyWorld(world)),
-      uncertain: [...this.#uncertain],
+      uncertain: Array.from(this.#uncertain, (range) =>
+        range.marked ? { ...range, marked: [...range.marked] } : range,
+      ),
       foldedAt: this.#foldedAt,
       touchedAt,
       mayBeClean: this.#mayBeClean,
@@ -214,12 +222,15 @@ class Life {
   async #write(offset: number, length: number): Promise<void> {
     const process = this.#process
     const range = { offset, length }
+    for (const clear of this.#uncertain) if (overlap(clear, range)) clear.met = true
     this.#uncertain.add(range)
     this.#mustBeClean = false
     const pending = this.#log.mark(offset, length)
     if (pending !== undefined) await pending
     if (process !== this.#process) return
     this.#mayBeClean = false
+    for (const clear of this.#uncertain)
+      if (clear.marked !== undefined && overlap(clear, range)) clear.marked.push(range)
     this.#touch(this.#touchedAt, range)
     for (const { bitmaps } of this.#worlds) {
       for (const bitmap of bitmaps.values()) if (bitmap.recording) setIn(bitmap, offset, length)
@@ -240,21 +251,21 @@ class Life {
   #clear(): void {
     const name = this.random.pick([...this.#log.bitmaps.keys()])
     const offset = this.random.chance(0.5) ? this.#spot : this.random.below(SIZE)
-    const range = { offset, length: Math.min(SIZE - offset, this.random.between(1, 8 * UNIT)) }
+    const length = Math.min(SIZE - offset, this.random.between(1, 8 * UNIT))
+    const range = { offset, length, marked: [] as Range[] }
     if (this.#clears.size > 0 || [...this.#uncertain].some((busy) => overlap(busy, range))) return
     this.#uncertain.add(range)
     this.#mustBeClean = false
-    const version = this.#version
     const pending = this.#log.clear(name, range.offset, range.length)
     if (pending === undefined) {
       this.#uncertain.delete(range)
       this.#cleared(name, range)
       return
     }
-    void this.#track(this.#clears, this.#clearWhenDone(name, range, version, pending))
+    void this.#track(this.#clears, this.#clearWhenDone(name, range, pending))
   }
 
-  async #clearWhenDone(name: string, range: Range, version: number, pending: Promise<void>): Promise<void> {
+  async #clearWhenDone(name: string, range: Range, pending: Promise<void>): Promise<void> {
     const process = this.#process
     try {
       await pending
@@ -265,30 +276,28 @@ class Life {
     }
     if (process !== this.#process) return
     this.#uncertain.delete(range)
-    // A write that came while the clear waited keeps all of it.
-    const isWritten = this.#versions.some(
-      (each, unit) => each > version && overlap(range, { offset: unit * UNIT, length: UNIT }),
-    )
-    const isWriting = [...this.#uncertain].some((busy) => overlap(busy, range))
-    const bitmap = this.#world.bitmaps.get(name)
+    const { marked = [] } = range
+    if (range.met !== true) return this.#cleared(name, range)
+    // A mark that came while the clear waited keeps all of it; one that came just after leaves the rest cleared.
     const bits = this.#log.bitmaps.get(name)?.bits
-    if (bitmap === undefined || bits === undefined) return
-    const isCleared = !bits.hasAny(wholeStart(bitmap, range), 1)
-    if (isCleared || !(isWritten || isWriting)) this.#cleared(name, range)
+    const granule = bits?.granule ?? UNIT
+    for (let offset = wholeStart(granule, range); offset < range.offset + range.length; offset += granule) {
+      const whole = { offset, length: Math.min(granule, SIZE - offset) }
+      if (bits?.hasAny(offset, 1) === false && !marked.some((each) => overlap(each, whole))) this.#cleared(name, whole)
+    }
   }
 
   #cleared(name: string, range: Range): void {
-    for (const { bitmaps } of this.#worlds) {
-      const bitmap = bitmaps.get(name)
-      if (bitmap === undefined) continue
-      const end = endOf(bitmap, range)
-      for (let g = Math.ceil(range.offset / bitmap.granule); g < end; g++) {
-        bitmap.bits[g] = 0
-        bitmap.clearedAt[g] = this.#time
-        const firstUnit = (g * bitmap.granule) / UNIT
-        for (let unit = firstUnit; unit < Math.min(UNITS, firstUnit + bitmap.granule / UNIT); unit++) {
-          bitmap.since[unit] = this.#versions[unit] as number
-        }
+    // A clear is logged only when no edit is on its way: worlds before this one cannot come back.
+    const bitmap = this.#world.bitmaps.get(name)
+    if (bitmap === undefined) return
+    const end = endOf(bitmap, range)
+    for (let g = Math.ceil(range.offset / bitmap.granule); g < end; g++) {
+      bitmap.bits[g] = 0
+      bitmap.clearedAt[g] = this.#time
+      const firstUnit = (g * bitmap.granule) / UNIT
+      for (let unit = firstUnit; unit < Math.min(UNITS, firstUnit + bitmap.granule / UNIT); unit++) {
+        bitmap.since[unit] = this.#versions[unit] as number
       }
     }
   }
@@ -361,6 +370,11 @@ class Life {
     })
   }
 
+  #breakSlots(): void {
+    this.#slotFailures = this.random.between(1, 3)
+    this.#isLate = true
+  }
+
   #fold(): void {
     this.#mustBeClean = false
     this.#follow(this.#log.fold(), () => undefined)
@@ -376,9 +390,12 @@ class Life {
         return
       }
       if (process !== this.#process) return
-      this.#foldedAt = Math.max(this.#foldedAt, begun)
       this.#mayBeClean = false
       then()
+      // The epoch of a fold that failed goes on after the next try: its regions stay hot.
+      if (this.#isLate) this.#inTimeFrom = this.#time + 1
+      else if (begun >= this.#inTimeFrom) this.#foldedAt = Math.max(this.#foldedAt, begun)
+      if (this.#slotFailures === 0) this.#isLate = false
     }
     void this.#track(this.#folds, work())
   }
@@ -453,16 +470,20 @@ function endOf({ granule, bits }: { granule: number; bits: { length: number } },
   return offset + length >= SIZE ? bits.length : Math.floor((offset + length) / granule)
 }
 
-/** The first byte of the first granule that lies whole in the range. */
-function wholeStart({ granule }: ModelBitmap, { offset }: Range): number {
-  return Math.min(SIZE - 1, Math.ceil(offset / granule) * granule)
+/** The first byte of the first granule that begins in the range. */
+function wholeStart(granule: number, { offset }: Range): number {
+  return Math.ceil(offset / granule) * granule
 }
 
 function uncertainGranules(moment: Moment, bitmap: ModelBitmap): Uint8Array {
   const uncertain = new Uint8Array(bitmap.bits.length)
-  for (const { offset, length } of moment.uncertain) {
-    uncertain.fill(1, Math.floor(offset / bitmap.granule), Math.ceil((offset + length) / bitmap.granule))
+  const put = (value: 0 | 1, { offset, length }: Range): void => {
+    uncertain.fill(value, Math.floor(offset / bitmap.granule), Math.ceil((offset + length) / bitmap.granule))
   }
+  const clears = moment.uncertain.filter(({ marked }) => marked !== undefined)
+  for (const clear of clears) put(1, clear)
+  for (const clear of clears) for (const range of clear.marked ?? []) put(0, range)
+  for (const range of moment.uncertain) if (range.marked === undefined) put(1, range)
   return uncertain
 }
 
@@ -484,18 +505,26 @@ function compare(
   for (const [name, bitmap] of world.bitmaps) {
     const logged = log.bitmaps.get(name)
     assert.ok(logged?.recording === bitmap.recording && logged.state === 'valid', note)
-    compareBits(moment, bitmap, logged.bits, recovery === 'host', `${note}: "${name}"`)
+    const uncertain = uncertainGranules(moment, bitmap)
+    compareBits(moment, bitmap, logged.bits, uncertain, died === 'host', `${note}: "${name}"`)
     if (!bitmap.recording) continue
     for (let unit = 0; unit < UNITS; unit++) {
-      if ((versions[unit] as number) <= (bitmap.since[unit] as number)) continue
-      assert.ok(logged.bits.has(Math.floor((unit * UNIT) / bitmap.granule)), `${note}: "${name}" misses unit ${unit}`)
+      const g = Math.floor((unit * UNIT) / bitmap.granule)
+      if ((versions[unit] as number) <= (bitmap.since[unit] as number) || uncertain[g] === 1) continue
+      assert.ok(logged.bits.has(g), `${note}: "${name}" misses unit ${unit}`)
     }
   }
   return world
 }
 
-function compareBits(moment: Moment, bitmap: ModelBitmap, bits: Bitmap, mayExceed: boolean, note: string): void {
-  const uncertain = uncertainGranules(moment, bitmap)
+function compareBits(
+  moment: Moment,
+  bitmap: ModelBitmap,
+  bits: Bitmap,
+  uncertain: Uint8Array,
+  mayExceed: boolean,
+  note: string,
+): void {
   const perRegion = DIRTYLOG_REGION / bitmap.granule
   for (let g = 0; g < bitmap.bits.length; g++) {
     const has = bits.has(g) ? 1 : 0
