@@ -58,7 +58,7 @@ export const NBD_REQUESTS_IN_FLIGHT = 128
 /** A write whose data has not arrived whole and is longer than this is gathered in a buffer of its own. */
 export const NBD_OWN_BUFFER = 64 * KIB
 /** Connections of one server, the longest option during the handshake in bytes, and the time for a handshake. */
-export const NBD_CONNECTIONS = 1024
+export const NBD_CONNECTIONS = 256
 export const NBD_OPTION_MAX = 16 * KIB
 export const NBD_HANDSHAKE_MS = 30_000
 /** How long a connection that ends waits for the client to take the last replies, in milliseconds. */

@@ -14,8 +14,8 @@ import { Transmission } from './transmission.ts'
 
 type Phase =
   | { readonly kind: 'handshake'; readonly handshake: Handshake }
-  | { readonly kind: 'transmission'; readonly transmission: Transmission; readonly served: Export }
-  | { readonly kind: 'draining'; readonly transmission: Transmission | undefined }
+  | { readonly kind: 'transmission'; readonly transmission: Transmission }
+  | { readonly kind: 'draining' }
   | { readonly kind: 'closed' }
 
 export interface ConnectionEvents {
@@ -32,10 +32,14 @@ export class Connection {
   #timer: NodeJS.Timeout
   #phase: Phase
   #served: Export | undefined
+  /** Stays when the phase is over: its slow requests may outlive the socket. */
   #transmission: Transmission | undefined
   /** Reading is off until the bounds admit more. */
   #isHeld = false
+  /** Reading is off until the other connections had their turn. */
   #isYielding = false
+  /** The client closed its side; what it asked before is still answered. */
+  #hasEnded = false
   readonly #closed = Promise.withResolvers<void>()
 
   /** `accepted` is paused, as a server with `pauseOnConnect` gives it. */
@@ -48,7 +52,10 @@ export class Connection {
     this.#socket.setNoDelay(true)
     // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
     this.#socket.on('error', () => {})
-    this.#socket.on('end', () => this.drain())
+    this.#socket.on('end', () => {
+      this.#hasEnded = true
+      if (!this.#isHeld && !this.#isYielding) this.drain()
+    })
     this.#socket.on('close', this.#socketClosed)
     this.#outbox.flush()
     this.#socket.resume()
@@ -67,13 +74,8 @@ export class Connection {
   /** Takes no more requests, answers those in flight, then closes. */
   drain(): void {
     if (this.#phase.kind === 'closed' || this.#phase.kind === 'draining') return
-    this.#phase = { kind: 'draining', transmission: this.#transmission }
+    this.#phase = { kind: 'draining' }
     this.#endWhenIdle()
-  }
-
-  /** Closes at once; requests in flight complete without an answer. */
-  destroy(): void {
-    this.#socket.destroy()
   }
 
   /** The socket read something; false stops the reading. */
@@ -100,7 +102,7 @@ export class Connection {
       })
       this.#served = served
       this.#transmission = transmission
-      this.#phase = { kind: 'transmission', transmission, served }
+      this.#phase = { kind: 'transmission', transmission }
       served.opened?.()
     }
     this.#outbox.flush()
@@ -135,7 +137,7 @@ export class Connection {
     else if (this.#isHeld && !this.#isYielding) {
       this.#isHeld = false
       this.#isYielding = true
-      process.nextTick(this.#goOn)
+      setImmediate(this.#goOn)
     }
   }
 
@@ -143,7 +145,9 @@ export class Connection {
     this.#isYielding = false
     if (this.#phase.kind === 'closed') return
     this.#consume()
-    if (!this.#isHeld && !this.#isYielding) this.#socket.resume()
+    if (this.#isHeld || this.#isYielding) return
+    if (this.#hasEnded) this.drain()
+    else this.#socket.resume()
   }
 
   #endWhenIdle(): void {

@@ -111,7 +111,10 @@ test('INFO gives size, flags, name, description and block sizes when asked, and 
   await greet(peer)
   const replies = await ask(peer, goMessage('disk', 6, [1, 2, 3, 99]))
   const infos = new Map(replies.slice(0, -1).map(({ data }) => [data.readUInt16BE(0), data.subarray(2)]))
-  assert.deepEqual([...infos.keys()].toSorted((a, b) => a - b), [0, 1, 2, 3])
+  assert.deepEqual(
+    [...infos.keys()].toSorted((a, b) => a - b),
+    [0, 1, 2, 3],
+  )
   assert.equal(infos.get(0)?.readBigUInt64BE(0), BigInt(SIZE))
   assert.equal(infos.get(1)?.toString(), 'disk')
   assert.equal(infos.get(2)?.toString(), 'hello')

@@ -40,10 +40,9 @@ export function takeAccepted(accepted: net.Socket, receiver: Receiver, arrival: 
   return new net.Socket(options as net.SocketConstructorOpts)
 }
 
-/** The plain way: copies each chunk into the receiver. */
+/** The plain way: copies each chunk into the receiver; what is not wanted yet goes back to the stream. */
 export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arrival): void {
-  let rest: Uint8Array | undefined
-  const feed = (chunk: Uint8Array): void => {
+  socket.on('data', (chunk: Uint8Array) => {
     let done = 0
     while (done < chunk.length) {
       const room = receiver.room()
@@ -52,15 +51,9 @@ export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arriva
       done += count
       receiver.arrived(count)
       if (arrival()) continue
-      rest = done < chunk.length ? chunk.subarray(done) : undefined
       socket.pause()
+      if (done < chunk.length) socket.unshift(chunk.subarray(done))
       return
     }
-  }
-  socket.on('resume', () => {
-    const held = rest
-    rest = undefined
-    if (held !== undefined) feed(held)
   })
-  socket.on('data', feed)
 }

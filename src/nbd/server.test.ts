@@ -8,12 +8,14 @@ import { test } from 'node:test'
 import { RawPeer, serveDevice } from '../../test/support/nbd.ts'
 import { enter, goMessage, metaMessage, optionMessage, requestMessage, u32 } from '../../test/support/nbd-wire.ts'
 import { tempFolder } from '../../test/support/temp.ts'
+import { NBD_CONNECTIONS, NBD_DRAIN_MS, NBD_HANDSHAKE_MS } from '../base/limits.ts'
 import { Random, seedOfRun } from '../base/random.ts'
 import { isBlockError } from '../block/error.ts'
 import { MemoryDevice } from '../block/memory.ts'
 import { NbdServer } from './server.ts'
 import { sharedBuffersInUse } from './shared-buffer.ts'
 
+const MIB = 1024 * 1024
 const nothing = { find: () => undefined, list: () => [] }
 
 test('a socket has mode 0600 unless told, and its file is gone after close', async (t) => {
@@ -100,6 +102,46 @@ test('fifty connections at once each get their own answers', async (t) => {
       peer.socket.destroy()
     }),
   )
+})
+
+test('a client that does not finish its handshake is disconnected when its time is over', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  const { target } = await serveDevice(t, new MemoryDevice(4096))
+  const peer = new RawPeer(target)
+  await peer.receive(18)
+  peer.send('0000')
+  t.mock.timers.tick(NBD_HANDSHAKE_MS - 1)
+  peer.send('00')
+  assert.equal(peer.isEnded, false)
+  t.mock.timers.tick(1)
+  assert.equal((await peer.rest()).length, 0)
+})
+
+test('close does not wait for ever for a client that does not take its replies', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  const { server, target } = await serveDevice(t, new MemoryDevice(MIB * 8))
+  const peer = new RawPeer(target)
+  await enter(peer)
+  peer.socket.pause()
+  peer.send(requestMessage({ type: 0, length: MIB * 8 }))
+  while (peer.socket.bytesRead === 0) await new Promise((resolve) => setImmediate(resolve))
+  const closed = server.close()
+  await new Promise((resolve) => setImmediate(resolve))
+  t.mock.timers.tick(NBD_DRAIN_MS)
+  await closed
+  assert.equal(sharedBuffersInUse(), 0)
+  peer.socket.destroy()
+})
+
+test('connections beyond the limit are hung up on, and the others go on', async (t) => {
+  const { server, target } = await serveDevice(t, new MemoryDevice(4096))
+  const peers = Array.from({ length: NBD_CONNECTIONS }, () => new RawPeer(target))
+  await Promise.all(peers.map((peer) => peer.receive(18)))
+  assert.equal(server.connections, NBD_CONNECTIONS)
+  assert.equal((await new RawPeer(target).rest()).length, 0)
+  peers[0]?.send(u32(3), goMessage(''))
+  assert.equal((await peers[0]?.receive(32))?.length, 32)
+  for (const peer of peers) peer.socket.destroy()
 })
 
 /** A conversation as a client would have it, then broken in a random way. */

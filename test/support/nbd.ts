@@ -68,6 +68,11 @@ export class RawPeer {
     this.socket.on('error', () => this.#over())
   }
 
+  /** True when the server has hung up. */
+  get isEnded(): boolean {
+    return this.#isEnded
+  }
+
   send(...parts: (Uint8Array | string)[]): void {
     this.socket.write(Buffer.concat(parts.map((part) => (typeof part === 'string' ? Buffer.from(part, 'hex') : part))))
   }
