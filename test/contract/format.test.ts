@@ -83,7 +83,7 @@ for (const clusterSize of [512, 64 * KIB]) {
     const random = new Random(11)
     const image = await qcow2Image(real(t), 2 * MIB + 4 * KIB, clusterSize)
     const below = new MemoryDevice(MIB + 1000)
-    random.fill(below.bytes)
+    await below.write(0, below.size, random.fill(Buffer.alloc(below.size)), 0, 0)
     image.backing = below
     const before = Buffer.from(below.bytes)
     await againstModel(guard(image), random, 300)

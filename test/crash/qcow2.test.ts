@@ -115,9 +115,10 @@ async function operate(image: Layer, expected: Expected, random: Random, count: 
 async function lifeOf(setting: Setting, seed: number): Promise<void> {
   const random = new Random(seed)
   const host = new SimulatedHost(setting.isLate ? { scheduler: new Random(seed + 1) } : {})
-  const backing = setting.hasBacking ? new MemoryDevice(setting.size - 3 * SECTOR) : undefined
-  if (backing !== undefined) random.fill(backing.bytes)
   const { size, clusterSize } = setting
+  const backing = setting.hasBacking ? new MemoryDevice(setting.size - 3 * SECTOR) : undefined
+  // Its second half holds nothing: what reads as zeros is replaced without a sync.
+  if (backing !== undefined) await backing.write(0, size / 2, random.fill(new Uint8Array(size)), 0, 0)
   const below = backing === undefined ? {} : { backing: { name: 'base', format: 'raw' } }
   await createQcow2(host, PATH, { size, clusterSize, ...below })
 

@@ -54,7 +54,7 @@ for (const clusterSize of [512, 4096, 65_536]) {
   test(`a full host fails writes and loses nothing else: clusters of ${clusterSize}`, async () => {
     const host = new SimulatedHost({ capacity: 700_000 })
     const backing = new MemoryDevice(SIZE)
-    backing.bytes.fill(0xbb)
+    await backing.write(0, SIZE, Buffer.alloc(SIZE, 0xbb), 0, 0)
     const image = await newImage(host, clusterSize, backing)
     const model = Buffer.from(backing.bytes)
     const failed = await writePieces(image, model, new Random(clusterSize), 600)
@@ -78,7 +78,7 @@ for (const clusterSize of [512, 4096, 65_536]) {
       const random = new Random(seed)
       const host = new SimulatedHost(seed % 2 === 0 ? {} : { scheduler: new Random(seed) })
       const backing = seed % 3 === 0 ? undefined : new MemoryDevice(SIZE)
-      backing?.bytes.fill(0xbb)
+      await backing?.write(0, SIZE, Buffer.alloc(SIZE, 0xbb), 0, 0)
       const image = await newImage(host, clusterSize, backing)
       const model = Buffer.alloc(SIZE, backing === undefined ? 0 : 0xbb)
       const failures = new Random(seed + 100)

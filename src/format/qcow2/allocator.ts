@@ -7,7 +7,7 @@
 
 import { QCOW2_FREED_MAX, QCOW2_REFCOUNT_TABLE_MAX } from '../../base/limits.ts'
 import { Mutex } from '../../base/mutex.ts'
-import { divideUp } from '../../base/round.ts'
+import { divideUp, roundDown } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
@@ -81,12 +81,14 @@ export class Allocator {
     const { refcounts } = this
     if (this.#deviceClusters !== undefined || !refcounts.hasBlock(this.end) || !refcounts.atHand(this.end)) return -1
     // A count after the end of the file is a leak of somebody else's; such a cluster is passed over.
+    const pageEnd = roundDown(this.end, refcounts.perPage) + refcounts.perPage
+    while (this.end < pageEnd && refcounts.get(this.end) !== 0) this.end++
+    if (this.end === pageEnd) return -1
     const first = this.end
-    const room = Math.min(most, refcounts.perPage - (first % refcounts.perPage))
-    let count = 0
+    const room = Math.min(most, pageEnd - first)
+    let count = 1
     while (count < room && refcounts.get(first + count) === 0) count++
-    this.end = first + Math.max(1, count)
-    if (count === 0) return this.allocate(most)
+    this.end = first + count
     this.#take(first, count)
     return first
   }

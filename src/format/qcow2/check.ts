@@ -184,11 +184,14 @@ async function countForRepair(subject: Subject, window: Window): Promise<void> {
 
 /** Windows over every cluster that is in the file or has a count. */
 function* windowsOf({ file, header, refcounts }: Subject): Generator<Window> {
-  let last = refcounts.table.length - 1
-  while (last >= 0 && refcounts.table[last] === 0) last--
-  const end = Math.max(divideUp(file.size(), header.clusterSize), (last + 1) * refcounts.perBlock)
-  for (let start = 0; start < end; start += QCOW2_CHECK_WINDOW)
-    yield new Window(start, Math.min(end, start + QCOW2_CHECK_WINDOW), header.clusterSize)
+  const { table, perBlock } = refcounts
+  const fileClusters = divideUp(file.size(), header.clusterSize)
+  const end = Math.max(fileClusters, (table.findLastIndex((place) => place !== 0) + 1) * perBlock)
+  for (let start = 0; start < end; start += QCOW2_CHECK_WINDOW) {
+    const stop = Math.min(end, start + QCOW2_CHECK_WINDOW)
+    const hasBlock = table.subarray(Math.floor(start / perBlock), divideUp(stop, perBlock)).some((place) => place !== 0)
+    if (start < fileClusters || hasBlock) yield new Window(start, stop, header.clusterSize)
+  }
 }
 
 function rootsOf({ file, header, tables, refcounts }: Subject): Roots {

@@ -12,7 +12,7 @@ import { isZero } from '../../base/bytes.ts'
 import { QCOW2_COPY } from '../../base/limits.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../../base/mutex.ts'
 import { roundDown, roundUp } from '../../base/round.ts'
-import type { BlockDevice, Pending } from '../../block/device.ts'
+import { type BlockDevice, type ExtentVisitor, type Pending, ZERO } from '../../block/device.ts'
 import { BlockError, isBlockError } from '../../block/error.ts'
 import { pool } from '../../block/pool.ts'
 import type { HostFile } from '../../host/host.ts'
@@ -51,6 +51,12 @@ export class Writer {
   #inFlight = 0
   #isUnsynced = false
   #failure: BlockError | undefined
+  #isBackingSlow = false
+  #sawZeros = false
+  readonly #seeExtent: ExtentVisitor = (_length, extent) => {
+    this.#sawZeros = this.#sawZeros && (extent & ZERO) !== 0
+    return this.#sawZeros
+  }
   /** How many bytes the last piece did, or will have done when its promise resolves. */
   #done = 0
 
@@ -131,7 +137,7 @@ export class Writer {
     }
     const wait = this.#obstacle(offset, tables.length)
     if (wait !== undefined) return wait
-    return this.#needsCopy(offset)
+    return this.#needsCopy(offset, tables.length)
       ? this.#replace(offset, tables.length, from, at)
       : this.#writeFresh(offset, tables.length, from, at)
   }
@@ -148,11 +154,26 @@ export class Writer {
     this.#locks.release(await this.#locks.acquire(first, span, true))
   }
 
-  /** True when the cluster found last must be replaced with care: something other than zeros is or may be seen there. */
-  #needsCopy(offset: number): boolean {
+  /** True when the clusters found last must be replaced with care: something other than zeros is or may be seen there. */
+  #needsCopy(offset: number, length: number): boolean {
     const { kind, host } = this.#tables
-    if (kind === UNMAPPED) return this.#showsBacking(offset)
+    if (kind === UNMAPPED) return this.#showsBacking(offset) && !this.#isZeroBelow(offset, length)
     return kind !== ZEROS || host !== 0
+  }
+
+  /** True when the backing device says at once that it holds only zeros under the clusters of the range. */
+  #isZeroBelow(offset: number, length: number): boolean {
+    const { backing } = this.#image
+    if (backing === undefined || this.#isBackingSlow) return backing === undefined
+    const first = roundDown(offset, this.#clusterSize)
+    const end = Math.min(roundUp(offset + length, this.#clusterSize), backing.size)
+    this.#sawZeros = true
+    const wait = backing.extents(first, end - first, this.#seeExtent)
+    if (wait === undefined) return this.#sawZeros
+    // A device that has to look it up would cost each write a wait; it is not asked again.
+    this.#isBackingSlow = true
+    wait.catch(() => undefined)
+    return false
   }
 
   #showsBacking(offset: number): boolean {
