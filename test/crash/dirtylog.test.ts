@@ -443,12 +443,16 @@ class Life {
     this.#data = await this.host.open('/data', { write: true })
     const opened = await DirtyLog.open(await openFiles(this.host), this.#options())
     this.#log = opened.log
-    this.#versions = await readVersions(this.host)
-    const world = compare(moment, opened.log, opened.recovery, what, this.#versions, `life ${this.random.seed} went on`)
+    const found = await readVersions(this.host)
+    const world = compare(moment, opened.log, opened.recovery, what, found, `life ${this.random.seed} went on`)
     for (const [name, bitmap] of world.bitmaps) {
       const bits = this.#log.bitmaps.get(name)?.bits
       bitmap.bits.forEach((_bit, g) => (bitmap.bits[g] = bits?.has(g) === true ? 1 : 0))
     }
+    // What the page cache holds may be older than what a power loss can still bring back: two writes may cross.
+    this.#versions = found.map((version, unit) =>
+      what === 'host' ? version : Math.max(version, this.#versions[unit] ?? 0),
+    )
     this.#worlds = [world]
     this.#uncertain.clear()
     this.#foldedAt = this.#time
