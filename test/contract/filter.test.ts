@@ -71,11 +71,9 @@ test('a fault rule fails the requests that it counts, and no others', () => {
 test('a delayed request waits as long as it is told before it reaches the device', async () => {
   const memory = new MemoryDevice(512)
   const waits: number[] = []
-  const delay = new DelayFilter(
-    memory,
-    ({ kind }) => (kind === 'write' ? 5 : 0),
-    async (ms) => void waits.push(ms),
-  )
+  const delay = new DelayFilter(memory, ({ kind }) => (kind === 'write' ? 5 : 0), {
+    sleep: async (ms) => void waits.push(ms),
+  })
   const pending = delay.write(0, 1, Buffer.of(9), 0, 0)
   assert.equal(memory.bytes[0], 0)
   await pending
