@@ -20,6 +20,7 @@ import {
   u16,
   u32,
 } from '../../test/support/nbd-wire.ts'
+import { NbdServer } from './server.ts'
 import {
   NBD_REP_ERR_BLOCK_SIZE_REQD,
   NBD_REP_ERR_INVALID,
@@ -231,16 +232,23 @@ test('SET_META_CONTEXT needs structured replies first, takes no wildcard, and it
 })
 
 test('contexts that were selected for another export than the one entered do not count', async (t) => {
-  const device = new MemoryDevice(SIZE)
-  const { target } = await serveDevice(t, device, { name: '' })
-  const peer = new RawPeer(target)
-  t.after(() => peer.socket.destroy())
-  await greet(peer)
-  await ask(peer, optionMessage(8))
-  assert.equal((await ask(peer, metaMessage(10, 'other', 'base:allocation'))).at(-1)?.type, NBD_REP_ERR_UNKNOWN)
-  await ask(peer, goMessage(''))
-  peer.send(requestMessage({ type: 7, length: 4096 }))
-  assert.equal((await chunk(peer)).data.readUInt32BE(0), 22)
+  const exports = ['one', 'two'].map((name) => ({ name, device: new MemoryDevice(SIZE) }))
+  const server = new NbdServer({ find: (wanted) => exports.find(({ name }) => name === wanted), list: () => exports })
+  const port = await server.listenTcp('127.0.0.1', 0)
+  t.after(() => server.close())
+  for (const [entered, errors] of [
+    ['one', 0],
+    ['two', 1],
+  ] as const) {
+    const peer = new RawPeer({ transport: 'tcp', host: '127.0.0.1', port, name: entered })
+    await greet(peer)
+    await ask(peer, optionMessage(8))
+    assert.equal((await ask(peer, metaMessage(10, 'one', 'base:allocation'))).length, 2)
+    await ask(peer, goMessage(entered))
+    peer.send(requestMessage({ type: 7, length: 4096 }))
+    assert.equal((await chunk(peer)).type >> 15, errors)
+    peer.socket.destroy()
+  }
 })
 
 test('transmission flags say what the export can', async (t) => {
