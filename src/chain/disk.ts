@@ -94,6 +94,15 @@ export class Disk implements BlockDevice {
     return this.#counted(this.chain.extents(offset, length, visit))
   }
 
+  /**
+   * Runs work that reads the chain for somebody other than the guest: it waits while the disk is drained, and a drain waits
+   * for it. The work itself must not come back to the gate.
+   */
+  async admit(work: () => Promise<void>): Promise<void> {
+    while (this.#gate !== undefined) await this.#gate.open
+    await this.#counted(work())
+  }
+
   /** Adds an interceptor for the changes that start from now on; the first attached is asked first. */
   attach(interceptor: Interceptor): void {
     this.#interceptors = [...this.#interceptors, interceptor]

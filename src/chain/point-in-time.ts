@@ -91,12 +91,15 @@ export class PointInTime implements Interceptor, BlockDevice {
       const message = `${this.name}: ${length} bytes at ${offset} are not part of this backup, or already released`
       throw new BlockError('invalid-argument', message, { device: this.name, offset, length })
     }
-    const claim = await this.#claims.acquire(offset, length, false)
-    try {
-      await this.#readClaimed(offset, offset + length, into, at - offset)
-    } finally {
-      this.#claims.release(claim)
-    }
+    // Past the gate first, then the claim: a writer that a drain waits for may be waiting for this claim.
+    await this.#disk.admit(async () => {
+      const claim = await this.#claims.acquire(offset, length, false)
+      try {
+        await this.#readClaimed(offset, offset + length, into, at - offset)
+      } finally {
+        this.#claims.release(claim)
+      }
+    })
     this.#check()
   }
 
@@ -125,7 +128,7 @@ export class PointInTime implements Interceptor, BlockDevice {
     this.#check()
     const { granule } = this.#scratch
     const pieces: [number, number][] = []
-    await this.#disk.chain.extents(offset, length, (piece, extent) => pieces.push([piece, extent]) > 0)
+    await this.#disk.extents(offset, length, (piece, extent) => pieces.push([piece, extent]) > 0)
     let position = offset
     for (const [piece, extent] of pieces) {
       const pieceEnd = position + piece
