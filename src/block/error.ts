@@ -72,5 +72,11 @@ export function toBlockError(error: unknown, doing: string, place: Place = {}): 
   if (error instanceof BlockError) return error
   const code = (error as NodeJS.ErrnoException | undefined)?.code
   const kind = (code === undefined ? undefined : ERRNO_KIND[code]) ?? 'io'
-  return new BlockError(kind, `${doing}: ${error instanceof Error ? error.message : String(error)}`, place, error)
+  return new BlockError(kind, `${doing}: ${plainText(error)}`, place, error)
+}
+
+/** Node says "ENOENT: no such file or directory, open '/a'"; the caller says where and what better than its end does. */
+function plainText(error: unknown): string {
+  const text = error instanceof Error ? error.message : String(error)
+  return /^E[A-Z0-9]+: (.+?), [a-z]+( '.*')?$/s.exec(text)?.[1] ?? text
 }

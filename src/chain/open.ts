@@ -26,6 +26,8 @@ export interface OpenChainOptions {
   readonly allowedFolders?: readonly string[]
   /** Of the disk, for messages. */
   readonly name?: string
+  /** Asked of each image, by its real path, before it is opened; throws to refuse it. */
+  readonly admit?: (imagePath: string) => void
 }
 
 /** True for a format that Varve opens. */
@@ -56,6 +58,7 @@ export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
       if (seen.has(imagePath)) throw invalid(imagePath, `the backing files of ${name} form a circle at ${imagePath}`)
       if (seen.size >= CHAIN_LAYERS_MAX) throw invalid(imagePath, `${name} has more than ${CHAIN_LAYERS_MAX} layers`)
       seen.add(imagePath)
+      options.admit?.(imagePath)
       const layer = await openLayer(host, imagePath, format, name)
       layers.unshift(layer)
       const reference = layer.backingReference

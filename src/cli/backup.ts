@@ -54,7 +54,7 @@ export function addBackupCommands(program: Command): void {
 
 async function listBackups(folder: string, _options: unknown, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const backups = await withRepository(folder, (repository) => repository.backups())
+  const { backups, damaged } = await withRepository(folder, (repository) => repository.list())
   print(cli, backups, () =>
     table(
       ['BACKUP', 'MOMENT', 'KIND', 'DISKS', 'SIZE', 'STORED'],
@@ -68,6 +68,8 @@ async function listBackups(folder: string, _options: unknown, command: Command):
       ]),
     ),
   )
+  const [first] = damaged
+  if (first !== undefined) throw new BlockError('corrupt', `${damaged.length} more cannot be read: ${first.reason}`)
 }
 
 interface BackupOptions {

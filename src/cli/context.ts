@@ -72,6 +72,13 @@ export function sizeArgument(text: string): number {
   throw new BlockError('invalid-argument', `${JSON.stringify(text)} is not a size: write 512M, 4G or a number of bytes`)
 }
 
+/** A TCP port argument. Kind 'invalid-argument' when it is none. */
+export function portArgument(text: string): number {
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : -1
+  if (port >= 0 && port <= 65_535) return port
+  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is not a port: write a number from 0 to 65535`)
+}
+
 /** Progress on standard error: a bar on a terminal, nothing elsewhere. */
 export class Progress {
   readonly #bar: SingleBar | undefined
@@ -93,14 +100,29 @@ export class Progress {
   }
 }
 
-/** Follows a job to its end with a bar. Throws what the job failed with. */
+/** Follows a job to its end with a bar, and says why it waits where it does. Throws what the job failed with. */
 export async function followJob(cli: Cli, started: JobReply): Promise<JobReply> {
-  const progress = new Progress(started.id)
+  const { id } = started
+  const progress = new Progress(id)
+  const say = (message: string): void => void process.stderr.write(`varve: job ${id} ${message}\n`)
+  const leave = (): void => {
+    progress.end()
+    say(`goes on without this command: varve job show ${id}, varve job cancel ${id}`)
+    process.kill(process.pid, 'SIGINT')
+  }
+  let told: string | undefined
+  process.once('SIGINT', leave)
   try {
-    const ended = await cli.api.follow(started.id, ({ done, total }) => progress.update(done, total))
+    const ended = await cli.api.follow(id, ({ done, total, state, error }) => {
+      progress.update(done, total)
+      const reason = state === 'paused' ? error?.message : undefined
+      if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
+      told = reason
+    })
     if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
     return ended
   } finally {
+    process.off('SIGINT', leave)
     progress.end()
   }
 }

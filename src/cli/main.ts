@@ -3,7 +3,7 @@
 import { Command, CommanderError, Option } from 'commander'
 import { FORMATS, type Format } from '../chain/open.ts'
 import { addBackupCommands } from './backup.ts'
-import { type GlobalOptions, reportError } from './context.ts'
+import { type GlobalOptions, portArgument, reportError } from './context.ts'
 import { addDiskCommands } from './disk.ts'
 import { addJobCommands } from './job.ts'
 import { addServeCommand } from './serve.ts'
@@ -24,7 +24,7 @@ program
   .description('serve one image over NBD, without a daemon')
   .addOption(new Option('-f, --format <format>', 'format of the image').choices(FORMATS).makeOptionMandatory())
   .option('--socket <path>', 'listen on a Unix socket')
-  .option('--port <number>', 'listen on this port of the loopback address', Number)
+  .option('--port <number>', 'listen on this port of the loopback address', portArgument)
   .option('--read-only', 'refuse writes')
   .option('--export-name <name>', 'name of the export', '')
   .action(async (image: string, options: NbdOptions) => {

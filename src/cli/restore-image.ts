@@ -21,10 +21,13 @@ export async function restoreToImage(
     throw new BlockError('exists', `${image} is there already: restore to another name`, { path: image })
   }
   const partial = `${image}.partial`
-  await realHost.unlink(partial)
+  if ((await realHost.status(partial)) !== undefined) {
+    const message = `${partial} is there: another restore is at work, or one was killed; when none is, remove it`
+    throw new BlockError('exists', message, { path: partial })
+  }
+  if (format === 'raw') await createRaw(realHost, partial, source.size)
+  else await createQcow2(realHost, partial, { size: source.size })
   try {
-    if (format === 'raw') await createRaw(realHost, partial, source.size)
-    else await createQcow2(realHost, partial, { size: source.size })
     const bytes = await copy(source, partial, format, progress)
     await realHost.rename(partial, image)
     await realHost.syncFolder(path.dirname(image))

@@ -1,7 +1,6 @@
 // varve serve: the daemon, in the foreground, until a signal ends it.
 
 import type { Command } from 'commander'
-import { startDaemon } from '../daemon/daemon.ts'
 import { cliOf, sizeArgument } from './context.ts'
 import { VERSION } from './version.ts'
 
@@ -13,6 +12,8 @@ export function addServeCommand(program: Command): void {
     .option('--scratch-host <size>', 'copy space of all backups together', sizeArgument)
     .action(async (options: { scratch?: number; scratchHost?: number }, command: Command) => {
       const cli = cliOf(command)
+      // Loaded here alone: the other commands start in half the time without it.
+      const { startDaemon } = await import('../daemon/daemon.ts')
       const daemon = await startDaemon({
         home: cli.home,
         version: VERSION,

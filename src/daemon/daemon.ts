@@ -5,7 +5,7 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { type Logger, pino } from 'pino'
 import { makeServer } from '../api/server.ts'
-import { BlockError } from '../block/error.ts'
+import { BlockError, toBlockError } from '../block/error.ts'
 import { Engine } from '../engine/engine.ts'
 import { homeAt } from '../engine/home.ts'
 import type { ServeDisk } from '../engine/context.ts'
@@ -36,7 +36,6 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   for (const folder of [home.folder, path.dirname(home.lock), path.dirname(home.nbdSocket('x'))]) {
     await realHost.makeFolder(folder)
   }
-  const catalog = new SqliteCatalog(home.catalog)
   const { version, home: folder, ...budgets } = options
   let engine: Engine
   try {
@@ -44,24 +43,28 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
       ...budgets,
       host: realHost,
       home,
-      catalog,
+      openCatalog: () => new SqliteCatalog(home.catalog),
       serve: serveOverNbd,
       openRepository: openRepositoryAt,
       report: (message, details) => log.warn(details ?? {}, message),
     })
   } catch (error) {
-    catalog.close()
-    if (error instanceof BlockError && error.kind === 'busy') {
+    if (error instanceof BlockError && error.kind === 'busy' && error.place.path === home.lock) {
       const message = `another varve serve has the home ${home.folder}: stop it, or name another with --home`
       throw new BlockError('busy', message, { path: home.folder }, error)
     }
     throw error
   }
   const server = await makeServer({ engine, version, home: folder })
-  // The lock on the home says that a socket file found here was left by a dead daemon.
-  fs.rmSync(home.apiSocket, { force: true })
-  await server.listen({ path: home.apiSocket })
-  fs.chmodSync(home.apiSocket, 0o600)
+  try {
+    // The lock on the home says that a socket file found here was left by a dead daemon.
+    fs.rmSync(home.apiSocket, { force: true })
+    await server.listen({ path: home.apiSocket })
+    fs.chmodSync(home.apiSocket, 0o600)
+  } catch (error) {
+    await engine.close()
+    throw toBlockError(error, `${home.apiSocket}: listen`, { path: home.apiSocket })
+  }
   log.info({ version, home: home.folder, api: home.apiSocket, disks: engine.listDisks().length }, 'varve serves')
   return {
     apiSocket: home.apiSocket,

@@ -20,7 +20,7 @@ import { GRANULE } from '../base/limits.ts'
 import { type BackupDisk, type BackupResult, runBackup } from '../job/backup.ts'
 import { Job } from '../job/job.ts'
 import type { BackupInfo, BackupWriter, Repository } from '../repository/repository.ts'
-import type { BackupSpec, JobRecord } from './catalog.ts'
+import type { BackupSpec, DiskRecord, JobRecord } from './catalog.ts'
 import { type EngineContext, findDisk, type ManagedDisk } from './context.ts'
 import { JobTable } from './job-table.ts'
 
@@ -67,7 +67,7 @@ export async function startBackup(context: EngineContext, request: BackupRequest
  * begun again with a new moment, behind the queue: this resolves when all are settled, not when they are done.
  */
 export async function resumeBackups(context: EngineContext, rows: readonly JobRecord[]): Promise<void> {
-  const again: (() => Promise<void>)[] = []
+  const again: { readonly row: JobRecord; readonly repository: Repository }[] = []
   const done: JobRecord[] = []
   for (const row of rows) {
     const spec = row.spec as BackupSpec
@@ -77,10 +77,9 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
       if (visible) {
         done.push(row)
         await repository.close()
-      } else again.push(async () => void (await launchBackup(context, row, repository)))
+      } else again.push({ row, repository })
     } catch (error) {
-      context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
-      context.catalog.commit([{ remove: 'job', id: row.id }])
+      failToResume(context, row, error)
     }
   }
   await settleAll(context, new Set(done.map(({ backup }) => backup)))
@@ -88,9 +87,17 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
     const job = newJob(row, { backup: row.backup })
     context.jobs.launch(job, row, async () => job.move('finalizing'))
   }
-  for (const launch of again) {
-    launch().catch((error: unknown) => context.report(`a backup cannot go on: ${(error as Error).message}`))
+  for (const { row, repository } of again) {
+    launchBackup(context, row, repository).catch((error: unknown) => failToResume(context, row, error))
   }
+}
+
+/** Ends a backup that a restart found, as a failed job that the history has. */
+function failToResume(context: EngineContext, row: JobRecord, error: unknown): void {
+  // Stopped before its turn came: it has its turn after the next start.
+  if (context.jobs.isStopped) return
+  context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
+  context.jobs.launch(newJob(row, {}), row, () => Promise.reject(error))
 }
 
 /** Puts captured bits back wherever a crash left some; those of a backup that is whole and visible are dropped. */
@@ -110,6 +117,7 @@ async function launchBackup(context: EngineContext, row: JobRecord, repository: 
   const waiting = context.backupQueue.acquire()
   if (waiting !== undefined) await waiting
   try {
+    context.jobs.checkRunning()
     const plans = await makePlans(context, spec, repository)
     const writer = await repository.begin({
       machine: spec.disks.join('+'),
@@ -132,7 +140,8 @@ async function launchBackup(context: EngineContext, row: JobRecord, repository: 
     context.jobs.launch(job, started, () => work(context, job, { plans, disks, durable, writer, repository }))
     return job
   } catch (error) {
-    context.catalog.commit([{ remove: 'job', id: row.id }])
+    // The row of one that the daemon's stop kept from its turn stays.
+    if (!context.jobs.isStopped) context.catalog.commit([{ remove: 'job', id: row.id }])
     context.backupQueue.release()
     await repository.close()
     throw error
@@ -185,13 +194,13 @@ async function makePlans(context: EngineContext, spec: BackupSpec, repository: R
   return spec.disks.map((name) => {
     const managed = findDisk(context, name)
     const bitmap = `backup:${repository.id}`
-    const { parent, reason } = findParent(managed.disk, bitmap, backups, spec.full)
+    const { parent, reason } = findParent(managed, bitmap, backups, spec.full)
     return { managed, bitmap, parent, reason }
   })
 }
 
 function findParent(
-  disk: Disk,
+  { disk, record }: ManagedDisk,
   name: string,
   backups: ReadonlyMap<string, BackupInfo>,
   full: boolean,
@@ -199,7 +208,7 @@ function findParent(
   const no = (reason: string): { parent: undefined; reason: string } => ({ parent: undefined, reason })
   if (full) return no('asked for')
   const bitmap = disk.log.bitmaps.get(name)
-  if (bitmap === undefined) return no('no earlier backup of this disk in this repository is known')
+  if (bitmap === undefined) return no(whyNoBitmap(record, backups))
   if (bitmap.state === 'void') return no('its bitmap is void')
   const { last } = JSON.parse(bitmap.meta) as RecordingMeta
   if (last === undefined) return no('the earlier backup was not finished')
@@ -208,6 +217,14 @@ function findParent(
   const before = info.disks.find((other) => other.name === disk.name)
   if (before?.size !== disk.size) return no(`the disk's size changed since ${last}`)
   return { parent: last, reason: `changes since ${last}` }
+}
+
+function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, BackupInfo>): string {
+  const isOlder = (info: BackupInfo, atMs: number): boolean =>
+    info.moment < atMs && info.disks.some((disk) => disk.name === name)
+  if (bitmapsLost !== undefined && [...backups.values()].some((info) => isOlder(info, bitmapsLost.atMs)))
+    return bitmapsLost.reason
+  return 'no earlier backup of this disk in this repository is known'
 }
 
 /** Drains all disks, freezes a view of each and swaps its bitmaps, and lets the guests go on. */

@@ -18,6 +18,8 @@ export interface DiskRecord {
   readonly addedMs: number
   /** Number of the next overlay that Varve makes for it. */
   readonly nextOverlay: number
+  /** When and why its bitmaps were given up last: what a backup that must be a full for that says. */
+  readonly bitmapsLost?: { readonly atMs: number; readonly reason: string }
 }
 
 export interface CommitSpec {

@@ -32,11 +32,13 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     checkAgainstCatalog(record, layers)
     const chain = new Chain(record.name, layers)
     await chain.active.setAccess('write')
-    log = await openLog(context, record, chain.size)
+    const opened = await openLog(context, record, chain.size)
+    log = opened.log
+    const settled = opened.lost === undefined ? record : noteLoss(context, record, opened.lost)
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
     const served = await context.serve(disk, context.home.nbdSocket(record.name))
-    return { disk, served, control: new Mutex(), record }
+    return { disk, served, control: new Mutex(), record: settled }
   } catch (error) {
     await log?.close('')
     for (const layer of layers.toReversed()) await layer.close()
@@ -101,13 +103,24 @@ function checkAgainstCatalog(record: DiskRecord, layers: readonly Layer[]): void
   throw new BlockError('corrupt', message, { device: record.name })
 }
 
+interface OpenedLog {
+  readonly log: DirtyLog
+  /** Why the log had to be made anew; undefined when nothing was lost. */
+  readonly lost?: string
+}
+
 /** Opens the dirty log. One that is lost or belongs to another state of the image is made anew: the next backup is a full. */
-async function openLog(context: EngineContext, record: DiskRecord, size: number): Promise<DirtyLog> {
+async function openLog(context: EngineContext, record: DiskRecord, size: number): Promise<OpenedLog> {
   const folder = context.home.diskFolder(record.id)
   await context.host.makeFolder(folder)
   const bootId = context.host.bootId()
   const isNew = (await context.host.status(path.join(folder, LOG_FILES[0]))) === undefined
-  if (isNew) return createLog(context, folder, size, bootId)
+  if (isNew) {
+    const log = await createLog(context, folder, size, bootId)
+    const isKnown = context.catalog.get('disk', record.id) !== undefined
+    return isKnown ? { log, lost: `the dirty log in ${folder} is gone` } : { log }
+  }
+  let lost: string
   const files = await openFiles(context, folder)
   try {
     const { log, recovery, stamp } = await DirtyLog.open(files, { bootId })
@@ -115,19 +128,25 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number)
     const isOurs = recovery !== 'clean' || stamp === (await lineage(context, active))
     if (isOurs && log.size === size) {
       if (recovery !== 'clean') context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
-      return log
+      return { log }
     }
     await log.close('')
-    context.report(
-      `${record.name}: another program changed the image; its bitmaps are void and the next backup is a full`,
-    )
+    lost = `another program changed ${active} while the daemon did not run`
   } catch (error) {
     if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'invalid-format')) throw error
-    context.report(`${record.name}: ${error.message}; its bitmaps are void and the next backup is a full`)
+    lost = `its dirty log was damaged: ${error.message}`
     await closeFiles(files)
   }
   for (const name of LOG_FILES) await context.host.unlink(path.join(folder, name))
-  return createLog(context, folder, size, bootId)
+  return { log: await createLog(context, folder, size, bootId), lost }
+}
+
+/** Keeps for the next backup why it must be a full. */
+function noteLoss(context: EngineContext, record: DiskRecord, reason: string): DiskRecord {
+  context.report(`${record.name}: ${reason}: its bitmaps are void and the next backup is a full`)
+  const noted: DiskRecord = { ...record, bitmapsLost: { atMs: Date.now(), reason } }
+  context.catalog.commit([{ put: 'disk', record: noted }])
+  return noted
 }
 
 async function createLog(context: EngineContext, folder: string, size: number, bootId: string): Promise<DirtyLog> {

@@ -16,7 +16,7 @@ import type { Repository } from '../repository/repository.ts'
 import { type BackupRequest, resumeBackups, startBackup } from './backups.ts'
 import type { Catalog, DiskRecord, LayerRecord } from './catalog.ts'
 import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
-import { checkName, type EngineContext, findDisk, type ServeDisk } from './context.ts'
+import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk } from './context.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
@@ -26,7 +26,8 @@ import { createSnapshot, listSnapshots, type SnapshotInfo } from './snapshots.ts
 export interface EngineOptions {
   readonly host: Host
   readonly home: Home
-  readonly catalog: Catalog
+  /** Called when the home is ours. */
+  readonly openCatalog: () => Catalog
   readonly serve: ServeDisk
   readonly openRepository: (location: string) => Promise<Repository>
   readonly report: (message: string, details?: Record<string, unknown>) => void
@@ -68,13 +69,24 @@ export class Engine {
 
   /** Opens the home. Kind 'busy' when another daemon has it. A disk that cannot be opened does not stop the others. */
   static async open(options: EngineOptions): Promise<Engine> {
-    const { host, home, catalog } = options
+    const { host, home } = options
     const lock = await host.open(home.lock, { write: true, create: 'if-missing', lock: 'write' })
+    try {
+      return await Engine.#openLocked(options, lock)
+    } catch (error) {
+      await lock.close()
+      throw error
+    }
+  }
+
+  static async #openLocked(options: EngineOptions, lock: HostFile): Promise<Engine> {
+    const { host, home } = options
+    const catalog = options.openCatalog()
     const context: EngineContext = {
       host,
       home,
       catalog,
-      jobs: new JobTable(catalog),
+      jobs: new JobTable(catalog, options.report),
       disks: new Map(),
       failed: new Map(),
       serve: options.serve,
@@ -85,8 +97,13 @@ export class Engine {
       report: options.report,
     }
     const engine = new Engine(context, lock)
-    for (const record of catalog.list('disk')) await engine.#openRecord(record)
-    await engine.#resumeJobs()
+    try {
+      for (const record of catalog.list('disk')) await engine.#openRecord(record)
+      await engine.#resumeJobs()
+    } catch (error) {
+      catalog.close()
+      throw error
+    }
     return engine
   }
 
@@ -117,12 +134,14 @@ export class Engine {
     return this.#control.run(async () => {
       await this.#checkNewDisk(name)
       const layers = await this.#readLayers(name, image, format)
-      this.#refuseSharedLayers(name, layers)
       const id = randomBytes(8).toString('hex')
       const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1 }
-      const managed = await openManagedDisk(this.#context, record)
-      this.#context.catalog.commit([{ put: 'disk', record }])
-      this.#context.disks.set(name, managed)
+      try {
+        await this.#openNew(record)
+      } catch (error) {
+        await this.#removeFolder(record)
+        throw error
+      }
       return this.showDisk(name)
     })
   }
@@ -153,16 +172,17 @@ export class Engine {
       if (job !== undefined)
         throw new BlockError('busy', `disk ${name} is in use by job ${job.id}: varve job cancel ${job.id}`)
       const managed = context.disks.get(name)
-      if (managed !== undefined) await closeManagedDisk(context, managed)
-      context.disks.delete(name)
-      context.failed.delete(name)
+      if (managed !== undefined) await this.#close(managed)
       const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
+      // Commits of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
+      const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind === 'commit' && spec.disk === name)
       context.catalog.commit([
         { remove: 'disk', id: record.id },
         ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
+        ...jobs.map(({ id }) => ({ remove: 'job' as const, id })),
       ])
-      const folder = context.home.diskFolder(record.id)
-      for (const file of await context.host.list(folder)) await context.host.unlink(path.join(folder, file))
+      context.failed.delete(name)
+      await this.#removeFolder(record)
     })
   }
 
@@ -217,14 +237,17 @@ export class Engine {
   }
 
   setJobSpeed(id: string, bytesPerSecond: number): JobStatus {
-    const job = this.#context.jobs.running(id)
-    job.setSpeed(bytesPerSecond)
-    return job.status
+    return this.#context.jobs.setSpeed(id, bytesPerSecond)
   }
 
-  /** Suspends the jobs, stops serving and leaves every image clean. */
+  /** Suspends the jobs, stops serving and leaves every image clean. Nothing can be asked of the engine afterwards. */
   async close(): Promise<void> {
-    await this.#context.jobs.suspendAll()
+    const { jobs, backupQueue } = this.#context
+    jobs.stop()
+    // What was asked for and has not begun ends here: nobody gets these locks after.
+    await this.#control.acquire()
+    await backupQueue.acquire()
+    await jobs.allEnded()
     for (const managed of this.#context.disks.values()) {
       try {
         await closeManagedDisk(this.#context, managed)
@@ -234,6 +257,39 @@ export class Engine {
     }
     this.#context.catalog.close()
     await this.#lock.close()
+  }
+
+  /** Opens and serves a new disk, and takes it into the catalog; all of it or nothing. */
+  async #openNew(record: DiskRecord): Promise<void> {
+    const managed = await openManagedDisk(this.#context, record)
+    try {
+      this.#context.catalog.commit([{ put: 'disk', record }])
+    } catch (error) {
+      await closeManagedDisk(this.#context, managed)
+      throw error
+    }
+    this.#context.disks.set(record.name, managed)
+  }
+
+  /** Closes a disk that stays in the catalog until further notice, as one that is not open. */
+  async #close(managed: ManagedDisk): Promise<void> {
+    const { record } = managed
+    let error: unknown = new BlockError('closed', `disk ${record.name} was closed: a restart of the daemon opens it`)
+    try {
+      await closeManagedDisk(this.#context, managed)
+    } catch (failure) {
+      error = failure
+      throw failure
+    } finally {
+      this.#context.disks.delete(record.name)
+      this.#context.failed.set(record.name, { record, error: toBlockError(error, `disk ${record.name}`) })
+    }
+  }
+
+  async #removeFolder(record: DiskRecord): Promise<void> {
+    const { host, home } = this.#context
+    const folder = home.diskFolder(record.id)
+    for (const file of await host.list(folder)) await host.unlink(path.join(folder, file))
   }
 
   async #openRecord(record: DiskRecord): Promise<void> {
@@ -273,18 +329,18 @@ export class Engine {
 
   /** The chain of an image as the catalog will have it. Checks all that opening it checks, and closes it again. */
   async #readLayers(name: string, image: string, format: Format): Promise<LayerRecord[]> {
-    const layers = await openChain({ host: this.#context.host, path: path.resolve(image), format, name })
+    const { host } = this.#context
+    const admit = (layer: string): void => this.#refuseShared(name, layer)
+    const layers = await openChain({ host, path: path.resolve(image), format, name, admit })
     const records = layers.map((layer) => ({ path: layer.path, format: layer.format }))
     for (const layer of layers.toReversed()) await layer.close()
     return records
   }
 
-  #refuseSharedLayers(name: string, layers: readonly LayerRecord[]): void {
-    for (const record of this.#context.catalog.list('disk')) {
-      const shared = record.layers.find((layer) => layers.some(({ path: other }) => other === layer.path))
-      if (shared === undefined) continue
-      const message = `disk ${name}: ${shared.path} belongs to disk ${record.name} already: varve disk show ${record.name}`
-      throw new BlockError('exists', message)
-    }
+  #refuseShared(name: string, image: string): void {
+    const owner = this.#context.catalog.list('disk').find(({ layers }) => layers.some((layer) => layer.path === image))
+    if (owner === undefined) return
+    const message = `disk ${name}: ${image} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
+    throw new BlockError('exists', message, { path: image })
   }
 }

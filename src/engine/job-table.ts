@@ -9,13 +9,16 @@ import type { Catalog, JobRecord } from './catalog.ts'
 
 export class JobTable {
   readonly #catalog: Catalog
+  readonly #report: (message: string) => void
+  #isStopped = false
   readonly #running = new Map<
     string,
     { readonly job: Job; readonly record: () => JobRecord; readonly ended: Promise<void> }
   >()
 
-  constructor(catalog: Catalog) {
+  constructor(catalog: Catalog, report: (message: string) => void) {
     this.#catalog = catalog
+    this.#report = report
   }
 
   static newId(kind: string): string {
@@ -50,10 +53,12 @@ export class JobTable {
     return [...this.#running.values()].find(({ record }) => test(record()))?.job
   }
 
-  /** Resolves when the job is no longer running. */
+  /** Resolves when the job is no longer running; a job that the daemon's stop suspended has not ended then. */
   async ended(id: string): Promise<JobStatus> {
-    await this.#running.get(id)?.ended
-    return this.status(id)
+    const running = this.#running.get(id)
+    if (running === undefined) return this.status(id)
+    await running.ended
+    return running.job.status
   }
 
   /** Says a verb to a job and keeps what must outlive a restart. */
@@ -63,6 +68,17 @@ export class JobTable {
     const record = this.#catalog.get('job', id)
     if (record !== undefined && verb !== 'cancel') {
       this.#catalog.commit([{ put: 'job', record: { ...record, paused: verb === 'pause' } }])
+    }
+    return job.status
+  }
+
+  /** Changes a job's speed limit, also for its runs after a restart. */
+  setSpeed(id: string, bytesPerSecond: number): JobStatus {
+    const job = this.running(id)
+    job.setSpeed(bytesPerSecond)
+    const record = this.#catalog.get('job', id)
+    if (record !== undefined) {
+      this.#catalog.commit([{ put: 'job', record: { ...record, spec: { ...record.spec, speed: bytesPerSecond } } }])
     }
     return job.status
   }
@@ -86,28 +102,47 @@ export class JobTable {
         this.#end(job)
       }
     }
+    if (this.#isStopped) job.suspend()
     // The table knows the job before the work begins.
     const ended = Promise.resolve().then(run)
     this.#running.set(job.id, { job, record: () => this.#catalog.get('job', record.id) ?? record, ended })
   }
 
-  /** Ends all jobs at their next pause point, to go on after a restart. */
-  async suspendAll(): Promise<void> {
-    const all = [...this.#running.values()]
-    for (const { job } of all) job.suspend()
-    await Promise.all(all.map(({ ended }) => ended))
+  /** The daemon stops: all jobs end at their next pause point, to go on after a restart, and no other begins. */
+  stop(): void {
+    this.#isStopped = true
+    for (const { job } of this.#running.values()) job.suspend()
+  }
+
+  get isStopped(): boolean {
+    return this.#isStopped
+  }
+
+  /** Kind 'closed' when the daemon stops. */
+  checkRunning(): void {
+    if (this.#isStopped) throw new BlockError('closed', 'the daemon stops: ask again when it runs')
+  }
+
+  /** Resolves when none is running any more. */
+  async allEnded(): Promise<void> {
+    await Promise.all([...this.#running.values()].map(({ ended }) => ended))
   }
 
   #end(job: Job): void {
     this.#running.delete(job.id)
     if (job.suspended && job.state !== 'concluded') return
-    const old = this.#catalog.list('history')
-    this.#catalog.commit([
-      { remove: 'job', id: job.id },
-      { put: 'history', record: { id: job.id, status: job.status } },
-      ...old
-        .slice(0, Math.max(0, old.length + 1 - JOBS_KEPT))
-        .map((record) => ({ remove: 'history' as const, id: record.id })),
-    ])
+    try {
+      const old = this.#catalog.list('history')
+      this.#catalog.commit([
+        { remove: 'job', id: job.id },
+        { put: 'history', record: { id: job.id, status: job.status } },
+        ...old
+          .slice(0, Math.max(0, old.length + 1 - JOBS_KEPT))
+          .map((record) => ({ remove: 'history' as const, id: record.id })),
+      ])
+    } catch (error) {
+      // The row stays, and the next start finds the job done or lets it go on.
+      this.#report(`job ${job.id} has ended, which the catalog does not know: ${(error as Error).message}`)
+    }
   }
 }

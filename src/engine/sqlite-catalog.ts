@@ -1,16 +1,25 @@
 // The catalog in a file, by node:sqlite: one table of JSON records, a transaction for each commit, synced before it returns.
 
 import { DatabaseSync } from 'node:sqlite'
-import { BlockError, toBlockError } from '../block/error.ts'
+import { BlockError, type ErrorKind, toBlockError } from '../block/error.ts'
 import type { Catalog, CatalogChange, RecordKind, Records } from './catalog.ts'
 
 const VERSION = 1
+
+/** Kinds of SQLite's primary result codes (sqlite.org/rescode.html); of the others it is 'io'. */
+const KINDS: Readonly<Record<number, ErrorKind>> = {
+  5: 'busy', // SQLITE_BUSY
+  8: 'read-only', // SQLITE_READONLY
+  11: 'corrupt', // SQLITE_CORRUPT
+  13: 'no-space', // SQLITE_FULL
+  26: 'corrupt', // SQLITE_NOTADB
+}
 
 export class SqliteCatalog implements Catalog {
   readonly #path: string
   readonly #db: DatabaseSync
 
-  /** Opens or makes the catalog at `path`. Kind 'invalid-format' when a newer Varve wrote it. */
+  /** Opens or makes the catalog at `path`. Kinds 'invalid-format' when a newer Varve wrote it, 'corrupt'. */
   constructor(path: string) {
     this.#path = path
     this.#db = this.#try('open', () => new DatabaseSync(path))
@@ -18,7 +27,7 @@ export class SqliteCatalog implements Catalog {
       this.#db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000')
       const found = Number(this.#db.prepare('PRAGMA user_version').get()?.['user_version'] ?? 0)
       if (found > VERSION) {
-        const message = `${path} was written by a newer Varve (catalog version ${found}); this one reads up to ${VERSION}`
+        const message = `${path} was written by a newer Varve (catalog version ${found}; this one reads up to ${VERSION}): run that Varve`
         throw new BlockError('invalid-format', message, { path })
       }
       this.#db.exec(
@@ -72,7 +81,19 @@ export class SqliteCatalog implements Catalog {
     try {
       return call()
     } catch (error) {
-      throw toBlockError(error, `catalog ${this.#path}: ${doing}`, { path: this.#path })
+      throw this.#failure(error, doing)
     }
+  }
+
+  #failure(error: unknown, doing: string): BlockError {
+    if (error instanceof BlockError) return error
+    const place = { path: this.#path }
+    const { errcode } = error as { errcode?: number }
+    // A record that is no JSON was damaged too.
+    const kind = error instanceof SyntaxError ? 'corrupt' : errcode === undefined ? undefined : KINDS[errcode & 0xff]
+    if (kind === undefined) return toBlockError(error, `catalog ${this.#path}: ${doing}`, place)
+    const remedy = kind === 'corrupt' ? `: move it away and add the disks again, their images are not in it` : ''
+    const message = `catalog ${this.#path} cannot be read or written (${(error as Error).message})${remedy}`
+    return new BlockError(kind, message, place, error)
   }
 }

@@ -38,21 +38,33 @@ export async function runCommit(options: CommitOptions): Promise<void> {
   const layers = disk.chain.layers
   const target = layers[options.to] as Layer
   const isActive = options.from === layers.length - 1
-  await target.setAccess('write')
-  if (target.size < disk.size) await target.grow(disk.size)
+  await whileFull(job, async () => {
+    await target.setAccess('write')
+    if (target.size < disk.size) await target.grow(disk.size)
+  })
   const todo = await findTodo(options, isActive)
   const copier = await attach(options, todo, target, isActive)
   try {
-    await copyAll(job, copier, isActive ? disk : undefined)
+    await whileFull(job, () => copyAll(job, copier, target, isActive ? disk : undefined))
     job.move('finalizing')
-    await copier.checkpoint(
-      () => target.flush(),
-      () => undefined,
-    )
-    await finish(options, copier, target, isActive)
+    await finish(options, copier, isActive)
   } catch (error) {
     disk.detach(copier)
     throw error
+  }
+}
+
+/** Does the work, and again whenever the job that a full target paused is resumed. */
+async function whileFull(job: Job, work: () => Promise<void>): Promise<void> {
+  for (;;) {
+    try {
+      await work()
+      return
+    } catch (error) {
+      if (!isBlockError(error, 'no-space')) throw error
+      job.pauseOnError(error)
+      await job.pausePoint(0)
+    }
   }
 }
 
@@ -142,43 +154,51 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
   }
 }
 
-/** Passes until nothing is left. A guest that writes is let in on both sides after the first pass, so that it ends. */
-async function copyAll(job: Job, copier: Copier, guest: Disk | undefined): Promise<void> {
+/**
+ * Passes until nothing is left and all of it is flushed. A guest that writes is let in on both sides after the first pass, so
+ * that it ends; its disk is drained on return.
+ */
+async function copyAll(job: Job, copier: Copier, target: Layer, guest: Disk | undefined): Promise<void> {
   for (;;) {
-    try {
-      await copier.pass()
-    } catch (error) {
-      if (!isBlockError(error, 'no-space')) throw error
-      job.pauseOnError(error)
-      await job.pausePoint(0)
+    await copier.pass()
+    if (copier.todo.count > 0) {
+      if (guest === undefined || copier.mode === 'write-both') continue
+      await guest.drain()
+      copier.writeBoth()
+      guest.undrain()
       continue
     }
-    if (copier.todo.count === 0) return
-    if (guest === undefined || copier.mode === 'write-both') continue
-    await guest.drain()
-    copier.writeBoth()
-    guest.undrain()
+    // Most of the flush happens before the guest has to wait for the rest.
+    await copier.checkpoint(
+      () => target.flush(),
+      () => undefined,
+    )
+    await guest?.drain()
+    try {
+      await copier.drainPass()
+      const flushed = target.flush()
+      if (flushed !== undefined) await flushed
+    } catch (error) {
+      guest?.undrain()
+      throw error
+    }
+    if (job.state === 'running') return
+    // Paused or cancelled meanwhile, which the guest does not wait for.
+    guest?.undrain()
+    await job.pausePoint(0)
   }
 }
 
-async function finish(options: CommitOptions, copier: Copier, target: Layer, isActive: boolean): Promise<void> {
+/** The merge takes effect. The disk of an active layer comes drained, and is so no longer. */
+async function finish(options: CommitOptions, copier: Copier, isActive: boolean): Promise<void> {
   const { disk } = options
-  if (!isActive) {
-    await options.pivot()
-    await disk.log.edit([{ kind: 'remove', name: options.bitmap }])
-    return
-  }
-  await disk.drain()
   let durable: Promise<void>
   try {
-    await copier.drainPass()
-    const flushed = target.flush()
-    if (flushed !== undefined) await flushed
     await options.pivot()
     disk.detach(copier)
     durable = disk.log.edit([{ kind: 'remove', name: options.bitmap }])
   } finally {
-    disk.undrain()
+    if (isActive) disk.undrain()
   }
   await durable
 }

@@ -125,7 +125,8 @@ export class Copier implements Interceptor {
     try {
       await flush()
     } catch (error) {
-      this.#copied.or(candidates)
+      // What a failed flush was to bring to stable storage may be lost, and no later flush would say so.
+      this.#todo.or(candidates)
       throw error
     }
     candidates.andNot(this.#todo)

@@ -174,8 +174,11 @@ export class Job {
 
   /** Stops on an error that the user can mend (a full file system): the job waits for `resume` or `cancel`. */
   pauseOnError(error: BlockError): void {
+    // Cancelled meanwhile: the next pause point ends the work.
+    if (this.#state === 'aborting') return
     this.#error = error
-    this.#hold('paused')
+    if (this.#state === 'running') this.#hold('paused')
+    else this.#tell()
   }
 
   resume(): void {
@@ -189,7 +192,7 @@ export class Job {
   /** Asks the work to undo itself and end; it ends at its next pause point. */
   cancel(): void {
     this.#check('cancel')
-    this.#error ??= new BlockError('cancelled', `job ${this.id} was cancelled`)
+    this.#error = new BlockError('cancelled', `job ${this.id} was cancelled`, {}, this.#error)
     this.move('aborting')
     this.#resumed?.resolve()
     this.#resumed = undefined

@@ -47,7 +47,7 @@ export class Lab {
     this.#engine = await Engine.open({
       host: this.host,
       home: homeAt('/home'),
-      catalog: this.catalog,
+      openCatalog: () => this.catalog,
       serve: async (disk) => {
         this.#disks.set(disk.name, disk)
         return { uri: `lab:${disk.name}`, close: async () => {} }
