@@ -293,12 +293,7 @@ class Life {
     if (bitmap === undefined) return
     const end = endOf(bitmap, range)
     for (let g = Math.ceil(range.offset / bitmap.granule); g < end; g++) {
-      bitmap.bits[g] = 0
-      bitmap.clearedAt[g] = this.#time
-      const firstUnit = (g * bitmap.granule) / UNIT
-      for (let unit = firstUnit; unit < Math.min(UNITS, firstUnit + bitmap.granule / UNIT); unit++) {
-        bitmap.since[unit] = this.#versions[unit] as number
-      }
+      clearGranule(bitmap, g, this.#versions, this.#time)
     }
   }
 
@@ -445,14 +440,19 @@ class Life {
     this.#log = opened.log
     const found = await readVersions(this.host)
     const world = compare(moment, opened.log, opened.recovery, what, found, `life ${this.random.seed} went on`)
-    for (const [name, bitmap] of world.bitmaps) {
-      const bits = this.#log.bitmaps.get(name)?.bits
-      bitmap.bits.forEach((_bit, g) => (bitmap.bits[g] = bits?.has(g) === true ? 1 : 0))
-    }
     // What the page cache holds may be older than what a power loss can still bring back: two writes may cross.
     this.#versions = found.map((version, unit) =>
       what === 'host' ? version : Math.max(version, this.#versions[unit] ?? 0),
     )
+    for (const [name, bitmap] of world.bitmaps) {
+      const bits = this.#log.bitmaps.get(name)?.bits
+      bitmap.bits.forEach((bit, g) => {
+        const has = bits?.has(g) === true ? 1 : 0
+        // A clear that was under way is done.
+        if (bit === 1 && has === 0) clearGranule(bitmap, g, this.#versions, this.#time)
+        bitmap.bits[g] = has
+      })
+    }
     this.#worlds = [world]
     this.#uncertain.clear()
     this.#foldedAt = this.#time
@@ -472,6 +472,16 @@ function setIn(bitmap: ModelBitmap, offset: number, length: number): void {
 /** The granule after the last that lies whole in the range. */
 function endOf({ granule, bits }: { granule: number; bits: { length: number } }, { offset, length }: Range): number {
   return offset + length >= SIZE ? bits.length : Math.floor((offset + length) / granule)
+}
+
+/** From now on only data later than these versions needs its mark. */
+function clearGranule(bitmap: ModelBitmap, g: number, versions: readonly number[], time: number): void {
+  bitmap.bits[g] = 0
+  bitmap.clearedAt[g] = time
+  const firstUnit = (g * bitmap.granule) / UNIT
+  for (let unit = firstUnit; unit < Math.min(UNITS, firstUnit + bitmap.granule / UNIT); unit++) {
+    bitmap.since[unit] = versions[unit] as number
+  }
 }
 
 /** The first byte of the first granule that begins in the range. */
