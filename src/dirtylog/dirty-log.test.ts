@@ -1,0 +1,297 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { DIRTYLOG_FOLD_MS, DIRTYLOG_REGION } from '../base/limits.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
+import { isBlockError } from '../block/error.ts'
+import { type HostOperation, SimulatedHost } from '../host/simulated.ts'
+import { DirtyLog, type DirtyLogFiles, type DirtyLogOptions } from './dirty-log.ts'
+import { RECORD_BYTES } from './spec.ts'
+
+const MIB = 1024 * 1024
+const SIZE = 64 * MIB + 100
+const GRANULE = 4096
+
+async function openFiles(host: SimulatedHost): Promise<DirtyLogFiles> {
+  const [a, b, c, d] = await Promise.all(
+    ['area0', 'area1', 'slot0', 'slot1'].map((name) => host.open(`/${name}`, { write: true, create: 'if-missing' })),
+  )
+  assert.ok(a !== undefined && b !== undefined && c !== undefined && d !== undefined)
+  return { areas: [a, b], slots: [c, d] }
+}
+
+interface World {
+  readonly host: SimulatedHost
+  readonly log: DirtyLog
+  readonly seen: HostOperation[]
+}
+
+/** A log with the recording bitmap "all"; `seen` collects the operations of the host from now on. */
+async function start(options: Partial<DirtyLogOptions> & { areaBytes?: number } = {}): Promise<World> {
+  const host = new SimulatedHost()
+  const files = await openFiles(host)
+  await host.syncFolder('/')
+  const log = await DirtyLog.create(files, {
+    bootId: host.bootId(),
+    size: SIZE,
+    areaBytes: 64 * RECORD_BYTES,
+    ...options,
+  })
+  await log.edit([{ kind: 'add', name: 'all', recording: true, fill: 'none' }])
+  const seen: HostOperation[] = []
+  host.beforeOperation = (operation) => seen.push(operation)
+  return { host, log, seen }
+}
+
+async function reopen(host: SimulatedHost): ReturnType<typeof DirtyLog.open> {
+  host.beforeOperation = undefined
+  return DirtyLog.open(await openFiles(host), { bootId: host.bootId() })
+}
+
+const count = (log: DirtyLog, name: string): number | undefined => log.bitmaps.get(name)?.bits.count
+const kinds = (seen: HostOperation[]): string => seen.map(({ kind, path }) => `${kind} ${path}`).join(', ')
+
+test('the first mark of a region waits for one synced record, later ones write a record, and a repeated one does nothing', async () => {
+  const { log, seen } = await start()
+  const first = log.mark(0, GRANULE)
+  const second = log.mark(DIRTYLOG_REGION, GRANULE)
+  assert.ok(first !== undefined && second !== undefined)
+  assert.ok(log.mark(0, GRANULE) !== undefined, 'a repeated mark waits for the sync that is under way')
+  await Promise.all([first, second])
+  assert.equal(kinds(seen), 'write /area0, write /area0, sync /area0')
+  seen.length = 0
+  assert.equal(log.mark(GRANULE, GRANULE), undefined)
+  assert.equal(kinds(seen), 'write /area0')
+  seen.length = 0
+  assert.equal(log.mark(0, 2 * GRANULE), undefined)
+  assert.deepEqual(seen, [])
+})
+
+test('without recording bitmaps a mark does nothing', async () => {
+  const { log, seen } = await start()
+  await log.edit([{ kind: 'record', name: 'all', on: false }])
+  seen.length = 0
+  assert.equal(log.mark(0, SIZE), undefined)
+  assert.deepEqual(seen, [])
+  assert.equal(count(log, 'all'), 0)
+})
+
+test('an edit holds within the call, is all or nothing, and keeps the objects of its bitmaps', async () => {
+  const { log } = await start()
+  const all = log.bitmaps.get('all')
+  await log.mark(0, 3 * GRANULE)
+  const todo = new Bitmap(SIZE)
+  todo.set(8 * MIB, GRANULE)
+  const edited = log.edit([
+    { kind: 'add', name: 'todo', recording: false, fill: todo, meta: '{}' },
+    { kind: 'merge', from: 'all', into: 'todo' },
+    { kind: 'clear', name: 'all' },
+    { kind: 'rename', name: 'all', to: 'since' },
+    { kind: 'add', name: 'coarse', granule: 65_536, recording: true, fill: 'all' },
+  ])
+  assert.equal(log.bitmaps.get('since'), all)
+  assert.deepEqual([count(log, 'todo'), count(log, 'since'), count(log, 'coarse')], [4, 0, 1025])
+  await edited
+  const bad = [
+    [
+      { kind: 'remove', name: 'todo' },
+      { kind: 'remove', name: 'todo' },
+    ],
+    [
+      { kind: 'remove', name: 'todo' },
+      { kind: 'rename', name: 'since', to: 'coarse' },
+    ],
+    [
+      { kind: 'remove', name: 'todo' },
+      { kind: 'meta', name: 'since', meta: 'x'.repeat(5000) },
+    ],
+    [
+      { kind: 'remove', name: 'todo' },
+      { kind: 'add', name: '', recording: true, fill: 'none' },
+    ],
+    [
+      { kind: 'remove', name: 'todo' },
+      { kind: 'add', name: 'x', recording: true, fill: new Bitmap(MIB) },
+    ],
+  ] as const
+  const errors = ['not-found', 'exists', 'invalid-argument', 'invalid-argument', 'invalid-argument']
+  for (const [i, changes] of bad.entries()) await assert.rejects(log.edit(changes), { kind: errors[i] })
+  assert.deepEqual([...log.bitmaps.keys()].sort(), ['coarse', 'since', 'todo'])
+})
+
+test('a clean close leaves its stamp, which the first mark after the next open takes back before it is done', async () => {
+  const { host, log } = await start()
+  await log.mark(0, GRANULE)
+  await log.close('left well')
+  assert.throws(() => log.mark(0, GRANULE), { kind: 'closed' })
+  const second = await reopen(host)
+  assert.deepEqual([second.recovery, second.stamp, count(second.log, 'all')], ['clean', 'left well', 1])
+  await second.log.abandon()
+  host.crash('none')
+  const third = await reopen(host)
+  assert.deepEqual([third.recovery, third.stamp], ['clean', 'left well'])
+  // The granule is set already: but for the stamp nothing would be logged.
+  await third.log.mark(0, GRANULE)
+  host.crash('none')
+  const fourth = await reopen(host)
+  assert.deepEqual([fourth.recovery, fourth.stamp], ['host', undefined])
+})
+
+test('growing sets what is added in every bitmap, durably', async () => {
+  const { host, log } = await start()
+  await log.resize(SIZE + MIB)
+  assert.equal(log.size, SIZE + MIB)
+  assert.equal(log.bitmaps.get('all')?.bits.bytes, MIB + 100)
+  await log.mark(SIZE + MIB - 1, 1)
+  host.killProcess()
+  const { log: again } = await reopen(host)
+  assert.equal(again.size, SIZE + MIB)
+  assert.equal(again.bitmaps.get('all')?.bits.bytes, MIB + 100)
+})
+
+test('a fold runs by itself when the area is nearly full and when the time is up, and marks wait for it when it is full', async () => {
+  let fire: (() => void) | undefined
+  let delay = 0
+  const { log, seen } = await start({
+    timer: (delayMs, run) => {
+      delay = delayMs
+      fire = run
+      return () => (fire = undefined)
+    },
+  })
+  await log.mark(0, GRANULE)
+  assert.equal(delay, DIRTYLOG_FOLD_MS)
+  fire?.()
+  await log.mark(GRANULE, GRANULE)
+  assert.ok(kinds(seen).includes('sync /slot1'), kinds(seen))
+  await log.fold()
+  seen.length = 0
+  const pending = Array.from({ length: 200 }, (_, i) => log.mark((2 + i) * GRANULE, GRANULE))
+  assert.ok(pending.at(-1) !== undefined)
+  await Promise.all(pending)
+  assert.equal(count(log, 'all'), 202)
+  assert.ok(seen.filter(({ kind, path }) => kind === 'sync' && path.startsWith('/slot')).length >= 3)
+  assert.ok(log.bitmaps.get('all')?.state === 'valid')
+})
+
+test('both slots damaged is one clear error that says what to do', async () => {
+  const { host, log } = await start()
+  await log.abandon()
+  for (const name of ['/slot0', '/slot1']) {
+    const file = await host.open(name, { write: true })
+    await file.write(40, 1, Buffer.of(0xff), 0)
+  }
+  await assert.rejects(
+    reopen(host),
+    (error: Error) => isBlockError(error, 'corrupt') && /create its dirty log anew/.test(error.message),
+  )
+})
+
+test('the older slot serves when the newer is damaged, but not when the log has gone on beyond what it covers', async () => {
+  for (const goesOn of [false, true]) {
+    const { host, log } = await start()
+    await log.mark(0, GRANULE)
+    await log.fold()
+    await log.mark(20 * MIB, GRANULE)
+    // Epoch 3 is in slot 1 now. With slot 0 broken, epoch 4 begins, but its slot does not replace that of epoch 2.
+    host.beforeOperation = ({ kind, path }) => {
+      if (kind === 'write' && path === '/slot0') throw new Error('injected')
+    }
+    if (goesOn) {
+      await assert.rejects(log.fold(), /injected/)
+      await log.mark(40 * MIB, GRANULE)
+    }
+    host.killProcess()
+    const newer = await host.open('/slot1', { write: true })
+    await newer.write(40, 1, Buffer.of(0xff), 0)
+    if (goesOn) await assert.rejects(reopen(host), { kind: 'corrupt' })
+    else assert.equal(count((await reopen(host)).log, 'all'), 2)
+  }
+})
+
+test('a log whose record cannot be written voids the bitmaps durably, aloud, and lets the guest go on', async () => {
+  for (const broken of ['write', 'sync'] as const) {
+    const { host, log } = await start()
+    host.beforeOperation = ({ kind, path }) => {
+      if (kind === broken && path.startsWith('/area')) throw new Error('injected')
+    }
+    await log.mark(0, GRANULE)
+    assert.equal(log.health.state, 'voided')
+    assert.equal(log.bitmaps.get('all')?.state, 'void')
+    assert.equal(log.mark(MIB, GRANULE), undefined)
+    host.crash('none')
+    const { log: again } = await reopen(host)
+    assert.equal(again.bitmaps.get('all')?.state, 'void')
+    assert.equal(count(again, 'all'), again.bitmaps.get('all')?.bits.length)
+    await again.edit([{ kind: 'clear', name: 'all' }])
+    assert.deepEqual([again.bitmaps.get('all')?.state, count(again, 'all')], ['valid', 0])
+  }
+})
+
+test('when not even that can be written, marks fail until a fold succeeds in voiding the bitmaps', async () => {
+  const { host, log } = await start()
+  host.beforeOperation = ({ kind }) => {
+    if (kind === 'write') throw new Error('injected')
+  }
+  await assert.rejects(async () => log.mark(0, GRANULE), { kind: 'io' })
+  assert.equal(log.health.state, 'failed')
+  assert.throws(() => log.mark(0, GRANULE), { kind: 'io' })
+  await assert.rejects(log.edit([{ kind: 'clear', name: 'all' }]), { kind: 'io' })
+  host.beforeOperation = undefined
+  await log.fold()
+  assert.deepEqual([log.health.state, log.bitmaps.get('all')?.state], ['voided', 'void'])
+  assert.equal(log.mark(0, GRANULE), undefined)
+})
+
+test('a fold that fails is late, loses nothing, and is made good by the next', async () => {
+  const { host, log } = await start()
+  await log.mark(0, GRANULE)
+  host.beforeOperation = ({ kind, path }) => {
+    if (kind === 'sync' && path.startsWith('/slot')) throw new Error('injected')
+  }
+  await assert.rejects(log.fold(), /injected/)
+  assert.equal(log.health.state, 'late')
+  await log.mark(MIB, GRANULE)
+  host.beforeOperation = undefined
+  await log.fold()
+  assert.equal(log.health.state, 'good')
+  host.crash('none')
+  const { log: again, recovery } = await reopen(host)
+  assert.deepEqual([recovery, again.bitmaps.get('all')?.state], ['host', 'valid'])
+  assert.ok(again.bitmaps.get('all')?.bits.has(0) && again.bitmaps.get('all')?.bits.has(256))
+})
+
+test('whichever operation of the host fails, and however often, a mark that went well is never missing afterwards', async () => {
+  let tried = 0
+  for (let failAt = 1; failAt < 60; failAt++) {
+    for (const times of [1, 2, 5, 1000]) {
+      const { host, log } = await start({ areaBytes: 16 * RECORD_BYTES })
+      let operation = 0
+      host.beforeOperation = () => {
+        operation++
+        if (operation >= failAt && operation < failAt + times) throw new Error('injected')
+      }
+      const marked: number[] = []
+      for (let i = 0; i < 30; i++) {
+        const offset = (i * 3 * MIB) % (60 * MIB)
+        const done = await Promise.resolve()
+          .then(() => log.mark(offset, GRANULE))
+          .then(
+            () => true,
+            () => false,
+          )
+        if (done) marked.push(offset)
+        if (i % 10 === 9) await log.edit([{ kind: 'meta', name: 'all', meta: String(i) }]).catch(() => undefined)
+      }
+      if (operation < failAt) break
+      tried++
+      host.crash('none')
+      const found = await reopen(host).then(
+        ({ log: again }) => again,
+        (error: unknown) => assert.ok(isBlockError(error, 'corrupt')),
+      )
+      for (const offset of marked)
+        assert.ok(found === undefined || found.bitmaps.get('all')?.bits.has(offset / GRANULE), `${failAt} ${times}`)
+    }
+  }
+  assert.ok(tried > 100, `${tried}`)
+})
