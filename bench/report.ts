@@ -15,6 +15,10 @@ export interface Row {
 export interface Results {
   readonly date: string
   readonly commit: string
+  /** The sources differed from the commit. */
+  readonly isModified: boolean
+  /** Load average of the last minute before the first round: 0 on a quiet machine. */
+  readonly loadBefore: number
   readonly machine: { readonly cores: number; readonly cpu: string; readonly kernel: string }
   readonly versions: Readonly<Record<string, string>>
   readonly settings: { readonly seconds: number; readonly rounds: number; readonly imageMiB: number }
@@ -46,6 +50,15 @@ export function ratioOf(results: Results, format: ImageFormat, workload: string,
   return own === undefined || reference === undefined ? undefined : own / reference
 }
 
+/** The worst disagreement of the reference with itself, over all workloads: 0.1 is ten percent. */
+export function noiseOf(results: Results): number {
+  const again = results.rows.filter((row) => row.server === REFERENCE_AGAIN)
+  const off = again.map(({ format, workload }) =>
+    Math.abs((ratioOf(results, format, workload, REFERENCE_AGAIN) ?? 1) - 1),
+  )
+  return Math.max(0, ...off)
+}
+
 function cell(results: Results, format: ImageFormat, workload: string, server: string): string {
   const own = medianOf(results, format, workload, server)
   const ratio = ratioOf(results, format, workload, server)
@@ -74,10 +87,10 @@ export function benchmarksPage(results: Results, command: string): string {
   const { machine, settings, versions } = results
   return `# Benchmarks
 
-Measured ${results.date.slice(0, 10)} at commit ${results.commit.slice(0, 12)} by \`${command}\`, which writes this page
+Measured ${results.date.slice(0, 10)} at commit ${results.commit.slice(0, 12)}${results.isModified ? ' (with changes)' : ''} by \`${command}\`, which writes this page
 and the raw figures under \`bench/results/\`.
 
-Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}. ${Object.values(versions).join('; ')}.
+Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}, load average ${results.loadBefore.toFixed(1)} before the run. ${Object.values(versions).join('; ')}.
 
 ## NBD servers side by side
 

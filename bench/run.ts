@@ -1,6 +1,6 @@
 // npm run bench: `varve nbd` beside qemu-nbd (and nbdkit for raw images), measured by fio over Unix sockets. Servers take
 // turns within each round, so that a slow minute of the machine hits all of them; the reference runs twice per round to
-// show the noise. Writes bench/results/*.json and docs/benchmarks.md.
+// show the noise. Writes bench/results/*.json, and docs/benchmarks.md unless the noise is too high.
 //
 //   npm run bench                the figures that are published
 //   npm run bench -- --quick     a first impression, not published
@@ -13,7 +13,16 @@ import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { type Measurement, measure, WORKLOADS } from './fio.ts'
-import { benchmarksPage, median, ratioOf, REFERENCE, REFERENCE_AGAIN, type Results, type Row } from './report.ts'
+import {
+  benchmarksPage,
+  median,
+  noiseOf,
+  ratioOf,
+  REFERENCE,
+  REFERENCE_AGAIN,
+  type Results,
+  type Row,
+} from './report.ts'
 import {
   type ImageFormat,
   NBDKIT,
@@ -26,6 +35,9 @@ import {
 
 const MIB = 1024 * 1024
 const ROOT = path.resolve(import.meta.dirname, '..')
+/** Figures are published only when the reference agrees with itself this well. */
+const NOISE_MAX = 0.15
+
 const KINDS: readonly ServerKind[] = [VARVE, QEMU_NBD, NBDKIT]
 
 const { values } = parseArgs({ options: { quick: { type: 'boolean' }, only: { type: 'string' } } })
@@ -111,10 +123,17 @@ async function benchFormat(folder: string, format: ImageFormat, rows: Row[]): Pr
   }
 }
 
-function describe(rows: readonly Row[]): Results {
+/** Taken before the first round: what is measured is what was there then. */
+function sourceState(): { readonly commit: string; readonly isModified: boolean; readonly loadBefore: number } {
+  const commit = check('git', '-C', ROOT, 'rev-parse', 'HEAD').trim()
+  const isModified = check('git', '-C', ROOT, 'status', '--porcelain', '--', 'src', 'bench').trim() !== ''
+  return { commit, isModified, loadBefore: os.loadavg()[0] ?? 0 }
+}
+
+function describe(source: ReturnType<typeof sourceState>, rows: readonly Row[]): Results {
   return {
     date: new Date().toISOString(),
-    commit: check('git', '-C', ROOT, 'rev-parse', 'HEAD').trim(),
+    ...source,
     machine: { cores: os.availableParallelism(), cpu: os.cpus()[0]?.model ?? 'unknown', kernel: os.release() },
     versions: Object.fromEntries(KINDS.map((kind) => [kind.name, kind.version()])),
     settings,
@@ -124,13 +143,14 @@ function describe(rows: readonly Row[]): Results {
 }
 
 const folder = fs.mkdtempSync(path.join(process.env['VARVE_BENCH_DIR'] ?? '/dev/shm', 'varve-bench-'))
+const source = sourceState()
 const rows: Row[] = []
 try {
   for (const format of ['raw', 'qcow2'] as const) await benchFormat(folder, format, rows)
 } finally {
   fs.rmSync(folder, { recursive: true, force: true })
 }
-const results = describe(rows)
+const results = describe(source, rows)
 for (const { format, workload, server } of rows) {
   const ratio = ratioOf(results, format, workload, server)
   if (server === VARVE.name || server === REFERENCE_AGAIN)
@@ -140,5 +160,14 @@ if (values.quick !== true && values.only === undefined) {
   const name = `nbd-${results.date.replaceAll(/[:.]/g, '-')}.json`
   fs.mkdirSync(path.join(ROOT, 'bench/results'), { recursive: true })
   fs.writeFileSync(path.join(ROOT, 'bench/results', name), `${JSON.stringify(results, null, 2)}\n`)
-  fs.writeFileSync(path.join(ROOT, 'docs/benchmarks.md'), benchmarksPage(results, 'npm run bench'))
+  const noise = noiseOf(results)
+  if (noise <= NOISE_MAX)
+    fs.writeFileSync(path.join(ROOT, 'docs/benchmarks.md'), benchmarksPage(results, 'npm run bench'))
+  else {
+    console.error(
+      `docs/benchmarks.md stays as it was: ${REFERENCE} differs from itself by ${(noise * 100).toFixed(0)} %.`,
+    )
+    console.error('Measure again on a machine that does nothing else.')
+    process.exitCode = 1
+  }
 }
