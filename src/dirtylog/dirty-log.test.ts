@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { DIRTYLOG_FOLD_MS, DIRTYLOG_REGION } from '../base/limits.ts'
+import { Random } from '../base/random.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { isBlockError } from '../block/error.ts'
 import { type HostOperation, SimulatedHost } from '../host/simulated.ts'
@@ -294,4 +295,76 @@ test('whichever operation of the host fails, and however often, a mark that went
     }
   }
   assert.ok(tried > 100, `${tried}`)
+})
+
+test('a clear that waits for an edit leaves what was marked meanwhile', async () => {
+  const { log } = await start()
+  await log.mark(0, 2 * GRANULE)
+  const edited = log.edit([{ kind: 'meta', name: 'all', meta: 'x' }])
+  const cleared = [log.clear('all', 0, GRANULE), log.clear('all', GRANULE, GRANULE)]
+  await log.mark(0, GRANULE)
+  await Promise.all([edited, ...cleared])
+  const bits = log.bitmaps.get('all')?.bits
+  assert.deepEqual([bits?.has(0), bits?.has(1)], [true, false])
+})
+
+test('marks on both sides of the beginning of an epoch wait for their own records', async () => {
+  const { host, log } = await start()
+  host.beforeOperation = ({ path }) => {
+    if (path.startsWith('/slot')) throw new Error('injected')
+  }
+  const before = log.mark(0, GRANULE)
+  const folded = log.fold()
+  const again = log.mark(0, GRANULE)
+  const after = log.mark(8 * MIB, GRANULE)
+  assert.ok(again !== undefined, 'the sync of the epoch before is still under way')
+  await assert.rejects(folded, /injected/)
+  await Promise.all([before, again, after])
+  host.crash('none')
+  const bits = (await reopen(host)).log.bitmaps.get('all')?.bits
+  assert.deepEqual([bits?.has(0), bits?.has(2048)], [true, true])
+})
+
+test('a mark whose granules another mark is writing to the log waits for that', async () => {
+  let met = 0
+  for (let seed = 0; seed < 20; seed++) {
+    const host = new SimulatedHost({ scheduler: new Random(seed) })
+    const log = await DirtyLog.create(await openFiles(host), { bootId: host.bootId(), size: SIZE, areaBytes: 2048 })
+    await log.edit([{ kind: 'add', name: 'all', recording: true, fill: 'none' }])
+    await log.mark(0, GRANULE)
+    if (log.mark(GRANULE, GRANULE) === undefined) continue
+    met++
+    assert.ok(log.mark(GRANULE, GRANULE) !== undefined)
+  }
+  assert.ok(met > 3, `${met}`)
+})
+
+test('an edit puts other bits in place of those that a fold may be writing', async () => {
+  const { log } = await start()
+  await log.edit([{ kind: 'add', name: 'full', recording: false, fill: 'all' }])
+  const [all, full] = [log.bitmaps.get('all')?.bits, log.bitmaps.get('full')?.bits]
+  await log.edit([
+    { kind: 'merge', from: 'full', into: 'all' },
+    { kind: 'clear', name: 'full' },
+    { kind: 'record', name: 'full', on: true },
+  ])
+  await log.mark(0, GRANULE)
+  assert.deepEqual([all?.count, full?.count], [0, full?.length])
+  assert.deepEqual([count(log, 'all'), count(log, 'full')], [full?.length, 1])
+})
+
+test('records made before a fold was tried again do not undo the edit that it brings', async () => {
+  const { host, log } = await start()
+  await log.edit([{ kind: 'add', name: 'old', recording: false, fill: 'all' }])
+  await log.mark(0, GRANULE)
+  host.beforeOperation = ({ path }) => {
+    if (path.startsWith('/slot')) throw new Error('injected')
+  }
+  await assert.rejects(log.fold(), /injected/)
+  await log.clear('all', 0, GRANULE)
+  host.beforeOperation = undefined
+  await log.edit([{ kind: 'merge', from: 'old', into: 'all' }])
+  host.killProcess()
+  const { log: again } = await reopen(host)
+  assert.equal(count(again, 'all'), again.bitmaps.get('all')?.bits.length)
 })
