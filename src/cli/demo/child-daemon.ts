@@ -7,6 +7,13 @@ import { ApiClient } from '../../api/client.ts'
 import { BlockError } from '../../block/error.ts'
 import { homeAt } from '../../engine/home.ts'
 
+export interface ChildDaemonOptions {
+  /** More arguments for `varve serve`. */
+  readonly args?: readonly string[]
+  /** User and group that it runs as, by number; this process's own unless told. */
+  readonly user?: number
+}
+
 const START_MS = 20_000
 const STOP_MS = 30_000
 
@@ -14,12 +21,15 @@ export class ChildDaemon {
   readonly api: ApiClient
   readonly #home: string
   readonly #log: string
+  readonly #options: ChildDaemonOptions
   #process: ChildProcess | undefined
+  readonly #endWithParent = (): void => void this.#process?.kill('SIGKILL')
 
   /** `log` is a file that gets what the daemon says. */
-  constructor(home: string, log: string) {
+  constructor(home: string, log: string, options: ChildDaemonOptions = {}) {
     this.#home = home
     this.#log = log
+    this.#options = options
     this.api = new ApiClient(homeAt(home).apiSocket)
   }
 
@@ -31,16 +41,21 @@ export class ChildDaemon {
       '..',
       path.extname(import.meta.filename) === '.ts' ? 'main.ts' : 'main.js',
     )
-    const child = spawn(process.execPath, [main, 'serve', '--home', this.#home], { stdio: ['ignore', log, log] })
+    const { args = [], user } = this.#options
+    const child = spawn(process.execPath, [main, 'serve', '--home', this.#home, ...args], {
+      stdio: ['ignore', log, log],
+      ...(user === undefined ? {} : { uid: user, gid: user }),
+    })
     fs.closeSync(log)
     this.#process = child
+    process.once('exit', this.#endWithParent)
     const deadline = performance.now() + START_MS
     for (;;) {
       try {
         await this.api.call('showStatus', {}, {})
         return
       } catch (error) {
-        if (child.exitCode !== null || performance.now() > deadline) {
+        if (hasEnded(child) || performance.now() > deadline) {
           throw new BlockError(
             'io',
             `the daemon did not start; it said: ${fs.readFileSync(this.#log, 'utf8').trim()}`,
@@ -66,11 +81,16 @@ export class ChildDaemon {
   async #end(signal: 'SIGKILL' | 'SIGTERM'): Promise<void> {
     const child = this.#process
     this.#process = undefined
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
+    process.off('exit', this.#endWithParent)
+    if (child === undefined || hasEnded(child)) return
     const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()))
     child.kill(signal)
     const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MS)
     await ended
     clearTimeout(timer)
   }
+}
+
+function hasEnded(child: ChildProcess): boolean {
+  return child.exitCode !== null || child.signalCode !== null
 }
