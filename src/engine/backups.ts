@@ -250,7 +250,7 @@ async function takeMoment(
       const view = new PointInTime(disk, scratches[index] as Scratch, needed)
       views.push(view)
       edits.push(disk.log.edit(captureChanges(disk, plan, writer.id)))
-      return { name: disk.name, view, changed }
+      return { name: disk.name, view, changed, flush: () => disk.flush() }
     })
     return { disks, durable: Promise.all(edits) }
   } catch (error) {

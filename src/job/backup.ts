@@ -3,6 +3,7 @@
 // once, so that scratch stays small. Which bits are kept or returned afterwards is the engine's.
 
 import type { Bitmap } from '../bitmap/bitmap.ts'
+import type { Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { PointInTime } from '../chain/point-in-time.ts'
 import type { BackupInfo, BackupWriter } from '../repository/repository.ts'
@@ -15,6 +16,8 @@ export interface BackupDisk {
   readonly view: PointInTime
   /** The granules that changed since the parent; undefined for a full, which finds what is allocated by itself. */
   readonly changed: Bitmap | undefined
+  /** Flushes the disk itself. */
+  readonly flush: () => Pending
 }
 
 export interface BackupResult {
@@ -39,6 +42,12 @@ export async function runBackup(job: Job, disks: readonly BackupDisk[], writer: 
       readBytes += await copyDisk(job, disk, todos[index] as Bitmap, writer, index, total - before)
     }
     job.move('finalizing')
+    // A visible backup ends the marks of what it holds. Were a write that it holds still to be lost with the power, the disk
+    // would differ from it without a mark: so what the disk had at the moment is on stable storage first.
+    for (const disk of disks) {
+      const flushed = disk.flush()
+      if (flushed !== undefined) await flushed
+    }
     return { info: await writer.finish(), readBytes }
   } catch (error) {
     await writer.abort()

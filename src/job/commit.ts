@@ -137,7 +137,7 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
         if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
         sinceBytes = 0
         sinceMs = performance.now()
-        return copier.checkpoint(() => target.flush(), settled)
+        return copier.checkpoint(() => flushBoth(disk, target), settled)
       },
     })
     return copier
@@ -152,6 +152,17 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
   } finally {
     disk.undrain()
   }
+}
+
+/**
+ * The source before the target: else a power loss could take back a write of the guest whose copy is at the target for good,
+ * and the pivot would bring it back long after.
+ */
+async function flushBoth(disk: Disk, target: Layer): Promise<void> {
+  const source = disk.chain.flush()
+  if (source !== undefined) await source
+  const flushed = target.flush()
+  if (flushed !== undefined) await flushed
 }
 
 /**
