@@ -3,7 +3,10 @@
 
 import { z } from 'zod'
 
-const name = z.string().min(1).max(1023)
+/** Characters of the longest name that a request may have. */
+export const NAME_LENGTH_MAX = 1023
+
+const name = z.string().min(1).max(NAME_LENGTH_MAX)
 const bytes = z.number().int().nonnegative()
 const speed = bytes.default(0).describe('Bytes per second; 0 is no limit')
 

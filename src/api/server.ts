@@ -12,7 +12,7 @@ import {
 import { BODY_BYTES_MAX, EVENTS_EVERY_MS } from '../base/limits.ts'
 import { type ErrorKind, toBlockError } from '../block/error.ts'
 import type { Engine } from '../engine/engine.ts'
-import { type Body, errorBody, type Params, type Reply, type RouteName, routes } from './schema.ts'
+import { type Body, errorBody, NAME_LENGTH_MAX, type Params, type Reply, type RouteName, routes } from './schema.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 
 type Handlers = { [K in RouteName]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K> }
@@ -55,7 +55,11 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
 
 /** The HTTP server, not yet listening. */
 export async function makeServer(options: ServerOptions): Promise<FastifyInstance> {
-  const server = fastify({ bodyLimit: BODY_BYTES_MAX, forceCloseConnections: true })
+  const server = fastify({
+    bodyLimit: BODY_BYTES_MAX,
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: NAME_LENGTH_MAX },
+  })
   server.setValidatorCompiler(validatorCompiler)
   server.setSerializerCompiler(serializerCompiler)
   server.setErrorHandler((error, _request, reply) => sendError(error, reply))

@@ -63,6 +63,7 @@ const ERRNO_KIND: Readonly<Record<string, ErrorKind>> = {
   EOPNOTSUPP: 'unsupported',
   ENOSYS: 'unsupported',
   EINVAL: 'invalid-argument',
+  EISDIR: 'invalid-argument',
   ENAMETOOLONG: 'invalid-argument',
   ETIMEDOUT: 'timeout',
 }

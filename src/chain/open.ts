@@ -50,7 +50,7 @@ export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
   const name = options.name ?? path.basename(options.path)
   const seen = new Set<string>()
   const layers: Layer[] = []
-  let imagePath = await host.realPath(options.path)
+  let imagePath = await realImage(host, options.path)
   let format: Format = options.format
   const allowed = await allowedFolders(host, imagePath, options.allowedFolders ?? [])
   try {
@@ -95,6 +95,11 @@ async function allowedFolders(host: Host, imagePath: string, folders: readonly s
   const found = [path.dirname(imagePath)]
   for (const folder of folders) found.push(await host.realPath(folder))
   return found
+}
+
+async function realImage(host: Host, imagePath: string): Promise<string> {
+  if ((await host.status(imagePath)) !== undefined) return host.realPath(imagePath)
+  throw new BlockError('not-found', `the image ${imagePath} does not exist`, { path: imagePath })
 }
 
 async function resolveBacking(

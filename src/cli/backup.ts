@@ -6,7 +6,7 @@ import { type Command, Option } from 'commander'
 import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import { initRepositoryAt, openRepositoryAt } from '../daemon/repositories.ts'
+import { absoluteLocation, initRepositoryAt, openRepositoryAt } from '../daemon/repositories.ts'
 import type { BackupReader, Repository } from '../repository/repository.ts'
 import { cliOf, followJob, Progress, print, sizeArgument, table } from './context.ts'
 import { restoreToImage } from './restore-image.ts'
@@ -21,7 +21,7 @@ export function addBackupCommands(program: Command): void {
     .action(async (folder: string, _options: unknown, command: Command) => {
       const repository = await initRepositoryAt(folder)
       await repository.close()
-      print(cliOf(command), { id: repository.id, location: path.resolve(folder) }, ({ id }) => `repository ${id}`)
+      print(cliOf(command), { id: repository.id, location: absoluteLocation(folder) }, ({ id }) => `repository ${id}`)
     })
   repo.command('list <folder>').description('the backups in it, newest last').action(listBackups)
   program
@@ -90,7 +90,7 @@ async function backup(disks: string[], options: BackupOptions, command: Command)
   const job = await cli.api.call(
     'backup',
     {},
-    { disks, repository: path.resolve(options.repo), full: options.full === true, speed: options.speed },
+    { disks, repository: absoluteLocation(options.repo), full: options.full === true, speed: options.speed },
   )
   const last = options.wait ? await followJob(cli, job) : job
   print(cli, last, ({ details }) => {

@@ -17,6 +17,16 @@ const program = new Command('varve')
   .option('--home <folder>', 'where the daemon keeps its state (or VARVE_HOME)')
   .exitOverride()
   .configureHelp({ showGlobalOptions: true })
+  .configureOutput({
+    // One line, as every other error: commander puts its suggestion on a second.
+    outputError: (text, write) =>
+      write(
+        `${text
+          .trim()
+          .replace(/^error: /, 'varve: ')
+          .replaceAll('\n', ' ')}\n`,
+      ),
+  })
 
 addServeCommand(program)
 program

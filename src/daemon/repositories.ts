@@ -15,6 +15,10 @@ export function openRepositoryAt(location: string): Promise<Repository> {
 /** Makes a repository in a folder that is empty or not there yet. Kind 'exists' for any other. */
 export async function initRepositoryAt(location: string): Promise<Repository> {
   const store = storeAt(location)
+  const status = await realHost.status(store.name)
+  if (status !== undefined && status.kind !== 'folder') {
+    throw new BlockError('exists', `${store.name} is no folder: a repository is made in one`, { path: store.name })
+  }
   const found = await realHost.list(store.name)
   // A repository's own refusal is the better one; an .part file was left by a crash in the middle of making one.
   const isForeign = !found.includes(CONFIG_KEY) && found.some((name) => name !== `${CONFIG_KEY}.part`)
@@ -23,10 +27,13 @@ export async function initRepositoryAt(location: string): Promise<Repository> {
   throw new BlockError('exists', message, { path: store.name })
 }
 
-function storeAt(location: string): DirectoryStore {
+/** What a user calls a repository, for another process to find: its folder's absolute path. Kind 'unsupported' for URLs. */
+export function absoluteLocation(location: string): string {
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(location)?.[1]
-  if (scheme !== undefined) {
-    throw new BlockError('unsupported', `repository ${location}: ${scheme}: is not supported; a folder is`)
-  }
-  return new DirectoryStore(realHost, path.resolve(location))
+  if (scheme === undefined) return path.resolve(location)
+  throw new BlockError('unsupported', `repository ${location}: ${scheme}: is not supported; a folder is`)
+}
+
+function storeAt(location: string): DirectoryStore {
+  return new DirectoryStore(realHost, absoluteLocation(location))
 }

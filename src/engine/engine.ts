@@ -150,6 +150,10 @@ export class Engine {
   async createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus> {
     await this.#checkNewDisk(name)
     const { host } = this.#context
+    if ((await host.status(image)) !== undefined) {
+      const message = `${image} is there already: take it with varve disk add, or name another image`
+      throw new BlockError('exists', message, { path: image })
+    }
     if (format === 'raw') await createRaw(host, image, size)
     else await createQcow2(host, image, { size })
     try {

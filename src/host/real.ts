@@ -114,7 +114,7 @@ class RealFile implements HostFile {
     this.#take(claim)
     if (claim !== undefined && this.#isContested(claim)) {
       this.#take(old)
-      const message = `${this.path} is in use by another process${claim === 'read' ? ' that writes to it' : ''}`
+      const message = `${this.path} is in use by another process${claim === 'read' ? ' that writes to it' : ''}: end that first`
       throw new BlockError('busy', message, { path: this.path })
     }
     this.#claim = claim

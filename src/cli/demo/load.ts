@@ -62,6 +62,7 @@ export class Load {
   start(): void {
     this.#running = true
     this.#paceStart = performance.now()
+    this.#due = 0
     this.#workers = Array.from({ length: WORKERS }, () => this.#work())
   }
 

@@ -19,7 +19,11 @@ export interface Bounds {
 }
 
 /** What differs, in words; empty when the whole disk is as it must be. */
-export async function findDifferences(restored: BlockDevice, original: DemoImage, bounds: Bounds): Promise<string[]> {
+export async function findDifferences(
+  restored: Pick<BlockDevice, 'size' | 'read'>,
+  original: Pick<DemoImage, 'path' | 'size' | 'blocks'>,
+  bounds: Bounds,
+): Promise<string[]> {
   const loadBlockAt = new Map<number, number>()
   original.blocks.forEach((offset, index) => loadBlockAt.set(offset, index))
   const file = await realHost.open(original.path)
