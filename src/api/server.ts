@@ -108,13 +108,18 @@ function addJobEvents(server: FastifyInstance, engine: Engine): void {
       raw.end()
       return
     }
-    let lastMs = performance.now()
-    const stop = engine.watchJob(job, (status) => {
-      const now = performance.now()
-      if (now - lastMs < EVENTS_EVERY_MS || raw.writableNeedDrain) return
-      lastMs = now
-      send(status)
-    })
+    // What changed since the last event is sent when its time has come: a job that pauses may be silent from then on.
+    let timer: NodeJS.Timeout | undefined
+    const sendLatest = (): void => {
+      timer = undefined
+      if (!raw.writableNeedDrain) send(engine.showJob(job))
+      else timer = setTimeout(sendLatest, EVENTS_EVERY_MS)
+    }
+    const unwatch = engine.watchJob(job, () => void (timer ??= setTimeout(sendLatest, EVENTS_EVERY_MS)))
+    const stop = (): void => {
+      unwatch()
+      clearTimeout(timer)
+    }
     raw.on('close', stop)
     void engine.jobEnded(job).then((status) => {
       stop()

@@ -17,6 +17,9 @@ const COMMAND_MS = 60_000
 
 export const MIB = 1024 * 1024
 
+/** For node:test's `skip` option. */
+export const notRoot: string | false = process.getuid?.() === 0 ? false : 'it takes root'
+
 /** Exit statuses of the command. */
 export const STATUS = { done: 0, failed: 1, usage: 2, notFound: 3, busy: 4, corrupt: 5 } as const
 
@@ -32,6 +35,7 @@ export class Site {
   readonly home: string
   readonly repository: string
   readonly daemon: ChildDaemon
+  readonly #mounts: string[] = []
 
   private constructor(folder: string, options: ChildDaemonOptions) {
     this.folder = folder
@@ -56,11 +60,23 @@ export class Site {
 
   async end(): Promise<void> {
     await this.daemon.kill()
+    for (const folder of this.#mounts) peer('umount', folder)
     fs.rmSync(this.folder, { recursive: true, force: true })
   }
 
   path(...names: string[]): string {
     return path.join(this.folder, ...names)
+  }
+
+  /** Mounts a file system of `mib` MiB on a folder of the site, which is made; it takes root. Call again to resize it. */
+  smallFileSystem(folder: string, mib: number): void {
+    if (this.#mounts.includes(folder)) {
+      peer('mount', '-o', `remount,size=${mib}m`, folder)
+      return
+    }
+    fs.mkdirSync(folder)
+    peer('mount', '-t', 'tmpfs', '-o', `size=${mib}m`, 'tmpfs', folder)
+    this.#mounts.push(folder)
   }
 
   /** What the daemon said. */
@@ -120,6 +136,18 @@ export class Site {
       if (test(status)) return status
       assert.ok(status.endedMs === undefined, `job ${id} ended: ${JSON.stringify(status)}`)
       assert.ok(performance.now() < deadline, `job ${id} stays: ${JSON.stringify(status)}`)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+  }
+
+  /** Waits until a job runs or waits; returns those that do. */
+  async running(): Promise<readonly JobReply[]> {
+    const deadline = performance.now() + COMMAND_MS
+    for (;;) {
+      const jobs = await this.daemon.api.call('listJobs', {}, {})
+      const running = jobs.filter(({ endedMs }) => endedMs === undefined)
+      if (running.length > 0) return running
+      assert.ok(performance.now() < deadline, 'a job runs')
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
   }
