@@ -18,8 +18,10 @@ const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
 
 /** Opens, recovers and serves one disk. */
 export async function openManagedDisk(context: EngineContext, record: DiskRecord): Promise<ManagedDisk> {
-  await redoBackingNames(context, record)
   const active = record.layers.at(-1) as LayerRecord
+  // As it was found: opening it for writing changes it.
+  const found = await lineage(context, active.path)
+  await redoBackingNames(context, record)
   const layers = await openChain({
     host: context.host,
     path: active.path,
@@ -31,18 +33,30 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
   try {
     checkAgainstCatalog(record, layers)
     const chain = new Chain(record.name, layers)
-    await chain.active.setAccess('write')
-    const opened = await openLog(context, record, chain.size)
+    // Before the image is opened for writing, which changes it; no other program can, since the layers are locked.
+    const opened = await openLog(context, record, chain.size, found)
     log = opened.log
     const settled = opened.lost === undefined ? record : noteLoss(context, record, opened.lost)
+    // Takes the last clean close back: from here on the images change, by snapshots and merges also without a mark.
+    await log.fold()
+    await chain.active.setAccess('write')
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
     const served = await context.serve(disk, context.home.nbdSocket(record.name))
     return { disk, served, control: new Mutex(), record: settled }
   } catch (error) {
-    await log?.close('')
-    for (const layer of layers.toReversed()) await layer.close()
+    await closeUnserved(context, layers, log)
     throw error
+  }
+}
+
+/** A clean close all the same: a disk that could not be served loses nothing by that. */
+async function closeUnserved(context: EngineContext, layers: readonly Layer[], log?: DirtyLog): Promise<void> {
+  try {
+    for (const layer of layers.toReversed()) await layer.close()
+    await log?.close(await lineage(context, (layers.at(-1) as Layer).path))
+  } finally {
+    await log?.abandon()
   }
 }
 
@@ -110,7 +124,7 @@ interface OpenedLog {
 }
 
 /** Opens the dirty log. One that is lost or belongs to another state of the image is made anew: the next backup is a full. */
-async function openLog(context: EngineContext, record: DiskRecord, size: number): Promise<OpenedLog> {
+async function openLog(context: EngineContext, record: DiskRecord, size: number, found: string): Promise<OpenedLog> {
   const folder = context.home.diskFolder(record.id)
   await context.host.makeFolder(folder)
   const bootId = context.host.bootId()
@@ -124,14 +138,13 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number)
   const files = await openFiles(context, folder)
   try {
     const { log, recovery, stamp } = await DirtyLog.open(files, { bootId })
-    const active = (record.layers.at(-1) as LayerRecord).path
-    const isOurs = recovery !== 'clean' || stamp === (await lineage(context, active))
+    const isOurs = recovery !== 'clean' || stamp === found
     if (isOurs && log.size === size) {
       if (recovery !== 'clean') context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
       return { log }
     }
     await log.close('')
-    lost = `another program changed ${active} while the daemon did not run`
+    lost = `another program changed ${(record.layers.at(-1) as LayerRecord).path} while the daemon did not run`
   } catch (error) {
     if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'invalid-format')) throw error
     lost = `its dirty log was damaged: ${error.message}`
