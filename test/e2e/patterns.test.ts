@@ -11,7 +11,6 @@ import { Random, seedOfRun } from '../../src/base/random.ts'
 import { roundDown, roundUp } from '../../src/base/round.ts'
 import { assertClean, startDaemon, type TestDaemon } from '../support/daemon.ts'
 import { missing, peer } from '../support/peer.ts'
-import { tempFolder } from '../support/temp.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
@@ -100,25 +99,25 @@ function qemuIo(format: string, image: string, commands: readonly string[], ...o
 /** A disk of Varve and its twin: an image that only QEMU writes, with the same commands. */
 class Twins {
   readonly #served: TestDaemon
-  readonly #folder: string
   readonly #base: Base
   readonly #random: Random
   readonly #twin: string
+  readonly #images: string
   readonly #content = new Uint8Array(SIZE)
   #uri = ''
 
-  private constructor(served: TestDaemon, folder: string, base: Base, random: Random) {
+  private constructor(served: TestDaemon, base: Base, random: Random) {
     this.#served = served
-    this.#folder = folder
     this.#base = base
     this.#random = random
-    this.#twin = path.join(folder, 'twin')
+    this.#twin = path.join(served.folder, 'twin')
+    this.#images = path.join(served.folder, 'images')
   }
 
-  static async make(served: TestDaemon, folder: string, base: Base, random: Random): Promise<Twins> {
-    const twins = new Twins(served, folder, base, random)
-    fs.mkdirSync(path.join(folder, 'images'))
-    const image = path.join(folder, 'images', 'disk')
+  static async make(served: TestDaemon, base: Base, random: Random): Promise<Twins> {
+    const twins = new Twins(served, base, random)
+    fs.mkdirSync(twins.#images)
+    const image = path.join(twins.#images, 'disk')
     const create = (file: string): string =>
       peer('qemu-img', 'create', '-q', '-f', base.format, ...(base.create ?? []), file, String(SIZE))
     create(twins.#twin)
@@ -176,9 +175,7 @@ class Twins {
     const layers = await this.layers()
     await this.#served.daemon.stop()
     const images = layers.map((layer) => layer.path)
-    const files = fs
-      .readdirSync(path.join(this.#folder, 'images'))
-      .map((name) => path.join(this.#folder, 'images', name))
+    const files = fs.readdirSync(this.#images).map((name) => path.join(this.#images, name))
     assert.deepEqual(files.sort(), images.toSorted(), `${note}: no other file is left beside the images`)
     for (const { path: image, format, snapshot } of layers) {
       if (format === 'qcow2') assertClean(image, note)
@@ -198,9 +195,8 @@ class Twins {
 async function runBase(t: TestContext, base: Base): Promise<void> {
   const random = new Random(seedOfRun())
   t.diagnostic(`VARVE_SEED=${random.seed}`)
-  const folder = tempFolder(t)
-  const served = await startDaemon(t, folder)
-  const twins = await Twins.make(served, folder, base, random)
+  const served = await startDaemon(t)
+  const twins = await Twins.make(served, base, random)
   twins.write()
   twins.snapshot('one')
   twins.write()

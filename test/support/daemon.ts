@@ -6,6 +6,7 @@ import path from 'node:path'
 import type { TestContext } from 'node:test'
 import { ChildDaemon } from '../../src/cli/demo/child-daemon.ts'
 import { peer, runPeer } from './peer.ts'
+import { tempFolder } from './temp.ts'
 
 const MAIN = path.resolve(import.meta.dirname, '..', '..', 'src', 'cli', 'main.ts')
 
@@ -14,17 +15,22 @@ process.once('SIGTERM', () => process.exit(143))
 
 export interface TestDaemon {
   readonly daemon: ChildDaemon
+  /** The test's own; the daemon's home and log are in it. */
+  readonly folder: string
   /** Runs a command of the command line that must succeed; returns its standard output. */
   readonly varve: (...args: string[]) => string
 }
 
-/** Starts a daemon whose home and log are in `folder`. It is killed after the test if it still runs. */
-export async function startDaemon(t: TestContext, folder: string): Promise<TestDaemon> {
+/** Starts a daemon in a new folder. After the test it is killed, if it still runs, and the folder removed. */
+export async function startDaemon(t: TestContext): Promise<TestDaemon> {
+  let daemon: ChildDaemon | undefined
+  // Hooks run in the order of their registration: the daemon ends before its folder is removed.
+  t.after(() => daemon?.kill())
+  const folder = tempFolder(t)
   const home = path.join(folder, 'home')
-  const daemon = new ChildDaemon(home, path.join(folder, 'daemon.log'))
-  t.after(() => daemon.kill())
+  daemon = new ChildDaemon(home, path.join(folder, 'daemon.log'))
   await daemon.start()
-  return { daemon, varve: (...args) => peer(process.execPath, MAIN, '--home', home, ...args) }
+  return { daemon, folder, varve: (...args) => peer(process.execPath, MAIN, '--home', home, ...args) }
 }
 
 /** What `qemu-img check` says of a qcow2 image. */

@@ -1,0 +1,404 @@
+// kill -9 of a real daemon at random moments of snapshots, commits, deletions, backups and starts, under a load that keeps a
+// journal. After each kill the images are no worse than a kill may leave them (left-behind.ts); started again, the daemon
+// ends the jobs, has every acknowledged change, and the next backup is an incremental whose restore equals the journal.
+//
+//   VARVE_SEED=N    the same choice of kinds and delays again; where in its work a delay finds the daemon is up to the machine
+//   VARVE_KILLS=N   how many kills; 100 unless told
+
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import { type TestContext, test } from 'node:test'
+import type { JobReply } from '../../src/api/schema.ts'
+import { Random, seedOfRun } from '../../src/base/random.ts'
+import { FUA, MAY_UNMAP } from '../../src/block/device.ts'
+import type { ChildDaemon } from '../../src/cli/demo/child-daemon.ts'
+import { Load } from '../../src/cli/demo/load.ts'
+import { fillBlock, LOAD_BLOCK } from '../../src/cli/demo/stamp.ts'
+import { findDifferences } from '../../src/cli/demo/verify.ts'
+import { initRepositoryAt, openRepositoryAt } from '../../src/daemon/repositories.ts'
+import { connectNbd, type NbdClient } from '../../src/nbd/client.ts'
+import { assertClean, startDaemon } from '../support/daemon.ts'
+import { judgeLeft } from '../support/left-behind.ts'
+import { missing, peer } from '../support/peer.ts'
+
+const MIB = 1024 * 1024
+const DISK = 'vm1'
+const SIZE = 64 * MIB
+/** The last part of the disk is the scribbler's. */
+const SCRIBBLED = 4 * MIB
+const KILLS = Number(process.env['VARVE_KILLS'] ?? 100)
+/** A clean stop, and a check of all images, after so many kills. */
+const CLEAN_STOP_EVERY = 10
+const LAYERS_MAX = 5
+const RECONNECT_MS = 60_000
+
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+
+interface Original {
+  /** A raw image with what the disk must hold, but for the load's blocks. */
+  readonly path: string
+  readonly size: number
+  /** Offsets of the load's blocks. */
+  readonly blocks: Float64Array
+}
+
+/** Half of the blocks are the load's, the rest is noise and zeros that nobody writes. */
+function makeOriginal(file: string, random: Random): Original {
+  const bytes = Buffer.alloc(SIZE)
+  const blocks: number[] = []
+  for (let at = 0; at < SIZE; at += LOAD_BLOCK) {
+    const block = bytes.subarray(at, at + LOAD_BLOCK)
+    if (at < SIZE - SCRIBBLED && random.chance(0.5)) {
+      fillBlock(block, blocks.length, 0)
+      blocks.push(at)
+    } else if (random.chance(0.5)) random.fill(block)
+  }
+  fs.writeFileSync(file, bytes)
+  return { path: file, size: SIZE, blocks: Float64Array.from(blocks) }
+}
+
+/** Zeros, trims, long writes and flushes on its own part of the disk, one at a time; knows what that part holds. */
+class Scribbler {
+  readonly content = Buffer.alloc(SCRIBBLED)
+  readonly #client: NbdClient
+  readonly #random: Random
+  #isRunning = false
+  #work: Promise<void> = Promise.resolve()
+
+  constructor(client: NbdClient, random: Random) {
+    this.#client = client
+    this.#random = random
+  }
+
+  async start(): Promise<void> {
+    await this.#client.read(SIZE - SCRIBBLED, SCRIBBLED, this.content, 0)
+    this.#isRunning = true
+    this.#work = this.#scribble()
+    // A failure is told by `stop`.
+    this.#work.catch(() => undefined)
+  }
+
+  async stop(): Promise<void> {
+    this.#isRunning = false
+    await this.#work
+  }
+
+  async #scribble(): Promise<void> {
+    while (this.#isRunning) {
+      await this.#change()
+      await pause(this.#random.below(10))
+    }
+  }
+
+  async #change(): Promise<void> {
+    const length = 512 * this.#random.between(1, this.#random.pick([8, 256, 1024]))
+    const at = 512 * this.#random.below((SCRIBBLED - length) / 512)
+    const offset = SIZE - SCRIBBLED + at
+    const part = this.content.subarray(at, at + length)
+    const kind = this.#random.pick(['write', 'write', 'zero', 'zero', 'trim', 'flush'] as const)
+    if (kind === 'write') {
+      this.#random.fill(part)
+      await this.#client.write(offset, length, this.content, at, this.#random.chance(0.1) ? FUA : 0)
+    } else if (kind === 'zero') {
+      part.fill(0)
+      await this.#client.zero(offset, length, this.#random.chance(0.5) ? MAY_UNMAP : 0)
+    } else if (kind === 'trim') await this.#trim(offset, length, part)
+    else await this.#client.flush()
+  }
+
+  /** A trimmed block reads as before or as zeros, and goes on to. */
+  async #trim(offset: number, length: number, before: Buffer): Promise<void> {
+    await this.#client.trim(offset, length, 0)
+    const after = Buffer.alloc(length)
+    await this.#client.read(offset, length, after, 0)
+    for (let at = 0; at < length; at += 512) {
+      const block = after.subarray(at, at + 512)
+      const isAllowed = block.equals(before.subarray(at, at + 512)) || block.every((byte) => byte === 0)
+      assert.ok(isAllowed, `the trimmed block at ${offset + at} reads neither as before nor as zeros`)
+    }
+    after.copy(before)
+  }
+}
+
+/** What a kill may interrupt. `begin` resolves when the work is done; the kill comes within `spreadMs` of its beginning. */
+interface Work {
+  readonly title: string
+  readonly spreadMs: number
+  readonly begin: () => Promise<void>
+}
+
+class KillRun {
+  readonly landed = new Map<string, number>()
+  readonly left = new Map<string, number>()
+  kills = 0
+  resumed = 0
+  readonly #daemon: ChildDaemon
+  readonly #random: Random
+  readonly #original: Original
+  readonly #load: Load
+  readonly #client: NbdClient
+  readonly #scribbler: Scribbler
+  readonly #repository: string
+  readonly #images: string
+  /** The last state that the work under way was heard to be in. */
+  #heard = ''
+
+  constructor(parts: {
+    daemon: ChildDaemon
+    random: Random
+    original: Original
+    load: Load
+    client: NbdClient
+    repository: string
+    images: string
+  }) {
+    this.#daemon = parts.daemon
+    this.#random = parts.random
+    this.#original = parts.original
+    this.#load = parts.load
+    this.#client = parts.client
+    this.#scribbler = new Scribbler(parts.client, parts.random)
+    this.#repository = parts.repository
+    this.#images = parts.images
+  }
+
+  async run(): Promise<void> {
+    const first = await this.#backup(0)
+    assert.equal(kindOf(await this.#daemon.api.follow(first.id, () => undefined)), 'full')
+    await this.#startGuests()
+    let cleanStops = 0
+    while (this.kills < KILLS) {
+      await this.#killDuring(await this.#choose())
+      await this.#recover()
+      await this.#verify()
+      if (this.kills >= (cleanStops + 1) * CLEAN_STOP_EVERY || this.kills >= KILLS) {
+        cleanStops = Math.floor(this.kills / CLEAN_STOP_EVERY)
+        await this.#stopCleanly()
+        await this.#verify()
+      }
+      await this.#startGuests()
+    }
+    await this.#stopGuests()
+  }
+
+  async end(): Promise<void> {
+    await Promise.all([this.#load.close(), this.#client.close()])
+  }
+
+  get #note(): string {
+    return `VARVE_SEED=${this.#random.seed}, kill ${this.kills}`
+  }
+
+  async #startGuests(): Promise<void> {
+    this.#load.start()
+    await this.#scribbler.start()
+  }
+
+  async #stopGuests(): Promise<void> {
+    await Promise.all([this.#load.stop(), this.#scribbler.stop()])
+  }
+
+  async #choose(): Promise<Work> {
+    const { layers } = await this.#daemon.api.call('showDisk', { disk: DISK }, {})
+    const mayFreeze = layers.length < LAYERS_MAX
+    const works = [
+      ...(mayFreeze ? [this.#snapshotWork()] : []),
+      ...(layers.length > 1
+        ? [this.#deleteWork(layers.map(({ snapshot }) => snapshot?.name)), this.#commitWork()]
+        : []),
+      ...(layers.length > 2 ? [this.#commitWork()] : []),
+      this.#backupWork(),
+    ]
+    const work = this.#random.pick(works)
+    await pause(this.#random.between(20, 250))
+    return work
+  }
+
+  #snapshotWork(): Work {
+    const begin = async (): Promise<void> => {
+      await this.#daemon.api.call('createSnapshot', { disk: DISK }, { name: `s${this.kills}` })
+    }
+    return { title: 'snapshot', spreadMs: 40, begin }
+  }
+
+  #deleteWork(names: readonly (string | undefined)[]): Work {
+    const snapshot = this.#random.pick(names.filter((name) => name !== undefined))
+    const begin = async (): Promise<void> =>
+      this.#follow(await this.#daemon.api.call('deleteSnapshot', { disk: DISK, snapshot }, { speed: 12 * MIB }))
+    return { title: 'snapshot delete', spreadMs: 700, begin }
+  }
+
+  #commitWork(): Work {
+    const isBackedUp = this.#random.chance(0.3)
+    const begin = async (): Promise<void> => {
+      const backup = isBackedUp ? this.#backup(12 * MIB) : undefined
+      const commit = await this.#daemon.api.call('commit', { disk: DISK }, { speed: 16 * MIB })
+      const jobs = backup === undefined ? [commit] : [commit, await backup]
+      await Promise.all(jobs.map((job) => this.#follow(job)))
+    }
+    return { title: isBackedUp ? 'commit and backup' : 'commit', spreadMs: 1000, begin }
+  }
+
+  #backupWork(): Work {
+    const begin = async (): Promise<void> => this.#follow(await this.#backup(12 * MIB))
+    return { title: 'backup', spreadMs: 500, begin }
+  }
+
+  #backup(speed: number): Promise<JobReply> {
+    return this.#daemon.api.call('backup', {}, { disks: [DISK], repository: this.#repository, speed })
+  }
+
+  async #follow(job: JobReply): Promise<void> {
+    this.#heard = job.state
+    const ended = await this.#daemon.api.follow(job.id, ({ state }) => (this.#heard = state))
+    assert.equal(ended.error, undefined, this.#note)
+  }
+
+  /** Begins the work and kills the daemon at a random moment. Counts where that landed. */
+  async #killDuring(work: Work): Promise<void> {
+    this.#heard = 'asked for'
+    let isKilled = false
+    let isDone = false
+    let failure: unknown
+    const ended = work.begin().then(
+      () => (isDone = true),
+      (error: unknown) => {
+        if (!isKilled) failure = error
+      },
+    )
+    await pause(this.#random.below(work.spreadMs))
+    const landed = isDone ? `after a ${work.title}` : `${work.title}, ${this.#heard}`
+    isKilled = true
+    await this.#daemon.kill()
+    await ended
+    if (failure !== undefined)
+      throw new Error(`${this.#note}: ${work.title} failed before the kill`, { cause: failure })
+    this.#count(this.landed, landed)
+    this.kills++
+  }
+
+  /** Judges what is left, starts the daemon (which now and then is killed over that, too) and lets the jobs end. */
+  async #recover(): Promise<void> {
+    let unmade = this.#judgeLeft()
+    while (this.kills < KILLS && this.#random.chance(0.15)) {
+      const starting = this.#daemon.start().then(
+        () => true,
+        () => false,
+      )
+      await pause(this.#random.below(700))
+      await this.#daemon.kill()
+      this.#count(this.landed, (await starting) ? 'after a start' : 'start')
+      this.kills++
+      unmade = this.#judgeLeft()
+    }
+    await this.#daemon.start()
+    const { state, error } = await this.#daemon.api.call('showDisk', { disk: DISK }, {})
+    assert.equal(state, 'open', `${this.#note}: ${error}`)
+    for (const file of unmade)
+      assert.ok(!fs.existsSync(file), `${this.#note}: ${file}, not yet an image, is still there`)
+    for (const job of await this.#daemon.api.call('listJobs', {}, {})) {
+      if (job.endedMs !== undefined) continue
+      this.resumed++
+      // It may end before it is told to hurry.
+      await this.#daemon.api.call('setJobSpeed', { job: job.id }, { speed: 0 }).catch(() => undefined)
+      await this.#daemon.api.follow(job.id, () => undefined)
+    }
+  }
+
+  /** Returns the files that are not images yet. */
+  #judgeLeft(): string[] {
+    const unmade: string[] = []
+    for (const name of fs.readdirSync(this.#images)) {
+      const file = path.join(this.#images, name)
+      const left = judgeLeft(file, this.#note)
+      this.#count(this.left, left)
+      if (left === 'unmade') unmade.push(file)
+    }
+    return unmade
+  }
+
+  /** Puts the guests to rest: the disk, and the restore of an incremental taken now, equal what was acknowledged. */
+  async #verify(): Promise<void> {
+    await this.#stopGuests()
+    const bounds = { oldest: this.#load.acknowledged(), newest: this.#load.issued() }
+    assert.deepEqual(bounds.oldest, bounds.newest)
+    const fd = fs.openSync(this.#original.path, 'r+')
+    fs.writeSync(fd, this.#scribbler.content, 0, SCRIBBLED, SIZE - SCRIBBLED)
+    fs.closeSync(fd)
+    assert.deepEqual(await findDifferences(this.#client, this.#original, bounds), [], `${this.#note}: the disk`)
+    const started = await this.#backup(0)
+    const ended = await this.#daemon.api.follow(started.id, () => undefined)
+    assert.equal(ended.error, undefined, this.#note)
+    assert.equal(kindOf(ended), 'incremental', `${this.#note}: ${JSON.stringify(ended.details)}`)
+    const repository = await openRepositoryAt(this.#repository)
+    const reader = await repository.openBackup(String(ended.details['backup']))
+    const [disk] = reader.disks
+    assert.ok(disk !== undefined)
+    const differences = await findDifferences(disk.device, this.#original, bounds)
+    assert.deepEqual(differences, [], `${this.#note}: the restored backup`)
+    await reader.close()
+    await repository.close()
+    // The backup had to wait for all that the restart began again, so nothing runs now, and nothing may have failed.
+    for (const job of await this.#daemon.api.call('listJobs', {}, {})) {
+      assert.equal(job.error, undefined, `${this.#note}: job ${job.id}`)
+      assert.notEqual(job.endedMs, undefined, `${this.#note}: job ${job.id} does not end`)
+    }
+  }
+
+  async #stopCleanly(): Promise<void> {
+    const { layers } = await this.#daemon.api.call('showDisk', { disk: DISK }, {})
+    await this.#daemon.stop()
+    const files = fs.readdirSync(this.#images).map((name) => path.join(this.#images, name))
+    const images = layers.map((layer) => layer.path)
+    assert.deepEqual(files.sort(), images.sort(), `${this.#note}: only the images of the disk are left`)
+    for (const image of images) assertClean(image, this.#note)
+    await this.#daemon.start()
+  }
+
+  #count(counts: Map<string, number>, what: string): void {
+    counts.set(what, (counts.get(what) ?? 0) + 1)
+  }
+}
+
+function kindOf(job: JobReply): string | undefined {
+  const [disk] = job.details['disks'] as { kind: string }[]
+  return disk?.kind
+}
+
+function tell(counts: ReadonlyMap<string, number>): string {
+  const lines = [...counts].map(([what, count]) => `${what}: ${count}`)
+  return lines.toSorted((a, b) => a.localeCompare(b)).join('; ')
+}
+
+async function setUp(t: TestContext, random: Random): Promise<KillRun> {
+  const { daemon, folder } = await startDaemon(t)
+  const images = path.join(folder, 'images')
+  const repository = path.join(folder, 'repository')
+  const image = path.join(images, 'disk.qcow2')
+  fs.mkdirSync(images)
+  const original = makeOriginal(path.join(folder, 'original.raw'), random)
+  peer('qemu-img', 'convert', '-O', 'qcow2', original.path, image)
+  await (await initRepositoryAt(repository)).close()
+  const { uri } = await daemon.api.call('addDisk', {}, { name: DISK, image, format: 'qcow2' })
+  assert.ok(uri !== undefined)
+  const load = await Load.connect(uri, original.blocks, random.next())
+  const client = await connectNbd(uri, { reconnectMs: RECONNECT_MS })
+  return new KillRun({ daemon, random, original, load, client, repository, images })
+}
+
+test('a daemon killed at any moment has lost nothing, goes on with its jobs, and its next backup is an incremental', {
+  skip: missing('qemu-img'),
+  timeout: 500_000,
+}, async (t) => {
+  const random = new Random(seedOfRun())
+  t.diagnostic(`VARVE_SEED=${random.seed}`)
+  const run = await setUp(t, random)
+  try {
+    await run.run()
+  } finally {
+    await run.end()
+    t.diagnostic(`${run.kills} kills; ${run.resumed} jobs found running after a start; landed: ${tell(run.landed)}`)
+    t.diagnostic(`images as left: ${tell(run.left)}`)
+  }
+})
