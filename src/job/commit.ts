@@ -9,7 +9,7 @@
 
 import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
-import { type Layer, type Pending, UNALLOCATED } from '../block/device.ts'
+import { type Layer, UNALLOCATED } from '../block/device.ts'
 import { isBlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
@@ -49,9 +49,19 @@ export async function runCommit(options: CommitOptions): Promise<void> {
     job.move('finalizing')
     await finish(options, copier, isActive)
   } catch (error) {
+    // The next run begins where a clean stop ended this one; what cannot be saved now is copied again.
+    if (job.suspended) await saveProgress(disk, todo, copier, target).catch(() => undefined)
     disk.detach(copier)
     throw error
   }
+}
+
+/** Makes durable what was copied: it is no longer to do, whatever crashes. */
+function saveProgress(disk: Disk, todo: LoggedBitmap, copier: Copier, target: Layer): Promise<void> {
+  return copier.checkpoint(
+    () => flushBoth(disk, target),
+    (offset, length) => disk.log.clear(todo.name, offset, length),
+  )
 }
 
 /** Does the work, and again whenever the job that a full target paused is resumed. */
@@ -123,7 +133,6 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
     let total = Math.max(job.status.total, pending.bytes)
     let sinceBytes = 0
     let sinceMs = performance.now()
-    const settled = (offset: number, length: number): Pending => disk.log.clear(todo.name, offset, length)
     const copier = new Copier({
       job,
       source: isActive ? disk.chain : upper,
@@ -137,7 +146,7 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
         if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
         sinceBytes = 0
         sinceMs = performance.now()
-        return copier.checkpoint(() => flushBoth(disk, target), settled)
+        return saveProgress(disk, todo, copier, target)
       },
     })
     return copier
