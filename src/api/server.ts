@@ -59,6 +59,8 @@ export async function makeServer(options: ServerOptions): Promise<FastifyInstanc
     bodyLimit: BODY_BYTES_MAX,
     forceCloseConnections: true,
     routerOptions: { maxParamLength: NAME_LENGTH_MAX },
+    // What the router refuses by itself, such as a path that is no UTF-8.
+    frameworkErrors: (error, _request, reply) => void sendError(error, reply),
   })
   server.setValidatorCompiler(validatorCompiler)
   server.setSerializerCompiler(serializerCompiler)
