@@ -2,6 +2,7 @@
 // syncs go to the thread pool.
 
 import fs from 'node:fs'
+import { dirname } from 'node:path'
 import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from './host.ts'
@@ -293,7 +294,18 @@ export const realHost: Host = {
   },
 
   async makeFolder(folder: string): Promise<void> {
-    await attempt(folder, 'make folder', () => fs.promises.mkdir(folder, { recursive: true, mode: 0o700 }))
+    // One by one: Node's recursive mkdir never ends where a parent exists and nothing can be made in it, as in /proc.
+    const status = await realHost.status(folder)
+    if (status?.kind === 'folder') return
+    if (status === undefined && dirname(folder) !== folder) await realHost.makeFolder(dirname(folder))
+    await attempt(folder, 'make folder', async () => {
+      try {
+        await fs.promises.mkdir(folder, { mode: 0o700 })
+      } catch (error) {
+        // Somebody else made it at this moment.
+        if ((await realHost.status(folder))?.kind !== 'folder') throw error
+      }
+    })
   },
 
   rename: (from, to) => attempt(from, `rename to ${to}`, () => fs.promises.rename(from, to)),

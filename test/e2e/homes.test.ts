@@ -43,12 +43,13 @@ test('a disk name too long for its socket is refused, and the image is not made'
   assert.equal(fs.existsSync(site.path('d.raw')), false)
 })
 
-test('a home in a file or below one is refused', async (t) => {
+test('a home in a file, below one, or where nobody can make a folder is refused', async (t) => {
   const file = path.join(tempFolder(t), 'file')
   fs.writeFileSync(file, 'mine')
   await refusesToServe(file, busy, /file.*exists/)
   await refusesToServe(path.join(file, 'home'), STATUS.notFound, /file\/home/)
   assert.equal(fs.readFileSync(file, 'utf8'), 'mine')
+  await refusesToServe('/proc/nothing/home', STATUS.notFound, /\/proc\/nothing: make folder/)
 })
 
 test('a home that may not be written is refused', { skip: notRoot }, async (t) => {
