@@ -30,7 +30,9 @@ const SCRIBBLED = 4 * MIB
 const KILLS = Number(process.env['VARVE_KILLS'] ?? 100)
 /** A clean stop, and a check of all images, after so many kills. */
 const CLEAN_STOP_EVERY = 10
-const LAYERS_MAX = 5
+const SNAPSHOTS_MAX = 4
+/** What a kill is to interrupt; merges have the most states. */
+const KINDS = ['snapshot', 'delete', 'delete', 'commit', 'commit', 'commit and backup', 'backup', 'backup'] as const
 const RECONNECT_MS = 60_000
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
@@ -128,10 +130,33 @@ interface Work {
   readonly begin: () => Promise<void>
 }
 
+/** A job's speed in bytes per second, and how long it then takes about. Without a limit the end, too, is hit often. */
+interface Pace {
+  readonly speed: number
+  readonly spreadMs: number
+}
+
+const PACES = {
+  commit: [
+    { speed: 16 * MIB, spreadMs: 1000 },
+    { speed: 0, spreadMs: 250 },
+  ],
+  delete: [
+    { speed: 12 * MIB, spreadMs: 700 },
+    { speed: 0, spreadMs: 150 },
+  ],
+  backup: [
+    { speed: 6 * MIB, spreadMs: 500 },
+    { speed: 0, spreadMs: 120 },
+  ],
+} as const satisfies Record<string, readonly Pace[]>
+const SNAPSHOT_MS = 20
+
 class KillRun {
   readonly landed = new Map<string, number>()
   readonly left = new Map<string, number>()
   kills = 0
+  #made = 0
   resumed = 0
   readonly #daemon: ChildDaemon
   readonly #random: Random
@@ -169,6 +194,7 @@ class KillRun {
     await this.#startGuests()
     let cleanStops = 0
     while (this.kills < KILLS) {
+      await pause(this.#random.below(200))
       await this.#killDuring(await this.#choose())
       await this.#recover()
       await this.#verify()
@@ -200,49 +226,53 @@ class KillRun {
   }
 
   async #choose(): Promise<Work> {
-    const { layers } = await this.#daemon.api.call('showDisk', { disk: DISK }, {})
-    const mayFreeze = layers.length < LAYERS_MAX
-    const works = [
-      ...(mayFreeze ? [this.#snapshotWork()] : []),
-      ...(layers.length > 1
-        ? [this.#deleteWork(layers.map(({ snapshot }) => snapshot?.name)), this.#commitWork()]
-        : []),
-      ...(layers.length > 2 ? [this.#commitWork()] : []),
-      this.#backupWork(),
-    ]
-    const work = this.#random.pick(works)
-    await pause(this.#random.between(20, 250))
-    return work
+    const depth = (await this.#snapshots()).length
+    const kind = this.#random.pick(KINDS)
+    if (kind === 'snapshot') return depth < SNAPSHOTS_MAX ? this.#snapshotWork() : this.#commitWork(false)
+    if (kind === 'backup') return this.#backupWork()
+    // Something to merge: up to two more snapshots, with writes between and after them.
+    for (let more = depth === 0 ? this.#random.between(1, 2) : 0; more > 0; more--) {
+      await this.#snapshotWork().begin()
+      await pause(this.#random.between(50, 200))
+    }
+    return kind === 'delete'
+      ? this.#deleteWork(await this.#snapshots())
+      : this.#commitWork(kind === 'commit and backup')
+  }
+
+  async #snapshots(): Promise<string[]> {
+    return (await this.#daemon.api.call('listSnapshots', { disk: DISK }, {})).map(({ name }) => name)
   }
 
   #snapshotWork(): Work {
     const begin = async (): Promise<void> => {
-      await this.#daemon.api.call('createSnapshot', { disk: DISK }, { name: `s${this.kills}` })
+      await this.#daemon.api.call('createSnapshot', { disk: DISK }, { name: `s${++this.#made}` })
     }
-    return { title: 'snapshot', spreadMs: 40, begin }
+    return { title: 'snapshot', spreadMs: SNAPSHOT_MS, begin }
   }
 
-  #deleteWork(names: readonly (string | undefined)[]): Work {
-    const snapshot = this.#random.pick(names.filter((name) => name !== undefined))
+  #deleteWork(snapshots: readonly string[]): Work {
+    const snapshot = this.#random.pick(snapshots)
+    const { speed, spreadMs } = this.#random.pick(PACES.delete)
     const begin = async (): Promise<void> =>
-      this.#follow(await this.#daemon.api.call('deleteSnapshot', { disk: DISK, snapshot }, { speed: 12 * MIB }))
-    return { title: 'snapshot delete', spreadMs: 700, begin }
+      this.#follow(await this.#daemon.api.call('deleteSnapshot', { disk: DISK, snapshot }, { speed }))
+    return { title: 'snapshot delete', spreadMs, begin }
   }
 
-  #commitWork(): Work {
-    const isBackedUp = this.#random.chance(0.3)
+  #commitWork(isBackedUp: boolean): Work {
+    const { speed, spreadMs } = this.#random.pick(PACES.commit)
     const begin = async (): Promise<void> => {
-      const backup = isBackedUp ? this.#backup(12 * MIB) : undefined
-      const commit = await this.#daemon.api.call('commit', { disk: DISK }, { speed: 16 * MIB })
-      const jobs = backup === undefined ? [commit] : [commit, await backup]
-      await Promise.all(jobs.map((job) => this.#follow(job)))
+      const commit = this.#daemon.api.call('commit', { disk: DISK }, { speed })
+      const begun = isBackedUp ? [commit, this.#backup(speed)] : [commit]
+      await Promise.all(begun.map(async (job) => this.#follow(await job)))
     }
-    return { title: isBackedUp ? 'commit and backup' : 'commit', spreadMs: 1000, begin }
+    return { title: isBackedUp ? 'commit and backup' : 'commit', spreadMs, begin }
   }
 
   #backupWork(): Work {
-    const begin = async (): Promise<void> => this.#follow(await this.#backup(12 * MIB))
-    return { title: 'backup', spreadMs: 500, begin }
+    const { speed, spreadMs } = this.#random.pick(PACES.backup)
+    const begin = async (): Promise<void> => this.#follow(await this.#backup(speed))
+    return { title: 'backup', spreadMs, begin }
   }
 
   #backup(speed: number): Promise<JobReply> {
