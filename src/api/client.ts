@@ -35,7 +35,14 @@ export class ApiClient {
 
   /** Follows a job to its end, telling `progress` of each change; returns its last status. */
   async follow(id: string, progress: (status: JobReply) => void): Promise<JobReply> {
-    const response = await this.#open('GET', jobEventsPath(id), undefined)
+    const leftBehind = (cause?: unknown): BlockError => {
+      const message = `the daemon went away while job ${id} was running; the job goes on when it starts again`
+      return new BlockError('io', message, {}, cause)
+    }
+    // The job was told of by a daemon: when none answers, it went away since.
+    const response = await this.#open('GET', jobEventsPath(id), undefined).catch((error: unknown) => {
+      throw leftBehind(error)
+    })
     if (response.statusCode !== 200) throw errorFrom(parseJson(await readText(response)), response.statusCode ?? 0)
     let last: JobReply | undefined
     let rest = ''
@@ -53,7 +60,7 @@ export class ApiClient {
       // Falls through: a cut stream is told by the missing end.
     }
     if (last?.endedMs !== undefined) return last
-    throw new BlockError('io', `the daemon went away while job ${id} was running; the job goes on when it starts again`)
+    throw leftBehind()
   }
 
   async #request(method: string, path: string, body: unknown): Promise<{ status: number; text: string }> {

@@ -59,7 +59,11 @@ export async function startBackup(context: EngineContext, request: BackupRequest
     paused: false,
     startedMs: Date.now(),
   }
-  return launchBackup(context, row, await context.openRepository(repository))
+  const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
+  await taken
+  if (job.error !== undefined) throw job.error
+  if (job.state === 'created') context.jobs.checkRunning()
+  return job
 }
 
 /**
@@ -79,7 +83,8 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
         await repository.close()
       } else again.push({ row, repository })
     } catch (error) {
-      failToResume(context, row, error)
+      // Not silently: the history has it as a failed job.
+      context.jobs.launch(newJob(row, {}), row, () => Promise.reject(error))
     }
   }
   await settleAll(context, new Set(done.map(({ backup }) => backup)))
@@ -87,17 +92,7 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
     const job = newJob(row, { backup: row.backup })
     context.jobs.launch(job, row, async () => job.move('finalizing'))
   }
-  for (const { row, repository } of again) {
-    launchBackup(context, row, repository).catch((error: unknown) => failToResume(context, row, error))
-  }
-}
-
-/** Ends a backup that a restart found, as a failed job that the history has. */
-function failToResume(context: EngineContext, row: JobRecord, error: unknown): void {
-  // Stopped before its turn came: it has its turn after the next start.
-  if (context.jobs.isStopped) return
-  context.report(`backup ${row.id} cannot go on: ${(error as Error).message}`)
-  context.jobs.launch(newJob(row, {}), row, () => Promise.reject(error))
+  for (const { row, repository } of again) launchBackup(context, row, repository)
 }
 
 /** Puts captured bits back wherever a crash left some; those of a backup that is whole and visible are dropped. */
@@ -112,40 +107,53 @@ async function settleAll(context: EngineContext, visible: ReadonlySet<string | u
   }
 }
 
-async function launchBackup(context: EngineContext, row: JobRecord, repository: Repository): Promise<Job> {
+/**
+ * A job in the table at once, which waits for its turn, takes the moment and copies. `taken` resolves when the moment is taken,
+ * or the job ended before.
+ */
+function launchBackup(
+  context: EngineContext,
+  row: JobRecord,
+  repository: Repository,
+): { readonly job: Job; readonly taken: Promise<unknown> } {
   const spec = row.spec as BackupSpec
-  const waiting = context.backupQueue.acquire()
-  if (waiting !== undefined) await waiting
-  try {
-    context.jobs.checkRunning()
-    const plans = await makePlans(context, spec, repository)
-    const writer = await repository.begin({
-      machine: spec.disks.join('+'),
-      moment: Date.now(),
-      kind: plans.every((plan) => plan.parent !== undefined) ? 'incremental' : 'full',
-      disks: plans.map(({ managed, parent }) => ({
-        name: managed.record.name,
-        size: managed.disk.size,
-        ...(parent === undefined ? {} : { parent: { backup: parent, disk: managed.record.name } }),
-      })),
-    })
-    const started = { ...row, backup: writer.id }
-    context.catalog.commit([{ put: 'job', record: started }])
-    const { disks, durable } = await takeMoment(context, plans, writer)
-    const job = newJob(row, {
-      repository: path.basename(spec.repository),
-      backup: writer.id,
-      disks: plans.map((plan) => ({ name: plan.managed.record.name, kind: kindOf(plan), reason: plan.reason })),
-    })
-    context.jobs.launch(job, started, () => work(context, job, { plans, disks, durable, writer, repository }))
-    return job
-  } catch (error) {
-    // The row of one that the daemon's stop kept from its turn stays.
-    if (!context.jobs.isStopped) context.catalog.commit([{ remove: 'job', id: row.id }])
-    context.backupQueue.release()
-    await repository.close()
-    throw error
+  const job = newJob(row, { repository: path.basename(spec.repository) })
+  const moment = Promise.withResolvers<void>()
+  const whole = async (): Promise<void> => {
+    const running = await begin(context, job, row, repository)
+    moment.resolve()
+    await work(job, running)
   }
+  context.jobs.launch(job, row, whole, context.backupQueue)
+  const ended = context.jobs.ended(job.id)
+  ended
+    .then(() => repository.close())
+    .catch((error: unknown) => context.report(`${job.id}: closing the repository: ${(error as Error).message}`))
+  return { job, taken: Promise.race([moment.promise, ended]) }
+}
+
+async function begin(context: EngineContext, job: Job, row: JobRecord, repository: Repository): Promise<Running> {
+  const spec = row.spec as BackupSpec
+  const plans = await makePlans(context, spec, repository)
+  const writer = await repository.begin({
+    machine: spec.disks.join('+'),
+    moment: Date.now(),
+    kind: plans.every((plan) => plan.parent !== undefined) ? 'incremental' : 'full',
+    disks: plans.map(({ managed, parent }) => ({
+      name: managed.record.name,
+      size: managed.disk.size,
+      ...(parent === undefined ? {} : { parent: { backup: parent, disk: managed.record.name } }),
+    })),
+  })
+  context.catalog.commit([
+    { put: 'job', record: { ...(context.catalog.get('job', row.id) ?? row), backup: writer.id } },
+  ])
+  const { disks, durable } = await takeMoment(context, plans, writer)
+  job.describe({
+    backup: writer.id,
+    disks: plans.map((plan) => ({ name: plan.managed.record.name, kind: kindOf(plan), reason: plan.reason })),
+  })
+  return { plans, disks, durable, writer }
 }
 
 function newJob(row: JobRecord, details: Record<string, unknown>): Job {
@@ -164,11 +172,10 @@ interface Running {
   /** Resolves when the swapped bitmaps are durable. */
   readonly durable: Promise<unknown>
   readonly writer: BackupWriter
-  readonly repository: Repository
 }
 
-async function work(context: EngineContext, job: Job, running: Running): Promise<void> {
-  const { plans, disks, durable, writer, repository } = running
+async function work(job: Job, running: Running): Promise<void> {
+  const { plans, disks, durable, writer } = running
   let result: BackupResult | undefined
   try {
     await durable
@@ -183,8 +190,6 @@ async function work(context: EngineContext, job: Job, running: Running): Promise
         await disk.log.edit(result === undefined ? returnChanges(disk, bitmap) : keepChanges(disk, bitmap, writer.id))
       }
     }
-    context.backupQueue.release()
-    await repository.close()
   }
 }
 

@@ -3,6 +3,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
+import type { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job, JobStatus } from '../job/job.ts'
 import type { Catalog, JobRecord } from './catalog.ts'
@@ -85,19 +86,25 @@ export class JobTable {
 
   /**
    * Runs `work` as a job whose row is already in the catalog. When it ends, the row goes and the history has it; when
-   * it is suspended, the row stays.
+   * it is suspended, the row stays. With a `turn` it waits for that, known and not begun, and holds it while it works.
    */
-  launch(job: Job, record: JobRecord, work: () => Promise<void>): void {
+  launch(job: Job, record: JobRecord, work: () => Promise<void>, turn?: Mutex): void {
+    const begin = async (): Promise<void> => {
+      // It may have been cancelled, or the daemon told to stop, while it waited for its turn.
+      await job.pausePoint(0)
+      job.move('running')
+      if (record.paused) job.pause()
+      await work()
+      job.move('concluded')
+    }
     const run = async (): Promise<void> => {
       try {
-        job.move('running')
-        if (record.paused) job.pause()
-        await work()
-        job.move('concluded')
+        await (turn === undefined ? begin() : turn.run(begin))
       } catch (error) {
         if (job.suspended) return
         job.fail(error)
         job.move('concluded')
+        this.#report(`job ${job.id} of ${job.subject} failed: ${job.error?.message}`)
       } finally {
         this.#end(job)
       }
@@ -112,10 +119,6 @@ export class JobTable {
   stop(): void {
     this.#isStopped = true
     for (const { job } of this.#running.values()) job.suspend()
-  }
-
-  get isStopped(): boolean {
-    return this.#isStopped
   }
 
   /** Kind 'closed' when the daemon stops. */

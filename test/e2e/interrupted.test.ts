@@ -153,6 +153,27 @@ test('a stop while one backup runs and another waits for it begins neither anew,
   await checkBackup(setting)
 })
 
+test('a backup that waits for another is a job, which can be cancelled', async (t) => {
+  const setting = await setUp(t)
+  const { site } = setting
+  const first = site.begin(...WORK.backup(site))
+  const { id } = await underWay(site)
+  const second = site.begin(...WORK.backup(site))
+  const waiting = await site.running(2)
+  const queued = waiting.find((job) => job.id !== id)
+  assert.equal(queued?.state, 'created')
+  await site.refuses(
+    ['job', 'pause', queued?.id ?? ''],
+    STATUS.busy,
+    /is created: pause cannot be said now; what can: cancel/,
+  )
+  await site.done('job', 'cancel', queued?.id ?? '')
+  await endsWell(site, id)
+  assert.equal((await first.ended).status, STATUS.done)
+  checkRefusal(['backup'], await second.ended, STATUS.failed, /was cancelled/)
+  await checkBackup(setting)
+})
+
 test('a backup that a restart cannot let go on ends as a failed job, and the next one is incremental', async (t) => {
   const setting = await setUp(t)
   const { site } = setting

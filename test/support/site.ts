@@ -140,13 +140,13 @@ export class Site {
     }
   }
 
-  /** Waits until a job runs or waits; returns those that do. */
-  async running(): Promise<readonly JobReply[]> {
+  /** Waits until so many jobs run or wait; returns those that do. */
+  async running(count = 1): Promise<readonly JobReply[]> {
     const deadline = performance.now() + COMMAND_MS
     for (;;) {
       const jobs = await this.daemon.api.call('listJobs', {}, {})
       const running = jobs.filter(({ endedMs }) => endedMs === undefined)
-      if (running.length > 0) return running
+      if (running.length >= count) return running
       assert.ok(performance.now() < deadline, 'a job runs')
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
