@@ -23,10 +23,8 @@ export const VARVE: ServerKind = {
   version: () => `Node ${process.version}`,
   command: (image, format, socket) => [
     process.execPath,
-    path.join(import.meta.dirname, 'serve.ts'),
-    image,
-    format,
-    socket,
+    path.join(import.meta.dirname, '..', 'src', 'cli', 'main.ts'),
+    ...['nbd', image, '-f', format, '--socket', socket],
   ],
 }
 

@@ -1,6 +1,6 @@
 // Chains and disks on a simulated host, for the suites that run on them.
 
-import { Random } from '../../src/base/random.ts'
+import type { Random } from '../../src/base/random.ts'
 import type { Layer } from '../../src/block/device.ts'
 import { Chain } from '../../src/chain/chain.ts'
 import { Disk } from '../../src/chain/disk.ts'

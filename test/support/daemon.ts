@@ -23,12 +23,13 @@ export interface TestDaemon {
 
 /** Starts a daemon in a new folder. After the test it is killed, if it still runs, and the folder removed. */
 export async function startDaemon(t: TestContext): Promise<TestDaemon> {
-  let daemon: ChildDaemon | undefined
+  const started: ChildDaemon[] = []
   // Hooks run in the order of their registration: the daemon ends before its folder is removed.
-  t.after(() => daemon?.kill())
+  t.after(() => started[0]?.kill())
   const folder = tempFolder(t)
   const home = path.join(folder, 'home')
-  daemon = new ChildDaemon(home, path.join(folder, 'daemon.log'))
+  const daemon = new ChildDaemon(home, path.join(folder, 'daemon.log'))
+  started.push(daemon)
   await daemon.start()
   return { daemon, folder, varve: (...args) => peer(process.execPath, MAIN, '--home', home, ...args) }
 }
