@@ -24,7 +24,12 @@ export const VARVE: ServerKind = {
   command: (image, format, socket) => [
     process.execPath,
     path.join(import.meta.dirname, '..', 'src', 'cli', 'main.ts'),
-    ...['nbd', image, '-f', format, '--socket', socket],
+    'nbd',
+    image,
+    '--format',
+    format,
+    '--socket',
+    socket,
   ],
 }
 
