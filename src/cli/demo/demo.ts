@@ -139,7 +139,7 @@ class Demo {
   #endPhase(name: string, more: Partial<Phase> = {}): void {
     const figures = (this.#load as Load).phase()
     this.phases.push({ name, ...figures, ...more })
-    if (figures.operations === 0) return
+    if (!(this.#load as Load).isRunning) return
     this.#timeline.say(
       `${name}: load at ${figures.perSecond.toFixed(0)} operations/s, p99 ${figures.p99Ms.toFixed(2)} ms`,
     )

@@ -66,10 +66,15 @@ export class Load {
     this.#workers = Array.from({ length: WORKERS }, () => this.#work())
   }
 
+  get isRunning(): boolean {
+    return this.#running
+  }
+
   /** Stops, waits for what is in flight, and throws what the load found wrong, if anything. */
   async stop(): Promise<void> {
     this.#running = false
     await Promise.all(this.#workers)
+    this.#latencies = []
     if (this.#failure !== undefined) throw this.#failure
   }
 

@@ -40,9 +40,9 @@ export function phaseTable(phases: readonly Phase[]): string {
     phases.map((phase) => [
       phase.name,
       phase.seconds.toFixed(1),
-      phase.perSecond.toFixed(0),
-      phase.p99Ms.toFixed(2),
-      phase.worstMs.toFixed(1),
+      ...(phase.operations === 0
+        ? ['', '', '']
+        : [phase.perSecond.toFixed(0), phase.p99Ms.toFixed(2), phase.worstMs.toFixed(1)]),
       size(phase.copiedBytes),
       size(phase.scratchPeak),
       size(phase.storedBytes),
