@@ -194,7 +194,7 @@ class KillRun {
     await this.#startGuests()
     let cleanStops = 0
     while (this.kills < KILLS) {
-      await pause(this.#random.below(200))
+      await pause(this.#random.below(100))
       await this.#killDuring(await this.#choose())
       await this.#recover()
       await this.#verify()
@@ -233,7 +233,7 @@ class KillRun {
     // Something to merge: up to two more snapshots, with writes between and after them.
     for (let more = depth === 0 ? this.#random.between(1, 2) : 0; more > 0; more--) {
       await this.#snapshotWork().begin()
-      await pause(this.#random.between(50, 200))
+      await pause(this.#random.between(30, 100))
     }
     return kind === 'delete'
       ? this.#deleteWork(await this.#snapshots())
