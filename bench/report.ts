@@ -97,8 +97,8 @@ Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}, load 
 fio's nbd engine over a Unix socket, on the same machine as the server. Each server has its own ${settings.imageMiB} MiB
 image of random data, wholly in memory (a tmpfs, unless VARVE_BENCH_DIR said otherwise): no disk is measured. ${settings.rounds} rounds of ${settings.seconds} s, the
 servers in turn within each round; medians of I/O per second, in brackets the ratio to ${REFERENCE}. "${REFERENCE_AGAIN}" is
-the same server measured a second time in each round: how far its ratio is from 1 is the noise. Client and server share the
-cores, so a figure here is no upper bound.
+the same server measured a second time in each round: how far its ratio is from 1 is the noise: up to ${(noiseOf(results) * 100).toFixed(0)} % in this run, so a ratio nearer to 1 than that says
+nothing. Client and server share the cores, so a figure here is no upper bound.
 
 ${table(results, 'raw')}
 
