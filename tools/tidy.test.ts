@@ -265,7 +265,7 @@ test('a finding says where, which rule, what and why', () => {
   assert.ok(finding !== undefined)
   assert.equal(
     toLine(finding),
-    'src/nbd/a.ts:2: rooms: nbd (3) imports filter (3). Imports go down only: ' +
+    'src/nbd/a.ts:2: rooms: nbd (4) imports filter (4). Imports go down only: ' +
       'nbd serves any device and knows no format, chain or job.',
   )
 })

@@ -25,25 +25,25 @@ export const ROOMS: Readonly<Record<string, Room>> = {
   bitmap: { rank: 2, invariant: 'a bitmap is a set in memory; who keeps it durable is not its affair' },
   host: { rank: 2, invariant: 'host is the operating system behind an interface, and knows no format' },
   file: { rank: 3, invariant: 'file makes a host file a device, whatever its content' },
-  format: { rank: 3, invariant: 'a format is given its file and never opens a path' },
-  'format/raw': { rank: 3, invariant: 'a format is given its file and never opens a path' },
-  'format/qcow2': { rank: 3, invariant: 'a format is given its file and never opens a path' },
-  filter: { rank: 3, invariant: 'a filter knows one device below it and nothing else' },
-  nbd: { rank: 3, invariant: 'nbd serves any device and knows no format, chain or job' },
-  dirtylog: { rank: 3, invariant: 'the dirty log is given its files and knows no disk' },
-  repository: { rank: 3, invariant: 'a repository stores chunks and knows neither disks nor guests' },
-  chain: { rank: 4, invariant: 'a chain makes layers one disk and starts no long work' },
-  source: { rank: 5, invariant: 'a source answers what changed, for disks that others own' },
-  job: { rank: 6, invariant: 'a job is given devices and bitmaps and knows no names' },
-  engine: { rank: 7, invariant: 'engine alone owns machines, disks, exports, jobs and repositories' },
-  api: { rank: 8, invariant: 'api translates between HTTP and the engine, and decides nothing' },
-  daemon: { rank: 9, invariant: 'daemon wires a process and knows no data path' },
-  cli: { rank: 10, invariant: 'cli asks and prints' },
+  format: { rank: 4, invariant: 'a format is given its file and never opens a path' },
+  'format/raw': { rank: 4, invariant: 'a format is given its file and never opens a path' },
+  'format/qcow2': { rank: 4, invariant: 'a format is given its file and never opens a path' },
+  filter: { rank: 4, invariant: 'a filter knows one device below it and nothing else' },
+  nbd: { rank: 4, invariant: 'nbd serves any device and knows no format, chain or job' },
+  dirtylog: { rank: 4, invariant: 'the dirty log is given its files and knows no disk' },
+  repository: { rank: 4, invariant: 'a repository stores chunks and knows neither disks nor guests' },
+  chain: { rank: 5, invariant: 'a chain makes layers one disk and starts no long work' },
+  source: { rank: 6, invariant: 'a source answers what changed, for disks that others own' },
+  job: { rank: 7, invariant: 'a job is given devices and bitmaps and knows no names' },
+  engine: { rank: 8, invariant: 'engine alone owns machines, disks, exports, jobs and repositories' },
+  api: { rank: 9, invariant: 'api translates between HTTP and the engine, and decides nothing' },
+  daemon: { rank: 10, invariant: 'daemon wires a process and knows no data path' },
+  cli: { rank: 11, invariant: 'cli asks and prints' },
 }
 
 /** src/index.ts, which shows the public parts of all rooms. */
 const INDEX = 'src/index.ts'
-const INDEX_RANK = 11
+const INDEX_RANK = 12
 
 /** Third-party packages may be imported from this rank upward. */
 const PACKAGES_FROM = 'api'

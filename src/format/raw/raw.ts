@@ -6,9 +6,7 @@ import {
   type Access,
   type BlockDevice,
   type Capabilities,
-  type ExtentVisitor,
   type Layer,
-  MAY_UNMAP,
   OWNED_DATA,
   OWNED_ZERO,
   type OwnershipVisitor,
@@ -16,6 +14,7 @@ import {
   ZERO,
 } from '../../block/device.ts'
 import { BlockError, isBlockError } from '../../block/error.ts'
+import { FileDevice, READ_ONLY_FILE } from '../../file/file-device.ts'
 import type { Host, HostFile } from '../../host/host.ts'
 
 /** Smallest piece that a hole is told from data at. */
@@ -59,67 +58,37 @@ export async function createRaw(host: Host, imagePath: string, size: number): Pr
   await host.syncFolder(path.dirname(imagePath))
 }
 
-class RawImage implements Layer {
-  readonly name: string
+class RawImage extends FileDevice implements Layer {
   readonly format = 'raw'
   readonly clusterSize = PAGE
   readonly backingReference = undefined
   backing: BlockDevice | undefined
-  readonly #file: HostFile
   readonly #isBlockDevice: boolean
   #access: Access = 'read'
-  #size: number
 
   constructor(file: HostFile, name: string, isBlockDevice: boolean) {
-    this.name = name
-    this.#file = file
+    super(file, name)
     this.#isBlockDevice = isBlockDevice
-    this.#size = file.size()
   }
 
   get path(): string {
-    return this.#file.path
-  }
-
-  get size(): number {
-    return this.#size
+    return this.file.path
   }
 
   get access(): Access {
     return this.#access
   }
 
-  get can(): Capabilities {
-    return capabilities[this.#access]
+  override get can(): Capabilities {
+    return this.#access === 'write' ? super.can : READ_ONLY_FILE
   }
 
-  read(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    return this.#file.read(offset, length, into, at)
-  }
-
-  write(offset: number, length: number, from: Uint8Array, at: number, _flags: number): Pending {
-    return this.#file.write(offset, length, from, at)
-  }
-
-  zero(offset: number, length: number, flags: number): Pending {
-    if ((flags & MAY_UNMAP) !== 0) return this.#file.punch(offset, length)
-    return this.#file.zero(offset, length)
-  }
-
-  trim(offset: number, length: number, _flags: number): Pending {
-    return this.#file.punch(offset, length)
-  }
-
-  flush(): Pending {
-    return this.#access === 'write' ? this.#file.sync() : undefined
-  }
-
-  extents(offset: number, length: number, visit: ExtentVisitor): Pending {
-    return this.#file.extents(offset, length, visit)
+  override flush(): Pending {
+    return this.#access === 'write' ? super.flush() : undefined
   }
 
   allocation(offset: number, length: number, visit: OwnershipVisitor): Pending {
-    return this.#file.extents(offset, length, (piece, extent) =>
+    return this.file.extents(offset, length, (piece, extent) =>
       visit(piece, (extent & ZERO) === 0 ? OWNED_DATA : OWNED_ZERO),
     )
   }
@@ -127,32 +96,32 @@ class RawImage implements Layer {
   async setAccess(access: Access): Promise<void> {
     if (access === this.#access) return
     if (access === 'write') {
-      if (!this.#file.writable) {
+      if (!this.file.writable) {
         const message = `${this.path} may not be written by this user; change its owner, mode or mount`
         throw new BlockError('permission', message, { path: this.path })
       }
-      this.#file.lock('write')
+      this.file.lock('write')
     } else {
-      await this.#file.sync()
-      this.#file.lock('read')
+      await this.file.sync()
+      this.file.lock('read')
     }
     this.#access = access
   }
 
   async grow(size: number): Promise<void> {
     if (this.#access !== 'write') throw new BlockError('read-only', `${this.name} is read-only`, { path: this.path })
-    if (!Number.isSafeInteger(size) || size < this.#size) {
-      const message = `${this.name} cannot grow from ${this.#size} to ${size} bytes`
+    if (!Number.isSafeInteger(size) || size < this.bytes) {
+      const message = `${this.name} cannot grow from ${this.bytes} to ${size} bytes`
       throw new BlockError('invalid-argument', message, { path: this.path })
     }
     if (this.#isBlockDevice) {
-      if (size > this.#file.size()) {
-        const message = `${this.path} is a block device of ${this.#file.size()} bytes; make it larger first`
+      if (size > this.file.size()) {
+        const message = `${this.path} is a block device of ${this.file.size()} bytes; make it larger first`
         throw new BlockError('unsupported', message, { path: this.path })
       }
-    } else await this.#file.truncate(size)
-    await this.#file.sync()
-    this.#size = size
+    } else await this.file.truncate(size)
+    await this.file.sync()
+    this.bytes = size
   }
 
   setBackingReference(): Promise<void> {
@@ -160,24 +129,12 @@ class RawImage implements Layer {
     return Promise.reject(new BlockError('unsupported', message, { path: this.path }))
   }
 
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     try {
-      if (this.#access === 'write') await this.#file.sync()
+      if (this.#access === 'write') await this.file.sync()
     } finally {
       this.#access = 'read'
-      await this.#file.close()
+      await this.file.close()
     }
   }
 }
-
-const readable: Capabilities = {
-  write: false,
-  fua: 'emulated',
-  zero: 'native',
-  trim: 'native',
-  // Whether holes can be told from data is the file system's affair; without that, all is data.
-  extents: 'emulated',
-  minimumBlock: 1,
-  bestBlock: PAGE,
-}
-const capabilities: Readonly<Record<Access, Capabilities>> = { read: readable, write: { ...readable, write: true } }
