@@ -27,9 +27,13 @@ const CHECKS: readonly Step[] = [
 
 const TESTS: Step = { name: 'tests', command: ['node', 'tools/test.ts'], remedy: 'see the failures above' }
 
-/** Programs of node_modules first, so that the Node of the project is found before that of the machine. */
+/**
+ * Programs of node_modules first, so that the Node of the project is found before that of the machine. No colours, which some
+ * programs choose under CI even where nobody sees them.
+ */
 const ENVIRONMENT = {
   ...process.env,
+  NO_COLOR: '1',
   PATH: `${path.join(ROOT, 'node_modules', '.bin')}${path.delimiter}${process.env['PATH'] ?? ''}`,
 }
 

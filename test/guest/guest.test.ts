@@ -51,7 +51,7 @@ test('a guest lives through snapshots, backups, merges and a killed daemon, and 
   t.after(() => daemon.kill())
   await daemon.start()
   await daemon.api.call('addDisk', {}, { name: 'vm1', image, format: 'qcow2' })
-  const guest = new GuestMachine(kernel.image, initramfs, path.join(folder, 'home/run/nbd/vm1.sock'), 'vm1')
+  const guest = await GuestMachine.boot(kernel.image, initramfs, path.join(folder, 'home/run/nbd/vm1.sock'), 'vm1')
   t.after(() => guest.kill())
   await guest.progress(5)
 

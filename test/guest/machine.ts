@@ -14,6 +14,10 @@ const MODULES = [
   'drivers/block/virtio_blk.ko',
 ]
 
+/** How long a boot may take, and how often it is tried. */
+const BOOT_MS = 30_000
+const BOOTS_MAX = 6
+
 /** The newest installed cloud kernel, or undefined. */
 export function findKernel(): { image: string; modules: string } | undefined {
   const name = fs.existsSync('/boot')
@@ -80,12 +84,32 @@ export class GuestMachine {
   readonly #ended: Promise<void>
   console = ''
 
-  /** `socket` and `name` say where its disk is served over NBD. */
-  constructor(kernel: string, initramfs: string, socket: string, name: string) {
+  /**
+   * Boots a guest whose disk is served over NBD at `socket` as `name`, and waits until it is up. On a loaded machine its kernel
+   * sometimes hangs in the calibration of its timers, before it has seen the disk: then it is booted again.
+   */
+  static async boot(kernel: string, initramfs: string, socket: string, name: string): Promise<GuestMachine> {
+    let said = ''
+    for (let attempt = 0; attempt < BOOTS_MAX; attempt++) {
+      const guest = new GuestMachine(kernel, initramfs, socket, name)
+      const deadline = performance.now() + BOOT_MS
+      while (performance.now() < deadline && !guest.console.includes('VARVE up')) {
+        await new Promise((resolve) => setTimeout(resolve, 50))
+      }
+      if (guest.console.includes('VARVE up')) return guest
+      said = guest.console
+      guest.kill()
+      await guest.ended()
+      if (/virtio|EXT4/i.test(said)) break
+    }
+    throw new Error(`the guest did not boot:\n${said}`)
+  }
+
+  private constructor(kernel: string, initramfs: string, socket: string, name: string) {
     const drive = `driver=nbd,node-name=disk,server.type=unix,server.path=${socket},export=${name},reconnect-delay=60`
     const options = `-M microvm,accel=tcg,rtc=on -cpu max -m 256 -nodefaults -no-reboot -display none -serial stdio
       -kernel ${kernel} -initrd ${initramfs} -blockdev ${drive} -device virtio-blk-device,drive=disk`
-    const args = [...options.split(/\s+/), '-append', 'console=ttyS0 quiet panic=-1']
+    const args = [...options.split(/\s+/), '-append', 'console=ttyS0 panic=-1']
     this.#process = spawn('qemu-system-x86_64', args, { stdio: ['ignore', 'pipe', 'pipe'] })
     const hear = (chunk: Buffer): void => {
       this.console += chunk.toString('utf8')
