@@ -6,6 +6,7 @@
 
 import { spawnSync } from 'node:child_process'
 import path from 'node:path'
+import { stripVTControlCharacters } from 'node:util'
 
 const ROOT = path.resolve(import.meta.dirname, '..')
 
@@ -27,13 +28,9 @@ const CHECKS: readonly Step[] = [
 
 const TESTS: Step = { name: 'tests', command: ['node', 'tools/test.ts'], remedy: 'see the failures above' }
 
-/**
- * Programs of node_modules first, so that the Node of the project is found before that of the machine. No colours, which some
- * programs choose under CI even where nobody sees them.
- */
+/** Programs of node_modules first, so that the Node of the project is found before that of the machine. */
 const ENVIRONMENT = {
   ...process.env,
-  NO_COLOR: '1',
   PATH: `${path.join(ROOT, 'node_modules', '.bin')}${path.delimiter}${process.env['PATH'] ?? ''}`,
 }
 
@@ -52,7 +49,8 @@ function passes(step: Step, isQuiet: boolean): boolean {
   const seconds = ((performance.now() - started) / 1000).toFixed(1)
   if (isQuiet || !isOk) console.log(`${isOk ? 'ok  ' : 'FAIL'}  ${step.name.padEnd(8)} ${seconds} s`)
   if (isOk) return true
-  if (isQuiet) console.log(`${result.stdout ?? ''}${result.stderr ?? ''}`.trimEnd())
+  // Some programs choose colours under CI even where nobody sees them.
+  if (isQuiet) console.log(stripVTControlCharacters(`${result.stdout ?? ''}${result.stderr ?? ''}`).trimEnd())
   if (result.error !== undefined) console.log(`${program}: ${result.error.message}; run npm ci first`)
   console.log(`      ${step.command.join(' ')}: ${step.remedy}`)
   return false
