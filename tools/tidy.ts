@@ -33,6 +33,7 @@ export const ROOMS: Readonly<Record<string, Room>> = {
   dirtylog: { rank: 4, invariant: 'the dirty log is given its files and knows no disk' },
   repository: { rank: 4, invariant: 'a repository stores chunks and knows neither disks nor guests' },
   chain: { rank: 5, invariant: 'a chain makes layers one disk and starts no long work' },
+  image: { rank: 6, invariant: 'image tools work on image files that no daemon serves' },
   source: { rank: 6, invariant: 'a source answers what changed, for disks that others own' },
   job: { rank: 7, invariant: 'a job is given devices and bitmaps and knows no names' },
   engine: { rank: 8, invariant: 'engine alone owns machines, disks, exports, jobs and repositories' },
@@ -66,6 +67,7 @@ const RESERVED: readonly Reserved[] = [
     what: /^(node:)?fs(\/promises)?$/,
     only: [
       'src/host/real.ts',
+      'src/host/holders.ts', // who has a file open, in /proc
       'src/nbd/server.ts', // the mode of a listening socket's file
       'src/api/', // likewise, and its token
       'src/daemon/', // configuration, before there is a host

@@ -5,6 +5,7 @@ import { FORMATS, type Format } from '../chain/open.ts'
 import { addBackupCommands } from './backup.ts'
 import { type GlobalOptions, portArgument, reportError } from './context.ts'
 import { addDiskCommands } from './disk.ts'
+import { addImageCommands } from './image.ts'
 import { addJobCommands } from './job.ts'
 import { addServeCommand } from './serve.ts'
 import { addSnapshotCommands } from './snapshot.ts'
@@ -45,6 +46,7 @@ addDiskCommands(program)
 addSnapshotCommands(program)
 addBackupCommands(program)
 addJobCommands(program)
+addImageCommands(program)
 program
   .command('demo')
   .description('the main job on a real image, from snapshot to proved restore')

@@ -5,6 +5,7 @@ import fs from 'node:fs'
 import { dirname } from 'node:path'
 import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import { describeHolders, findHolders } from './holders.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from './host.ts'
 import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SEEK_DATA, SEEK_HOLE, syscalls } from './syscalls.ts'
 
@@ -115,7 +116,8 @@ class RealFile implements HostFile {
     this.#take(claim)
     if (claim !== undefined && this.#isContested(claim)) {
       this.#take(old)
-      const message = `${this.path} is in use by another process${claim === 'read' ? ' that writes to it' : ''}: end that first`
+      const who = describeHolders(findHolders(this.path))
+      const message = `${this.path} is in use by ${who}${claim === 'read' ? ', which writes to it' : ''}: end that first`
       throw new BlockError('busy', message, { path: this.path })
     }
     this.#claim = claim

@@ -209,7 +209,7 @@ test('an image of a disk is no other disk’s image, nor its backing file, nor i
 test('an image that another program writes to is refused until that program ends', SKIP, async (t) => {
   const image = site.image('held.qcow2', '8M')
   const holder = await holdWithQemuNbd(t, image)
-  await refusesImage(image, busy, /held\.qcow2 is in use by another process/)
+  await refusesImage(image, busy, /held\.qcow2 is in use by qemu-nbd \(pid \d+\)/)
   await end(holder)
   await site.done('disk', 'add', 'held', image, '-f', 'qcow2')
   await site.done('disk', 'remove', 'held')
@@ -218,7 +218,7 @@ test('an image that another program writes to is refused until that program ends
 test('an image that another program only reads is not written to', SKIP, async (t) => {
   const image = site.image('read.qcow2', '8M')
   const reader = await holdWithQemuNbd(t, image, '--read-only')
-  await refusesImage(image, busy, /read\.qcow2 is in use by another process/)
+  await refusesImage(image, busy, /read\.qcow2 is in use by \S+ \(pid \d+\)/)
   await end(reader)
 })
 

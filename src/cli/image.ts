@@ -1,0 +1,13 @@
+// varve image: tools for image files that no daemon serves, with the names and options of qemu-img. One file per command in
+// image/; the work is in src/image and is loaded when a command runs.
+
+import type { Command } from 'commander'
+import { addInfoCommand } from './image/info.ts'
+
+/** One line per command, in alphabetical order. */
+const COMMANDS: readonly ((image: Command) => void)[] = [addInfoCommand]
+
+export function addImageCommands(program: Command): void {
+  const image = program.command('image').description('tools for image files, offline; named as qemu-img names them')
+  for (const add of COMMANDS) add(image)
+}

@@ -1,0 +1,47 @@
+// The options that the commands of `varve image` share, named as qemu-img names them.
+
+import { type Command, Option } from 'commander'
+import { FORMATS, type Format } from '../../chain/open.ts'
+import { cliOf } from '../context.ts'
+
+export interface ImageOptions {
+  readonly format?: Format
+  readonly allow?: readonly string[]
+  readonly forceShare?: boolean
+}
+
+/** What `openImage` takes of them. */
+export interface WhatToOpen {
+  readonly format: Format | undefined
+  readonly allowedFolders: readonly string[]
+  readonly forceShare: boolean
+}
+
+export const formatOption = (): Option =>
+  new Option('-f, --format <format>', 'format of the image; without it the first bytes are looked at').choices(FORMATS)
+
+export const allowOption = (): Option =>
+  new Option('--allow <folder>', 'backing files may be in this folder too (repeatable)').argParser(
+    (folder: string, before: readonly string[] | undefined) => [...(before ?? []), folder],
+  )
+
+export const shareOption = (): Option =>
+  new Option('-U, --force-share', 'read the image even while another process writes to it')
+
+export const outputOption = (): Option =>
+  new Option('--output <form>', 'human or json, as --json').choices(['human', 'json'])
+
+export const quietOption = (): Option => new Option('-q, --quiet', 'print nothing but errors')
+
+export const progressOption = (): Option => new Option('-p, --progress', 'show progress on standard error')
+
+export function whatToOpen({ format, allow = [], forceShare = false }: ImageOptions): WhatToOpen {
+  return { format, allowedFolders: allow, forceShare }
+}
+
+/** Prints a result: as JSON with --json or --output=json, else as `text` makes it. */
+export function printResult<T>(command: Command, result: T, text: (result: T) => string): void {
+  const json = command.opts<{ output?: string }>().output ?? (cliOf(command).json ? 'json' : 'human')
+  const shown = json === 'json' ? JSON.stringify(result, undefined, 4) : text(result)
+  if (shown !== '') process.stdout.write(`${shown}\n`)
+}

@@ -1,0 +1,98 @@
+// What an image says of itself, in the fields that `qemu-img info --output=json` has. Nothing of the guest's data is read.
+
+import path from 'node:path'
+import type { Layer } from '../block/device.ts'
+import { BlockError } from '../block/error.ts'
+import { isDirty, isMarkedCorrupt } from '../format/qcow2/header.ts'
+import { Qcow2Image } from '../format/qcow2/image.ts'
+import { COMPAT_LAZY_REFCOUNTS } from '../format/qcow2/spec.ts'
+import { openImage, openImageAlone, type OpenImageOptions } from './open-image.ts'
+
+/** Sizes in bytes. */
+export interface ImageInfo {
+  readonly filename: string
+  readonly format: string
+  readonly 'virtual-size': number
+  /** What the file takes on the disk. */
+  readonly 'actual-size': number
+  readonly 'dirty-flag': boolean
+  readonly 'cluster-size'?: number
+  readonly 'backing-filename'?: string
+  readonly 'full-backing-filename'?: string
+  readonly 'backing-filename-format'?: string
+  readonly 'format-specific'?: { readonly type: 'qcow2'; readonly data: Qcow2Info }
+}
+
+export interface Qcow2Info {
+  readonly compat: '0.10' | '1.1'
+  readonly 'compression-type': 'zlib' | 'zstd'
+  readonly 'refcount-bits': number
+  readonly 'lazy-refcounts'?: boolean
+  readonly corrupt?: boolean
+}
+
+/** What the image at `options.path` says. Its backing files are not opened. Kinds as for `openImageAlone`. */
+export async function describeImage(options: OpenImageOptions): Promise<ImageInfo> {
+  const layer = await openImageAlone(options)
+  try {
+    return await describeLayer(options, layer, options.path)
+  } finally {
+    await layer.close()
+  }
+}
+
+/** What each image of the chain says, the active one first. Kinds as for `openImage`. */
+export async function describeChain(options: OpenImageOptions): Promise<ImageInfo[]> {
+  const chain = await openImage(options)
+  try {
+    const found: ImageInfo[] = []
+    let filename = options.path
+    for (const layer of chain.layers.toReversed()) {
+      const info = await describeLayer(options, layer, filename)
+      found.push(info)
+      filename = info['full-backing-filename'] ?? filename
+    }
+    return found
+  } finally {
+    await chain.close()
+  }
+}
+
+async function describeLayer({ host }: OpenImageOptions, layer: Layer, filename: string): Promise<ImageInfo> {
+  const status = await host.status(layer.path)
+  if (status === undefined) throw new BlockError('not-found', `${filename} is gone`, { path: filename })
+  const reference = layer.backingReference
+  return {
+    filename,
+    format: layer.format,
+    'virtual-size': layer.size,
+    'actual-size': status.allocated,
+    'dirty-flag': layer instanceof Qcow2Image && isDirty(layer.header),
+    ...(layer instanceof Qcow2Image && {
+      'cluster-size': layer.header.clusterSize,
+      'format-specific': { type: 'qcow2', data: describeQcow2(layer) },
+    }),
+    ...(reference !== undefined && {
+      'backing-filename': reference.name,
+      'full-backing-filename': fullBackingName(filename, reference.name),
+    }),
+    ...(reference?.format !== undefined && { 'backing-filename-format': reference.format }),
+  }
+}
+
+function describeQcow2({ header }: Qcow2Image): Qcow2Info {
+  const common = { 'compression-type': header.compression, 'refcount-bits': 2 ** header.refcountOrder }
+  if (header.version === 2) return { compat: '0.10', ...common }
+  return {
+    compat: '1.1',
+    ...common,
+    'lazy-refcounts': ((header.compatible[7] as number) & COMPAT_LAZY_REFCOUNTS) !== 0,
+    corrupt: isMarkedCorrupt(header),
+  }
+}
+
+/** A relative name is meant from the image's folder. It is not resolved further, so that it reads as the user wrote it. */
+function fullBackingName(filename: string, name: string): string {
+  if (path.isAbsolute(name) || /^[a-z][a-z0-9+.-]*:/i.test(name)) return name
+  return filename.slice(0, filename.lastIndexOf('/') + 1) + name
+}
