@@ -3,9 +3,10 @@
 
 import type { Command } from 'commander'
 import { addInfoCommand } from './image/info.ts'
+import { addMapCommand } from './image/map.ts'
 
 /** One line per command, in alphabetical order. */
-const COMMANDS: readonly ((image: Command) => void)[] = [addInfoCommand]
+const COMMANDS: readonly ((image: Command) => void)[] = [addInfoCommand, addMapCommand]
 
 export function addImageCommands(program: Command): void {
   const image = program.command('image').description('tools for image files, offline; named as qemu-img names them')

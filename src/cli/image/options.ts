@@ -39,9 +39,14 @@ export function whatToOpen({ format, allow = [], forceShare = false }: ImageOpti
   return { format, allowedFolders: allow, forceShare }
 }
 
-/** Prints a result: as JSON with --json or --output=json, else as `text` makes it. */
+/** True for --json and --output=json. */
+export function wantsJson(command: Command): boolean {
+  const output = command.opts<{ output?: string }>().output
+  return output === undefined ? cliOf(command).json : output === 'json'
+}
+
+/** Prints a result: as JSON for programs, else as `text` makes it. */
 export function printResult<T>(command: Command, result: T, text: (result: T) => string): void {
-  const json = command.opts<{ output?: string }>().output ?? (cliOf(command).json ? 'json' : 'human')
-  const shown = json === 'json' ? JSON.stringify(result, undefined, 4) : text(result)
+  const shown = wantsJson(command) ? JSON.stringify(result, undefined, 4) : text(result)
   if (shown !== '') process.stdout.write(`${shown}\n`)
 }

@@ -79,6 +79,12 @@ const OWNERSHIP: Readonly<Record<Mapping, Ownership>> = {
   [COMPRESSED]: OWNED_DATA,
 }
 
+/**
+ * Sees one piece of a range, in order; returns false to stop. `host` is the offset of its data, or of the place kept for it, in
+ * the file that holds the data; 0 when it has none.
+ */
+export type MappingVisitor = (length: number, kind: Mapping, host: number) => boolean
+
 /** What access 'write' adds to an image. */
 interface Writing {
   readonly allocator: Allocator
@@ -206,6 +212,23 @@ export class Qcow2Image implements Layer {
       } else {
         const wait = this.#tables.load(offset)
         if (wait !== undefined) return wait.then(() => this.allocation(offset, end - offset, visit))
+      }
+    }
+    return undefined
+  }
+
+  /** Visits the whole range in pieces, in order: how each is mapped, and where in the file that is. */
+  mappings(offset: number, length: number, visit: MappingVisitor): Pending {
+    const end = offset + length
+    while (offset < end) {
+      if (this.#tables.find(offset, end - offset)) {
+        const { kind, host, length: piece } = this.#tables
+        const within = kind === ZEROS && host !== 0 ? offset % this.#header.clusterSize : 0
+        if (!visit(piece, kind, host + within)) return undefined
+        offset += piece
+      } else {
+        const wait = this.#tables.load(offset)
+        if (wait !== undefined) return wait.then(() => this.mappings(offset, end - offset, visit))
       }
     }
     return undefined
