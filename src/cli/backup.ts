@@ -8,7 +8,8 @@ import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
 import { absoluteLocation, initRepositoryAt, openRepositoryAt } from '../daemon/repositories.ts'
 import type { BackupReader, Repository } from '../repository/repository.ts'
-import { cliOf, followJob, Progress, print, sizeArgument, table } from './context.ts'
+import { Progress, print, sizeArgument, table } from './context.ts'
+import { cliOf, followJob } from './daemon-context.ts'
 import { restoreToImage } from './restore-image.ts'
 
 const repoOption = (): Option => new Option('--repo <folder>', 'the repository').makeOptionMandatory()

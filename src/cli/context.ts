@@ -1,13 +1,9 @@
-// What every command shares: the global options, the client of the daemon, and how results, progress and errors are shown.
-// Results go to standard output, progress and errors to standard error.
+// What every command shares: the global options, and how results, progress and errors are shown. Results go to standard output,
+// progress and errors to standard error. It knows no daemon: commands without one start in a fraction of the time.
 
 import { SingleBar } from 'cli-progress'
-import type { Command } from 'commander'
-import { ApiClient } from '../api/client.ts'
-import type { JobReply } from '../api/schema.ts'
 import { formatSize, parseSize } from '../base/size.ts'
 import { BlockError, type ErrorKind, isBlockError } from '../block/error.ts'
-import { homeAt, homeFolder } from '../engine/home.ts'
 
 /** Exit statuses: 0 done, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt or verification failed. */
 export const EXIT_STATUS: Record<ErrorKind, number> = {
@@ -34,21 +30,8 @@ export interface GlobalOptions {
   readonly home?: string
 }
 
-export interface Cli {
-  readonly json: boolean
-  readonly home: string
-  readonly api: ApiClient
-}
-
-/** The shared things for a command's action. */
-export function cliOf(command: Command): Cli {
-  const { json, home } = command.optsWithGlobals<GlobalOptions>()
-  const folder = homeFolder(home)
-  return { json: json === true, home: folder, api: new ApiClient(homeAt(folder).apiSocket) }
-}
-
 /** Prints a result: as JSON for programs, else as `text` makes it. */
-export function print<T>(cli: Cli, result: T, text: (result: T) => string): void {
+export function print<T>(cli: { readonly json: boolean }, result: T, text: (result: T) => string): void {
   process.stdout.write(cli.json ? `${JSON.stringify(result, undefined, 2)}\n` : `${text(result)}\n`)
 }
 
@@ -97,33 +80,6 @@ export class Progress {
 
   end(): void {
     this.#bar?.stop()
-  }
-}
-
-/** Follows a job to its end with a bar, and says why it waits where it does. Throws what the job failed with. */
-export async function followJob(cli: Cli, started: JobReply): Promise<JobReply> {
-  const { id } = started
-  const progress = new Progress(id)
-  const say = (message: string): void => void process.stderr.write(`varve: job ${id} ${message}\n`)
-  const leave = (): void => {
-    progress.end()
-    say(`goes on without this command: varve job show ${id}, varve job cancel ${id}`)
-    process.kill(process.pid, 'SIGINT')
-  }
-  let told: string | undefined
-  process.once('SIGINT', leave)
-  try {
-    const ended = await cli.api.follow(id, ({ done, total, state, error }) => {
-      progress.update(done, total)
-      const reason = state === 'paused' ? error?.message : undefined
-      if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
-      told = reason
-    })
-    if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
-    return ended
-  } finally {
-    process.off('SIGINT', leave)
-    progress.end()
   }
 }
 

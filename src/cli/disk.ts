@@ -5,7 +5,8 @@ import { type Command, Option } from 'commander'
 import type { DiskReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import { cliOf, print, sizeArgument, table } from './context.ts'
+import { print, sizeArgument, table } from './context.ts'
+import { cliOf } from './daemon-context.ts'
 
 const formatOption = (): Option =>
   new Option('-f, --format <format>', 'format of the image; never probed, since a guest could write a header')

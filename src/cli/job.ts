@@ -3,7 +3,8 @@
 import type { Command } from 'commander'
 import type { JobReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
-import { cliOf, print, sizeArgument, table } from './context.ts'
+import { print, sizeArgument, table } from './context.ts'
+import { cliOf } from './daemon-context.ts'
 
 const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'RESUMED AT', 'ERROR']
 

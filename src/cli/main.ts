@@ -1,15 +1,31 @@
 // The command line: one file per group of commands. Exit statuses are in context.ts.
 
-import { Command, CommanderError, Option } from 'commander'
-import { FORMATS, type Format } from '../chain/open.ts'
-import { addBackupCommands } from './backup.ts'
-import { type GlobalOptions, portArgument, reportError } from './context.ts'
-import { addDiskCommands } from './disk.ts'
-import { addImageCommands } from './image.ts'
-import { addJobCommands } from './job.ts'
-import { addServeCommand } from './serve.ts'
-import { addSnapshotCommands } from './snapshot.ts'
+import { Command, CommanderError } from 'commander'
+import { type GlobalOptions, reportError } from './context.ts'
 import { VERSION } from './version.ts'
+
+type AddCommands = (program: Command) => void
+type Load = () => Promise<AddCommands>
+
+const loadSnapshot: Load = async () => (await import('./snapshot.ts')).addSnapshotCommands
+const loadBackup: Load = async () => (await import('./backup.ts')).addBackupCommands
+
+/** Where each command is, by the first word, in the order of the help. */
+const GROUPS: Readonly<Record<string, Load>> = {
+  serve: async () => (await import('./serve.ts')).addServeCommand,
+  nbd: async () => (await import('./nbd.ts')).addNbdCommand,
+  disk: async () => (await import('./disk.ts')).addDiskCommands,
+  snapshot: loadSnapshot,
+  commit: loadSnapshot,
+  repo: loadBackup,
+  backup: loadBackup,
+  backups: loadBackup,
+  verify: loadBackup,
+  restore: loadBackup,
+  job: async () => (await import('./job.ts')).addJobCommands,
+  image: async () => (await import('./image.ts')).addImageCommands,
+  demo: async () => (await import('./demo/command.ts')).addDemoCommand,
+}
 
 const program = new Command('varve')
   .description('Live snapshots, live merge and live backup for virtual-machine disks')
@@ -29,41 +45,9 @@ const program = new Command('varve')
       ),
   })
 
-addServeCommand(program)
-program
-  .command('nbd <image>')
-  .description('serve one image over NBD, without a daemon')
-  .addOption(new Option('-f, --format <format>', 'format of the image').choices(FORMATS).makeOptionMandatory())
-  .option('--socket <path>', 'listen on a Unix socket')
-  .option('--port <number>', 'listen on this port of the loopback address', portArgument)
-  .option('--read-only', 'refuse writes')
-  .option('--export-name <name>', 'name of the export', '')
-  .action(async (image: string, options: NbdOptions) => {
-    const { serveImage } = await import('./nbd.ts')
-    await serveImage({ image, ...options })
-  })
-addDiskCommands(program)
-addSnapshotCommands(program)
-addBackupCommands(program)
-addJobCommands(program)
-addImageCommands(program)
-program
-  .command('demo')
-  .description('the main job on a real image, from snapshot to proved restore')
-  .option('--keep <folder>', 'leave all files in this folder')
-  .action(async (options: { keep?: string }, command: Command) => {
-    const { runDemo } = await import('./demo/demo.ts')
-    const { json } = command.optsWithGlobals<GlobalOptions>()
-    process.exitCode = await runDemo({ ...options, json: json === true })
-  })
-
-interface NbdOptions {
-  readonly format: Format
-  readonly socket?: string
-  readonly port?: number
-  readonly readOnly?: boolean
-  readonly exportName: string
-}
+// Only the group that was asked for is loaded, so that a tool which needs no daemon starts at once; all of them for help.
+const wanted = GROUPS[process.argv[2] ?? '']
+for (const load of wanted === undefined ? new Set(Object.values(GROUPS)) : [wanted]) (await load())(program)
 
 for (const command of [...program.commands, ...program.commands.flatMap((group) => group.commands)])
   command.exitOverride()

@@ -2,36 +2,46 @@
 // image's own claim keeps other programs from writing to it meanwhile.
 
 import path from 'node:path'
+import { type Command, Option } from 'commander'
 import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
-import { FORMATS, isFormat, openChain } from '../chain/open.ts'
+import { type Format, FORMATS, openChain } from '../chain/open.ts'
 import { realHost } from '../host/real.ts'
 import { type Export, NbdServer } from '../nbd/server.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
+import { portArgument } from './context.ts'
 
-export interface ServeImageOptions {
-  readonly image: string
-  /** 'raw' or 'qcow2'; never guessed, since a guest could write an image header into a raw disk. */
-  readonly format: string
+interface ServeImageOptions {
+  /** Never guessed, since a guest could write an image header into a raw disk. */
+  readonly format: Format
   /** Serve on this Unix socket; else on TCP, loopback only. */
   readonly socket?: string
   /** 10809 unless told; 0 lets the system choose. */
   readonly port?: number
   readonly readOnly?: boolean
   /** The empty name, which clients get that ask for none, unless told. */
-  readonly exportName?: string
+  readonly exportName: string
+}
+
+export function addNbdCommand(program: Command): void {
+  program
+    .command('nbd <image>')
+    .description('serve one image over NBD, without a daemon')
+    .addOption(new Option('-f, --format <format>', 'format of the image').choices(FORMATS).makeOptionMandatory())
+    .option('--socket <path>', 'listen on a Unix socket')
+    .option('--port <number>', 'listen on this port of the loopback address', portArgument)
+    .option('--read-only', 'refuse writes')
+    .option('--export-name <name>', 'name of the export', '')
+    .action(serveImage)
 }
 
 /**
  * Opens the image with its backing files, serves it, prints its URI on standard output, and returns after SIGINT or
  * SIGTERM, when every request is answered and the image is closed cleanly.
  */
-export async function serveImage(options: ServeImageOptions): Promise<void> {
-  const { image, format, socket } = options
-  if (!isFormat(format)) {
-    throw new BlockError('invalid-argument', `format "${format}" is not one of ${FORMATS.join(', ')}`)
-  }
+async function serveImage(image: string, options: ServeImageOptions): Promise<void> {
+  const { format, socket } = options
   if (socket !== undefined && options.port !== undefined) {
     throw new BlockError('invalid-argument', 'give either a socket or a port, not both')
   }
@@ -48,7 +58,7 @@ export async function serveImage(options: ServeImageOptions): Promise<void> {
 }
 
 async function serveUntil(stop: Promise<void>, chain: Chain, options: ServeImageOptions): Promise<void> {
-  const name = options.exportName ?? ''
+  const name = options.exportName
   const served: Export = {
     name,
     description: chain.name,

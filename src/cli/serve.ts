@@ -1,7 +1,8 @@
 // varve serve: the daemon, in the foreground, until a signal ends it.
 
 import type { Command } from 'commander'
-import { cliOf, sizeArgument } from './context.ts'
+import { sizeArgument } from './context.ts'
+import { cliOf } from './daemon-context.ts'
 import { VERSION } from './version.ts'
 
 export function addServeCommand(program: Command): void {

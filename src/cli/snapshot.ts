@@ -3,7 +3,8 @@
 import { createInterface } from 'node:readline/promises'
 import type { Command } from 'commander'
 import { BlockError } from '../block/error.ts'
-import { type Cli, cliOf, followJob, print, sizeArgument, table } from './context.ts'
+import { print, sizeArgument, table } from './context.ts'
+import { type Cli, cliOf, followJob } from './daemon-context.ts'
 
 export function addSnapshotCommands(program: Command): void {
   const snapshot = program.command('snapshot').description('live snapshots of a disk')

@@ -2,7 +2,7 @@
 
 import { type Command, Option } from 'commander'
 import { FORMATS, type Format } from '../../chain/open.ts'
-import { cliOf } from '../context.ts'
+import type { GlobalOptions } from '../context.ts'
 
 export interface ImageOptions {
   readonly format?: Format
@@ -41,8 +41,8 @@ export function whatToOpen({ format, allow = [], forceShare = false }: ImageOpti
 
 /** True for --json and --output=json. */
 export function wantsJson(command: Command): boolean {
-  const output = command.opts<{ output?: string }>().output
-  return output === undefined ? cliOf(command).json : output === 'json'
+  const { json, output } = command.optsWithGlobals<GlobalOptions & { output?: string }>()
+  return output === undefined ? json === true : output === 'json'
 }
 
 /** Prints a result: as JSON for programs, else as `text` makes it. */
