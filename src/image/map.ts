@@ -8,7 +8,7 @@
 import { HOLE, type Layer } from '../block/device.ts'
 import type { Chain } from '../chain/chain.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
-import { COMPRESSED, DATA, type Mapping, UNMAPPED, ZEROS } from '../format/qcow2/tables.ts'
+import { COMPRESSED, DATA, type Mapping, NO_PLACE, UNMAPPED, ZEROS } from '../format/qcow2/mapping.ts'
 
 /** Offsets and lengths in bytes. */
 export interface MapEntry {
@@ -66,7 +66,7 @@ async function pieceAt(layer: Layer, start: number, length: number): Promise<Pie
   let found: Piece | undefined
   if (layer instanceof Qcow2Image) {
     await layer.mappings(start, length, (piece, kind, host) => {
-      const place = OFFSET_IS_SHOWN[kind] && host !== 0 ? { offset: host } : {}
+      const place = OFFSET_IS_SHOWN[kind] && host !== NO_PLACE ? { offset: host } : {}
       found = { length: piece, ...PIECE_OF[kind], ...place }
       return false
     })

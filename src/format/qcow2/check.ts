@@ -3,7 +3,7 @@
 // walk over all tables for each, so that memory stays bounded.
 
 import { Breather } from '../../base/breather.ts'
-import { getUint32 } from '../../base/bytes.ts'
+import { getUint32, setUint32 } from '../../base/bytes.ts'
 import { QCOW2_CHECK_WINDOW } from '../../base/limits.ts'
 import { divideUp, roundUp } from '../../base/round.ts'
 import type { Pending } from '../../block/device.ts'
@@ -277,11 +277,12 @@ async function rebuild(subject: Subject, window: Window): Promise<void> {
  * and become just that before anything new is put there. Gives the end of all that is referred to, in bytes of the file.
  */
 async function dropLost(subject: Subject): Promise<number> {
-  const { file, tables } = subject
+  const { file, header, tables } = subject
   const fileSize = file.size()
   const noTable = new Uint8Array(spec.ENTRY_SIZE)
-  const zeros = new Uint8Array(spec.ENTRY_SIZE)
-  zeros[7] = spec.OFLAG_ZERO_LOW
+  const zeros = new Uint8Array(header.l2EntrySize)
+  if (header.extendedL2) setUint32(zeros, spec.SUBCLUSTERS_ZERO, 0xffff_ffff)
+  else zeros[7] = spec.OFLAG_ZERO_LOW
   let isChanged = false
   let end = 0
   await walkReferences(rootsOf(subject), {
@@ -292,7 +293,7 @@ async function dropLost(subject: Subject): Promise<number> {
     active({ place, isL1, target }) {
       if (target < fileSize) return undefined
       isChanged = true
-      return file.write(place, spec.ENTRY_SIZE, isL1 ? noTable : zeros, 0)
+      return isL1 ? file.write(place, noTable.length, noTable, 0) : file.write(place, zeros.length, zeros, 0)
     },
   })
   if (isChanged) await file.sync()
@@ -317,7 +318,7 @@ async function countGuest({
   header,
   tables,
 }: Subject): Promise<Pick<CheckResult, 'totalClusters' | 'allocatedClusters' | 'compressedClusters'>> {
-  const perTable = header.clusterSize / spec.ENTRY_SIZE
+  const perTable = header.clusterSize / header.l2EntrySize
   const totalClusters = divideUp(header.size, header.clusterSize)
   const l2 = new Uint8Array(header.clusterSize)
   let allocatedClusters = 0
@@ -326,8 +327,8 @@ async function countGuest({
     const table = tables.tableAt(l1Index)
     if (table === 0 || table % header.clusterSize !== 0 || table >= file.size()) continue
     await file.read(table, l2.length, l2, 0)
-    const end = Math.min(perTable, totalClusters - l1Index * perTable) * spec.ENTRY_SIZE
-    for (let at = 0; at < end; at += spec.ENTRY_SIZE) {
+    const end = Math.min(perTable, totalClusters - l1Index * perTable) * header.l2EntrySize
+    for (let at = 0; at < end; at += header.l2EntrySize) {
       const high = getUint32(l2, at)
       const isCompressed = (high & spec.OFLAG_COMPRESSED_HIGH) !== 0
       if (isCompressed) compressedClusters++

@@ -9,7 +9,8 @@ import { QCOW2_L1_MAX } from '../../base/limits.ts'
 import { divideUp, isPowerOfTwo, roundUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { Host, HostFile } from '../../host/host.ts'
-import { encodeHeader, type Header, l1EntriesFor, placeBackingName } from './header.ts'
+import { featureNameTable } from './features.ts'
+import { encodeHeader, type Header, l1EntriesFor, mapShape, placeBackingName } from './header.ts'
 import * as spec from './spec.ts'
 
 export interface CreateOptions {
@@ -17,6 +18,8 @@ export interface CreateOptions {
   readonly size: number
   /** Bytes, a power of two from 512 to 2 MiB; 64 KiB unless told. */
   readonly clusterSize?: number
+  /** Maps by subclusters, 32 to a cluster of at least 16 KiB; not unless told. */
+  readonly extendedL2?: boolean
   readonly backing?: { readonly name: string; readonly format: string }
 }
 
@@ -43,14 +46,18 @@ export async function createQcow2(host: Host, imagePath: string, options: Create
 }
 
 function newHeader(imagePath: string, options: CreateOptions): Header {
-  const { size, clusterSize = DEFAULT_CLUSTER_SIZE, backing } = options
+  const { size, clusterSize = DEFAULT_CLUSTER_SIZE, extendedL2 = false, backing } = options
   const invalid = (what: string): BlockError =>
     new BlockError('invalid-argument', `${imagePath}: ${what}`, { path: imagePath })
   const bits = Math.log2(clusterSize)
   if (!isPowerOfTwo(clusterSize) || bits < spec.MIN_CLUSTER_BITS || bits > spec.MAX_CLUSTER_BITS)
     throw invalid(`a cluster size is a power of two from 512 bytes to 2 MiB, not ${clusterSize}`)
+  if (extendedL2 && bits < spec.MIN_CLUSTER_BITS_EXTL2)
+    throw invalid(`extended L2 entries need clusters of 16 KiB or more, not ${clusterSize} bytes`)
   if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
-  const l1Size = Math.max(1, l1EntriesFor(size, clusterSize))
+  const incompatible = extendedL2 ? spec.INCOMPAT_EXTL2 : 0
+  const shape = mapShape(bits, incompatible)
+  const l1Size = Math.max(1, l1EntriesFor(size, clusterSize, shape.l2EntrySize))
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
     throw invalid(`a disk of ${size} bytes needs clusters of more than ${clusterSize} bytes`)
 
@@ -78,11 +85,14 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     snapshotCount: 0,
     snapshotsOffset: 0,
     compression: 'zlib',
-    incompatible: 0,
+    incompatible,
+    ...shape,
+    dataFile: undefined,
     compatible,
     autoclear: new Uint8Array(8),
     moreFields: new Uint8Array(spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
-    extensions: [],
+    // In a smaller cluster it would leave no room for the name of a backing file.
+    extensions: clusterSize > 4096 ? [{ type: spec.EXT_FEATURE_TABLE, data: featureNameTable() }] : [],
     bitmaps: undefined,
     backing: undefined,
     backingNameOffset: 0,

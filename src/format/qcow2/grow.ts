@@ -28,7 +28,7 @@ export async function growImage(size: number, image: Growing): Promise<void> {
   const invalid = (why: string): BlockError =>
     new BlockError('invalid-argument', `${file.path} cannot grow to ${size} bytes: ${why}`, { path: file.path })
   if (!Number.isSafeInteger(size) || size < header.size) throw invalid(`it has ${header.size} bytes`)
-  const l1Size = l1EntriesFor(size, header.clusterSize)
+  const l1Size = l1EntriesFor(size, header.clusterSize, header.l2EntrySize)
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
     throw invalid(`its clusters of ${header.clusterSize} bytes are too small`)
   if (l1Size > header.l1Size) await writer.withTables(() => moveL1(l1Size, image))

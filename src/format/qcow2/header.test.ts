@@ -4,8 +4,8 @@ import { setUint32, setUint64, utf8 } from '../../base/bytes.ts'
 import { isBlockError } from '../../block/error.ts'
 import { SimulatedHost } from '../../host/simulated.ts'
 import { createQcow2 } from './create.ts'
-import { encodeHeader, parseHeader } from './header.ts'
-import { HEADER } from './spec.ts'
+import { encodeHeader, parseHeader, readHeader } from './header.ts'
+import { EXT_FEATURE_TABLE, HEADER, INCOMPAT_EXTL2 } from './spec.ts'
 
 const CLUSTER = 4096
 
@@ -56,6 +56,33 @@ suite('a qcow2 header', () => {
     assert.equal(utf8.decode(again.extensions[0]?.data ?? new Uint8Array(0)), 'whatever it is')
   })
 
+  test('of a new image carries the names of the features, which an image with smaller clusters has no room for', async () => {
+    const host = new SimulatedHost()
+    for (const clusterSize of [4096, 8192]) {
+      await createQcow2(host, `/${clusterSize}`, { size: 1, clusterSize })
+      const { extensions } = await readHeader(await host.open(`/${clusterSize}`))
+      const table = extensions.find(({ type }) => type === EXT_FEATURE_TABLE)?.data
+      assert.equal(table?.length, clusterSize === 4096 ? undefined : 8 * 48)
+      if (table !== undefined) assert.equal(utf8.decode(table.subarray(2, 11)), 'dirty bit')
+    }
+  })
+
+  test('refuses an unknown feature by the name that the image has for it, and else by its number', async () => {
+    const bytes = await newImage()
+    const header = parseHeader(bytes.subarray(0, CLUSTER), bytes.length, '/disk')
+    const entry = Buffer.alloc(48)
+    entry[1] = 37
+    entry.write('time travel', 2)
+    const named = { ...header, extensions: [{ type: EXT_FEATURE_TABLE, data: entry }], backingNameOffset: 1000 }
+    bytes.set(encodeHeader(named), 0)
+    bytes.write('base.qcow2', 1000)
+    setUint64(bytes, HEADER.incompatible_features, 2 ** 37 + 2 ** 40)
+    assert.throws(
+      () => parseHeader(bytes.subarray(0, CLUSTER), bytes.length, '/disk'),
+      (error) => isBlockError(error, 'unsupported') && error.message.endsWith('"time travel" (bit 37), bit 40'),
+    )
+  })
+
   const invalid: readonly (readonly [what: string, damage: (bytes: Buffer) => void])[] = [
     ['an L1 table in the header', (bytes) => setUint64(bytes, HEADER.l1_table_offset, 0)],
     ['an L1 table in the refcount table', (bytes) => setUint64(bytes, HEADER.l1_table_offset, CLUSTER)],
@@ -74,6 +101,10 @@ suite('a qcow2 header', () => {
     ['a backing name of 1024 bytes', (bytes) => setUint32(bytes, HEADER.backing_file_size, 1024)],
     ['a backing name outside its cluster', (bytes) => setUint64(bytes, HEADER.backing_file_offset, CLUSTER - 4)],
     [
+      'extended L2 entries in clusters of 4 KiB',
+      (bytes) => setUint64(bytes, HEADER.incompatible_features, INCOMPAT_EXTL2),
+    ],
+    [
       'a compression type without its feature bit',
       (bytes) => bytes.fill(1, HEADER.compression_type, HEADER.compression_type + 1),
     ],
@@ -89,8 +120,6 @@ suite('a qcow2 header', () => {
   const unsupported: readonly (readonly [what: string, damage: (bytes: Buffer) => void])[] = [
     ['version 4', (bytes) => setUint32(bytes, HEADER.version, 4)],
     ['encryption', (bytes) => setUint32(bytes, HEADER.crypt_method, 2)],
-    ['an external data file', (bytes) => setUint64(bytes, HEADER.incompatible_features, 4)],
-    ['extended L2 entries', (bytes) => setUint64(bytes, HEADER.incompatible_features, 16)],
     ['an unknown incompatible feature', (bytes) => setUint64(bytes, HEADER.incompatible_features, 2 ** 40)],
   ]
   for (const [what, damage] of unsupported) {

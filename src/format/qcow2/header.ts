@@ -13,8 +13,9 @@ import {
 } from '../../base/limits.ts'
 import { divideUp, roundUp } from '../../base/round.ts'
 import type { BackingReference } from '../../block/device.ts'
-import { BlockError, type ErrorKind } from '../../block/error.ts'
+import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
+import { type Fail, type Features, noFeatures, parseFeatures } from './features.ts'
 import * as spec from './spec.ts'
 
 export interface HeaderExtension {
@@ -29,8 +30,16 @@ export interface BitmapDirectory {
   readonly offset: number
 }
 
+/** The file that holds the guest's data, in place of the image itself. */
+export interface DataFileReference {
+  /** As written in the header: absolute, or relative to the image's folder. */
+  readonly name: string
+  /** True when it is at all times what the disk reads as, so that it can be used as a raw image. */
+  readonly isRaw: boolean
+}
+
 /** What the header says. Offsets and sizes in bytes, tables in entries unless the name says otherwise. */
-export interface Header {
+export interface Header extends Features {
   readonly version: 2 | 3
   size: number
   readonly clusterBits: number
@@ -39,20 +48,20 @@ export interface Header {
   l1Size: number
   refcountTableOffset: number
   refcountTableClusters: number
-  readonly refcountOrder: number
   readonly snapshotCount: number
   readonly snapshotsOffset: number
-  readonly compression: 'zlib' | 'zstd'
-  /** Low half of incompatible_features; its high half is reserved, and an image that uses it is refused. */
-  incompatible: number
-  /** compatible_features and autoclear_features, eight bytes each as they are. */
-  readonly compatible: Uint8Array
-  autoclear: Uint8Array
+  /** True when L2 entries are extended; they then have 16 bytes, else 8. */
+  readonly extendedL2: boolean
+  readonly l2EntrySize: number
+  /** The smallest unit of the map, in bytes: a subcluster with extended L2 entries, else a cluster. */
+  readonly unitSize: number
   /** Fields after byte 104 up to header_length, kept as they are. */
   readonly moreFields: Uint8Array
   /** Without the backing format's, which is in `backing`, and without the end marker. */
   readonly extensions: readonly HeaderExtension[]
   readonly bitmaps: BitmapDirectory | undefined
+  /** The external data file, whose name may be empty when the header does not say it; undefined for an image without one. */
+  readonly dataFile: DataFileReference | undefined
   backing: BackingReference | undefined
   /** Where the backing file's name is; 0 without one. */
   backingNameOffset: number
@@ -89,8 +98,6 @@ export async function readHeader(file: HostFile): Promise<Header> {
   return parseHeader(first, fileSize, file.path)
 }
 
-type Fail = (kind: ErrorKind, what: string, offset: number) => BlockError
-
 function failure(path: string): Fail {
   return (kind, what, offset) => new BlockError(kind, `${path} ${what}`, { path, offset })
 }
@@ -109,8 +116,9 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): 
   const isShort = version === 3 && (headerLength < spec.HEADER_LENGTH_V3 || headerLength % 8 !== 0)
   if (isShort || headerLength > bytes.length)
     throw fail('invalid-format', `has a header of ${headerLength} bytes, which cannot be`, spec.HEADER.header_length)
-  const features = version === 2 ? noFeatures() : parseFeatures(bytes, headerLength, fail)
   const { extensions, backingFormat } = parseExtensions(bytes, headerLength, fail)
+  const names = extensions.find(({ type }) => type === spec.EXT_FEATURE_TABLE)?.data ?? new Uint8Array(0)
+  const features = version === 2 ? noFeatures() : parseFeatures(bytes, headerLength, names, fail)
   const clusterBits = field('cluster_bits')
   const backingNameOffset = long('backing_file_offset')
   const name = backingNameOffset === 0 ? undefined : parseBackingName(bytes, backingNameOffset, fail)
@@ -126,71 +134,43 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): 
     snapshotCount: field('nb_snapshots'),
     snapshotsOffset: long('snapshots_offset'),
     ...features,
+    ...mapShape(clusterBits, features.incompatible),
+    dataFile: parseDataFile(features, extensions, fail),
     moreFields: version === 2 ? new Uint8Array(0) : bytes.slice(spec.HEADER_LENGTH_V3, headerLength),
     extensions,
     bitmaps: parseBitmapDirectory(extensions, clusterBits, fileSize, fail),
     backing: name === undefined ? undefined : { name, format: backingFormat },
     backingNameOffset,
   }
+  if (header.extendedL2 && clusterBits < spec.MIN_CLUSTER_BITS_EXTL2)
+    throw fail('invalid-format', `has extended L2 entries with clusters of only 2^${clusterBits} bytes`, 20)
   checkTables(header, fileSize, fail)
   return header
 }
 
-type Features = Pick<Header, 'refcountOrder' | 'compression' | 'incompatible' | 'compatible' | 'autoclear'>
-
-function noFeatures(): Features {
-  const none = (): Uint8Array => new Uint8Array(8)
-  return {
-    refcountOrder: spec.DEFAULT_REFCOUNT_ORDER,
-    compression: 'zlib',
-    incompatible: 0,
-    compatible: none(),
-    autoclear: none(),
-  }
+function parseDataFile(
+  { incompatible, autoclear }: Features,
+  extensions: readonly HeaderExtension[],
+  fail: Fail,
+): DataFileReference | undefined {
+  const isRaw = ((autoclear[7] as number) & spec.AUTOCLEAR_DATA_FILE_RAW) !== 0
+  if ((incompatible & spec.INCOMPAT_DATA_FILE) === 0) return undefined
+  const found = extensions.find(({ type }) => type === spec.EXT_DATA_FILE)
+  if (found === undefined) return { name: '', isRaw }
+  const name = utf8.decode(found.data)
+  if (name === '' || name.includes('\0'))
+    throw fail('invalid-format', 'has a data file name that cannot be', spec.HEADER_LENGTH_V3)
+  return { name, isRaw }
 }
 
-const REFUSED_FEATURES: readonly (readonly [number, string])[] = [
-  [spec.INCOMPAT_DATA_FILE, 'an external data file'],
-  [spec.INCOMPAT_EXTL2, 'extended L2 entries (subclusters)'],
-]
-const KNOWN_FEATURES = spec.INCOMPAT_DIRTY | spec.INCOMPAT_CORRUPT | spec.INCOMPAT_COMPRESSION
-
-function parseFeatures(bytes: Uint8Array, headerLength: number, fail: Fail): Features {
-  const at = spec.HEADER.incompatible_features
-  const incompatible = getUint32(bytes, at + 4)
-  for (const [bit, feature] of REFUSED_FEATURES) {
-    if ((incompatible & bit) !== 0)
-      throw fail('unsupported', `uses ${feature}; convert it with qemu-img convert -O qcow2`, at)
-  }
-  const unknown = (incompatible & ~KNOWN_FEATURES) >>> 0
-  if (unknown !== 0 || getUint32(bytes, at) !== 0)
-    throw fail('unsupported', `has unknown incompatible features (${hex(bytes, at)})`, at)
-
-  const order = getUint32(bytes, spec.HEADER.refcount_order)
-  if (order > spec.MAX_REFCOUNT_ORDER)
-    throw fail(
-      'invalid-format',
-      `has refcounts of 2^${order} bits; at most 64 are possible`,
-      spec.HEADER.refcount_order,
-    )
-
-  const typeAt = spec.HEADER.compression_type
-  const type = headerLength > typeAt ? (bytes[typeAt] as number) : spec.COMPRESSION_TYPE_ZLIB
-  const isMarked = (incompatible & spec.INCOMPAT_COMPRESSION) !== 0
-  if (isMarked !== (type !== spec.COMPRESSION_TYPE_ZLIB))
-    throw fail('invalid-format', `has compression type ${type}, which its feature bits contradict`, typeAt)
-  if (type > spec.COMPRESSION_TYPE_ZSTD) throw fail('unsupported', `has the unknown compression type ${type}`, typeAt)
-  return {
-    refcountOrder: order,
-    compression: type === spec.COMPRESSION_TYPE_ZSTD ? 'zstd' : 'zlib',
-    incompatible,
-    compatible: bytes.slice(spec.HEADER.compatible_features, spec.HEADER.compatible_features + 8),
-    autoclear: bytes.slice(spec.HEADER.autoclear_features, spec.HEADER.autoclear_features + 8),
-  }
-}
-
-function hex(bytes: Uint8Array, at: number): string {
-  return `0x${Buffer.from(bytes.subarray(at, at + 8)).toString('hex')}`
+/** How L2 tables look with these incompatible features. */
+export function mapShape(
+  clusterBits: number,
+  incompatible: number,
+): Pick<Header, 'extendedL2' | 'l2EntrySize' | 'unitSize'> {
+  const extendedL2 = (incompatible & spec.INCOMPAT_EXTL2) !== 0
+  const l2EntrySize = extendedL2 ? spec.EXTENDED_ENTRY_SIZE : spec.ENTRY_SIZE
+  return { extendedL2, l2EntrySize, unitSize: 2 ** clusterBits / (extendedL2 ? spec.SUBCLUSTERS : 1) }
 }
 
 function parseExtensions(
@@ -259,7 +239,7 @@ interface Area {
 function checkTables(header: Header, fileSize: number, fail: Fail): void {
   const { clusterSize, size, l1Size } = header
   if (size < 0) throw fail('invalid-format', `has a size above ${MAX_SAFE} bytes`, spec.HEADER.size)
-  const l1Needed = l1EntriesFor(size, clusterSize)
+  const l1Needed = l1EntriesFor(size, clusterSize, header.l2EntrySize)
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
     throw fail('invalid-format', `has an L1 table of ${l1Size} entries, above the limit`, spec.HEADER.l1_size)
   if (l1Size < l1Needed)
@@ -294,9 +274,9 @@ function checkAreas(areas: readonly Area[], clusterSize: number, fileSize: numbe
   })
 }
 
-/** How many L1 entries a disk of `size` bytes needs. */
-export function l1EntriesFor(size: number, clusterSize: number): number {
-  return divideUp(size, clusterSize * (clusterSize / spec.ENTRY_SIZE))
+/** How many L1 entries a disk of `size` bytes needs, with L2 entries of `l2EntrySize` bytes. */
+export function l1EntriesFor(size: number, clusterSize: number, l2EntrySize: number): number {
+  return divideUp(size, clusterSize * (clusterSize / l2EntrySize))
 }
 
 /**

@@ -30,9 +30,10 @@ import { decompress } from './compression.ts'
 import { withBacking } from './create.ts'
 import { growImage } from './grow.ts'
 import { encodeHeader, type Header, isDirty, isMarkedCorrupt, readHeader, writeFeatures } from './header.ts'
+import { COMPRESSED, DATA, type Mapping, UNMAPPED, ZEROS } from './mapping.ts'
 import { Refcounts } from './refcounts.ts'
 import { INCOMPAT_DIRTY } from './spec.ts'
-import { COMPRESSED, DATA, type Mapping, Tables, UNMAPPED, ZEROS } from './tables.ts'
+import { Tables } from './tables.ts'
 import { Writer } from './writer.ts'
 
 /**
@@ -43,6 +44,7 @@ export async function openQcow2(host: Host, path: string, options: { readonly na
   const file = await openWritableOrNot(host, path)
   try {
     const header = await readHeader(file)
+    refuseDataFile(header, path)
     const status = await host.status(path)
     const tables = new Tables(file, header)
     await tables.open()
@@ -51,6 +53,12 @@ export async function openQcow2(host: Host, path: string, options: { readonly na
     await file.close()
     throw error
   }
+}
+
+function refuseDataFile(header: Header, path: string): void {
+  if (header.dataFile === undefined) return
+  const message = `${path} uses an external data file; convert it with qemu-img convert -O qcow2`
+  throw new BlockError('unsupported', message, { path })
 }
 
 /** What the header of the image at `path` says, and nothing else of it is read. Kinds as for `openQcow2`, without 'busy'. */
@@ -81,7 +89,7 @@ const OWNERSHIP: Readonly<Record<Mapping, Ownership>> = {
 
 /**
  * Sees one piece of a range, in order; returns false to stop. `host` is the offset of its data, or of the place kept for it, in
- * the file that holds the data; 0 when it has none.
+ * the file that holds the data; NO_PLACE when it has none.
  */
 export type MappingVisitor = (length: number, kind: Mapping, host: number) => boolean
 
@@ -132,7 +140,7 @@ export class Qcow2Image implements Layer {
   }
 
   get clusterSize(): number {
-    return this.#header.clusterSize
+    return this.#header.unitSize
   }
 
   get access(): Access {
@@ -223,8 +231,7 @@ export class Qcow2Image implements Layer {
     while (offset < end) {
       if (this.#tables.find(offset, end - offset)) {
         const { kind, host, length: piece } = this.#tables
-        const within = kind === ZEROS && host !== 0 ? offset % this.#header.clusterSize : 0
-        if (!visit(piece, kind, host + within)) return undefined
+        if (!visit(piece, kind, host)) return undefined
         offset += piece
       } else {
         const wait = this.#tables.load(offset)
@@ -301,7 +308,7 @@ export class Qcow2Image implements Layer {
 
   #readCompressed(offset: number, length: number, into: Uint8Array, at: number): Pending {
     const { host, compressedLength } = this.#tables
-    const within = offset % this.clusterSize
+    const within = offset % this.#header.clusterSize
     const copy = (cluster: Uint8Array): void => into.set(cluster.subarray(within, within + length), at)
     if (this.#inflated?.host === host) {
       copy(this.#inflated.bytes)
@@ -314,7 +321,7 @@ export class Qcow2Image implements Layer {
       try {
         const place = { path: this.path, offset: host }
         const packed = input.subarray(0, compressedLength)
-        const bytes = decompress(this.#header.compression, packed, this.clusterSize, place)
+        const bytes = decompress(this.#header.compression, packed, this.#header.clusterSize, place)
         this.#inflated = { host, bytes }
         copy(bytes)
       } finally {
@@ -327,7 +334,7 @@ export class Qcow2Image implements Layer {
   #extentsOf(offset: number, length: number, visit: ExtentVisitor): Pending {
     const { kind, host } = this.#tables
     if (kind === DATA || kind === COMPRESSED) return void visit(length, 0)
-    if (kind === ZEROS) return void visit(length, host === 0 ? HOLE | ZERO : ZERO)
+    if (kind === ZEROS) return void visit(length, host < 0 ? HOLE | ZERO : ZERO)
     const { backing } = this
     const shown = backing === undefined ? 0 : Math.min(length, Math.max(0, backing.size - offset))
     const below = shown === 0 ? undefined : backing?.extents(offset, shown, visit)
@@ -368,7 +375,7 @@ export class Qcow2Image implements Layer {
     const { allocator, writer } = this.#mustWrite()
     await writer.flushAll()
     await allocator.refcounts.writeBack()
-    const end = allocator.end * this.clusterSize
+    const end = allocator.end * this.#header.clusterSize
     if (!this.#isBlockDevice && this.#file.size() < end) await this.#file.truncate(end)
     await this.#file.sync()
     if (!allocator.isDamaged) {
@@ -384,6 +391,10 @@ export class Qcow2Image implements Layer {
     if (this.#header.version === 2) {
       const command = `qemu-img amend -f qcow2 -o compat=1.1 ${path}`
       const message = `${path} has qcow2 version 2, which Varve only reads; upgrade it with: ${command}`
+      throw new BlockError('unsupported', message, { path })
+    }
+    if (this.#header.extendedL2) {
+      const message = `${path} has extended L2 entries, which Varve only reads so far`
       throw new BlockError('unsupported', message, { path })
     }
     if (isMarkedCorrupt(this.#header)) {

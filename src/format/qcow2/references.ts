@@ -104,9 +104,10 @@ class MapWalk {
 
   async #walkTable(table: number): Promise<void> {
     const bytes = this.#l2
-    for (let at = 0; at < bytes.length; at += spec.ENTRY_SIZE) {
+    for (let at = 0; at < bytes.length; at += this.#header.l2EntrySize) {
       const high = getUint32(bytes, at)
       const low = getUint32(bytes, at + 4)
+      if (this.#header.extendedL2) this.#checkSubclusters(table + at, high, low, at)
       if (high === 0 && low <= spec.OFLAG_ZERO_LOW) continue
       if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) {
         this.#visitCompressed(table + at, high, low)
@@ -117,10 +118,21 @@ class MapWalk {
     }
   }
 
+  /** Reports the bitmaps of an extended entry when they cannot be. */
+  #checkSubclusters(place: number, high: number, low: number, at: number): void {
+    if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) return
+    const zeros = getUint32(this.#l2, at + spec.SUBCLUSTERS_ZERO)
+    const allocated = getUint32(this.#l2, at + spec.SUBCLUSTERS_ALLOCATED)
+    const hasPlace = spec.entryOffset(high, low) !== 0
+    if ((zeros & allocated) !== 0 || (allocated !== 0 && !hasPlace))
+      this.#visitor.invalid(`the L2 entry at ${place} has subclusters that cannot be`)
+  }
+
   #visitStandard(place: number, high: number, low: number): Pending {
     const { clusterSize } = this.#header
     const host = spec.entryOffset(high, low)
-    const isReserved = (high & spec.L2_RESERVED_HIGH) !== 0 || (low & spec.L2_RESERVED_LOW) !== 0
+    const reservedLow = this.#header.extendedL2 ? spec.EXTENDED_L2_RESERVED_LOW : spec.L2_RESERVED_LOW
+    const isReserved = (high & spec.L2_RESERVED_HIGH) !== 0 || (low & reservedLow) !== 0
     if (isReserved || host === 0 || host % clusterSize !== 0) {
       this.#visitor.invalid(`the L2 entry at ${place} is no entry: ${host === 0 ? 'no place' : `place ${host}`}`)
       return undefined

@@ -6,6 +6,11 @@
 //                        C  0  reserved   host offset of the cluster    reserved Z     C copied, Z reads as zeros
 //   compressed L2 entry  63 62 61           x x-1                               0
 //                        0  1  more sectors   host offset, any alignment              x = 62 - (cluster_bits - 8)
+//
+// With extended L2 entries each has 128 bits: one of the above, Z always 0, and then what its 32 subclusters are.
+//
+//   subcluster bitmap    63                            32 31                             0
+//                        one bit each: reads as zeros     one bit each: is allocated        subcluster 0 at bits 32 and 0
 
 /** "QFI\xfb" */
 export const MAGIC = 0x5146_49fb
@@ -53,6 +58,7 @@ export const INCOMPAT_EXTL2 = 16
 
 export const COMPAT_LAZY_REFCOUNTS = 1
 export const AUTOCLEAR_BITMAPS = 1
+export const AUTOCLEAR_DATA_FILE_RAW = 2
 
 export const COMPRESSION_TYPE_ZLIB = 0
 export const COMPRESSION_TYPE_ZSTD = 1
@@ -62,9 +68,24 @@ export const EXT_END = 0
 export const EXT_BACKING_FORMAT = 0xe279_2aca
 export const EXT_FEATURE_TABLE = 0x6803_f857
 export const EXT_BITMAPS = 0x2385_2875
+export const EXT_DATA_FILE = 0x4441_5441
 
-/** Bytes of an entry of the L1, L2 and refcount tables. */
+/** An entry of the feature name table: the type of feature, its bit, its name padded with zeros. */
+export const FEATURE_ENTRY_SIZE = 48
+export const FEATURE_INCOMPATIBLE = 0
+export const FEATURE_COMPATIBLE = 1
+export const FEATURE_AUTOCLEAR = 2
+
+/** Bytes of an entry of the L1 and refcount tables and of a standard L2 table, and of an extended L2 entry. */
 export const ENTRY_SIZE = 8
+export const EXTENDED_ENTRY_SIZE = 16
+
+/** Subclusters of a cluster, with extended L2 entries, and the smallest clusters that have them. */
+export const SUBCLUSTERS = 32
+export const MIN_CLUSTER_BITS_EXTL2 = 14
+/** Byte offsets within an extended entry of its two bitmaps: the subclusters that read as zeros, and those allocated. */
+export const SUBCLUSTERS_ZERO = 8
+export const SUBCLUSTERS_ALLOCATED = 12
 
 /** In the high half of an entry: bit 63, the refcount is exactly one; bit 62, compressed. */
 export const OFLAG_COPIED_HIGH = 0x8000_0000
@@ -79,6 +100,7 @@ export const L1_RESERVED_HIGH = 0x7f00_0000
 export const L1_RESERVED_LOW = 0x0000_01ff
 export const L2_RESERVED_HIGH = 0x3f00_0000
 export const L2_RESERVED_LOW = 0x0000_01fe
+export const EXTENDED_L2_RESERVED_LOW = 0x0000_01ff
 
 /** Compressed data is counted in sectors of this many bytes. */
 export const COMPRESSED_SECTOR = 512

@@ -4,6 +4,9 @@
 //
 //   guest offset   | index in L1 | index in L2 | offset in cluster |
 //                       slices:  | slice | index in slice |
+//
+// The unit of the map is a cluster, or with extended L2 entries one of its 32 subclusters. They share one place in the file, and
+// some of them can have data there while the others are zeros or show what is below.
 
 import { assert } from '../../base/assert.ts'
 import { copyBytes, getUint32, MAX_SAFE, setUint32 } from '../../base/bytes.ts'
@@ -13,15 +16,19 @@ import { andThen, type Pending } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import { type Header, isDirty } from './header.ts'
+import {
+  COMPRESSED,
+  DATA,
+  type Mapping,
+  NO_PLACE,
+  subclusterBits,
+  subclusterKind,
+  subclustersAlike,
+  UNMAPPED,
+  ZEROS,
+} from './mapping.ts'
 import { type Slice, type SliceOwner, slices } from './slices.ts'
 import * as spec from './spec.ts'
-
-/** What an L2 entry says of its cluster. */
-export const UNMAPPED = 0
-export const DATA = 1
-export const ZEROS = 2
-export const COMPRESSED = 3
-export type Mapping = typeof UNMAPPED | typeof DATA | typeof ZEROS | typeof COMPRESSED
 
 const TWO_32 = 0x1_0000_0000
 
@@ -29,6 +36,9 @@ export class Tables implements SliceOwner {
   readonly #file: HostFile
   readonly #header: Header
   readonly #clusterSize: number
+  readonly #entrySize: number
+  /** Bits of the low half of an L2 entry that must be clear. */
+  readonly #reservedLow: number
   readonly #perSlice: number
   readonly #perTable: number
   readonly #tableReach: number
@@ -44,12 +54,14 @@ export class Tables implements SliceOwner {
   kind: Mapping = UNMAPPED
   /** Bytes from the offset asked for that are mapped alike, and contiguous in the file where they have data. */
   length = 0
-  /** Where the data is in the file; of ZEROS the preallocated place, or 0. */
-  host = 0
-  /** True when no other table refers to the cluster, so that it may be written in place. */
+  /** The place in the file of the offset asked for, whether or not it holds data now; NO_PLACE without. Of COMPRESSED the data's. */
+  host = NO_PLACE
+  /** True when no other table refers to the place, so that it may be written to. */
   exclusive = false
   /** Of COMPRESSED: how many bytes in the file the data may take. */
   compressedLength = 0
+  /** How far the places of neighbouring clusters are apart: a cluster, or 0 without places. */
+  #step = 0
 
   /**
    * After a crash, entries may lead past the end of the file: what they stand for was not flushed, and reads as zeros.
@@ -62,8 +74,11 @@ export class Tables implements SliceOwner {
     this.#header = header
     this.#clusterSize = header.clusterSize
     const sliceBytes = Math.min(header.clusterSize, QCOW2_SLICE)
-    this.#perSlice = sliceBytes / spec.ENTRY_SIZE
-    this.#perTable = header.clusterSize / spec.ENTRY_SIZE
+    this.#entrySize = header.l2EntrySize
+    this.#perSlice = sliceBytes / this.#entrySize
+    this.#perTable = header.clusterSize / this.#entrySize
+    const hasZeroFlag = header.version === 3 && !header.extendedL2
+    this.#reservedLow = hasZeroFlag ? spec.L2_RESERVED_LOW : spec.L2_RESERVED_LOW | spec.OFLAG_ZERO_LOW
     this.#tableReach = this.#perTable * header.clusterSize
     this.#scratch = new Uint8Array(sliceBytes)
     this.mayPassEnd = isDirty(header)
@@ -100,9 +115,16 @@ export class Tables implements SliceOwner {
     const within = offset - cluster * this.#clusterSize
     this.#decode(slice.bytes, index, offset)
     if (!this.#isTableExclusive(l1Index)) this.exclusive = false
-    const count = within + length <= this.#clusterSize ? 1 : this.#countAlike(slice.bytes, index, within + length)
-    this.length = Math.min(length, count * this.#clusterSize - within)
-    if (this.kind === DATA) this.host += within
+    if (this.kind === COMPRESSED) {
+      this.length = Math.min(length, this.#clusterSize - within)
+      return true
+    }
+    if (this.#header.extendedL2) this.#findSubclusters(slice.bytes, index, within, length, offset)
+    else {
+      const count = within + length <= this.#clusterSize ? 1 : this.#countAlike(slice.bytes, index, within + length)
+      this.length = Math.min(length, count * this.#clusterSize - within)
+    }
+    if (this.host >= 0) this.host += within
     return true
   }
 
@@ -115,7 +137,7 @@ export class Tables implements SliceOwner {
     const table = this.tableAt(l1Index)
     if (table === 0 || this.#slices.has(number)) return undefined
     this.#checkHost(table, offset, 'L2 table')
-    const bytes = new Uint8Array(this.#perSlice * spec.ENTRY_SIZE)
+    const bytes = new Uint8Array(this.#perSlice * this.#entrySize)
     const wait = this.#file.read(this.#entryPlace(table, number * this.#perSlice), bytes.length, bytes, 0)
     if (wait === undefined) {
       this.#slices.set(number, slices.add(this, number, bytes))
@@ -176,32 +198,71 @@ export class Tables implements SliceOwner {
     })
   }
 
-  /** Maps `count` guest clusters from the one at `offset` to as many contiguous host clusters. See `#change`. */
-  link(offset: number, count: number, host: number): Pending {
+  /**
+   * Maps the units that the range touches to data: their clusters lie one after the other in the file, the first at `host`.
+   * Other subclusters of these stay what they are. See `#change`.
+   */
+  link(offset: number, length: number, host: number): Pending {
+    const count = this.#clustersOf(offset, length)
     let place = host
     for (let i = 0; i < count; i++, place += this.#clusterSize) {
-      setUint32(this.#scratch, i * 8, (Math.floor(place / TWO_32) | spec.OFLAG_COPIED_HIGH) >>> 0)
-      setUint32(this.#scratch, i * 8 + 4, place % TWO_32)
+      setUint32(this.#scratch, i * this.#entrySize, (Math.floor(place / TWO_32) | spec.OFLAG_COPIED_HIGH) >>> 0)
+      setUint32(this.#scratch, i * this.#entrySize + 4, place % TWO_32)
+    }
+    if (this.#header.extendedL2) this.#setBits(offset, length, DATA)
+    return this.#change(offset, count)
+  }
+
+  /** Makes the clusters that the range touches unmapped, or read as zeros without a place. See `#change`. */
+  unlink(offset: number, length: number, readsAsZeros: boolean): Pending {
+    const count = this.#clustersOf(offset, length)
+    const scratch = this.#scratch
+    scratch.fill(0, 0, count * this.#entrySize)
+    for (let i = 0; readsAsZeros && i < count; i++) {
+      if (this.#header.extendedL2) setUint32(scratch, i * this.#entrySize + spec.SUBCLUSTERS_ZERO, 0xffff_ffff)
+      else scratch[i * this.#entrySize + 7] = spec.OFLAG_ZERO_LOW
     }
     return this.#change(offset, count)
   }
 
-  /** Makes `count` guest clusters unmapped, or read as zeros without a place. See `#change`. */
-  unlink(offset: number, count: number, readsAsZeros: boolean): Pending {
-    this.#scratch.fill(0, 0, count * spec.ENTRY_SIZE)
-    if (readsAsZeros) for (let i = 0; i < count; i++) this.#scratch[i * 8 + 7] = spec.OFLAG_ZERO_LOW
+  /** Makes the units that the range touches read as zeros; their clusters keep their places. Not for COMPRESSED. See `#change`. */
+  hide(offset: number, length: number): Pending {
+    const count = this.#clustersOf(offset, length)
+    const cluster = Math.floor(offset / this.#clusterSize)
+    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Slice
+    const at = (cluster % this.#perSlice) * this.#entrySize
+    const scratch = this.#scratch
+    copyBytes(slice.bytes, at, scratch, 0, count * this.#entrySize)
+    if (this.#header.extendedL2) this.#setBits(offset, length, ZEROS)
+    else for (let i = 0; i < count; i++) scratch[i * 8 + 7] = (scratch[i * 8 + 7] as number) | spec.OFLAG_ZERO_LOW
     return this.#change(offset, count)
   }
 
-  /** Makes `count` guest clusters with data read as zeros, and keeps their places. See `#change`. */
-  hide(offset: number, count: number): Pending {
-    const cluster = Math.floor(offset / this.#clusterSize)
-    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Slice
-    const at = (cluster % this.#perSlice) * spec.ENTRY_SIZE
-    copyBytes(slice.bytes, at, this.#scratch, 0, count * spec.ENTRY_SIZE)
-    for (let i = 0; i < count; i++)
-      this.#scratch[i * 8 + 7] = (this.#scratch[i * 8 + 7] as number) | spec.OFLAG_ZERO_LOW
-    return this.#change(offset, count)
+  /** Into `#scratch`: the bitmaps of the clusters that the range touches, with its subclusters now of the kind. */
+  #setBits(offset: number, length: number, kind: typeof DATA | typeof ZEROS): void {
+    const { unitSize } = this.#header
+    const firstCluster = Math.floor(offset / this.#clusterSize)
+    const { bytes } = this.#slice(Math.floor(firstCluster / this.#perSlice)) as Slice
+    const start = Math.floor(offset / unitSize)
+    const end = Math.ceil((offset + length) / unitSize)
+    for (let i = 0; i < this.#clustersOf(offset, length); i++) {
+      const clusterStart = (firstCluster + i) * spec.SUBCLUSTERS
+      const bits = subclusterBits(Math.max(0, start - clusterStart), Math.min(spec.SUBCLUSTERS, end - clusterStart))
+      const old = ((firstCluster + i) % this.#perSlice) * this.#entrySize
+      // The bitmaps of a compressed cluster mean nothing; it is replaced whole.
+      const isCompressed = (getUint32(bytes, old) & spec.OFLAG_COMPRESSED_HIGH) !== 0
+      const zeros = isCompressed ? 0 : getUint32(bytes, old + spec.SUBCLUSTERS_ZERO)
+      const allocated = isCompressed ? 0 : getUint32(bytes, old + spec.SUBCLUSTERS_ALLOCATED)
+      const at = i * this.#entrySize
+      const isData = kind === DATA
+      setUint32(this.#scratch, at + spec.SUBCLUSTERS_ZERO, (isData ? zeros & ~bits : zeros | bits) >>> 0)
+      setUint32(this.#scratch, at + spec.SUBCLUSTERS_ALLOCATED, (isData ? allocated | bits : allocated & ~bits) >>> 0)
+    }
+  }
+
+  /** How many clusters the range touches. */
+  #clustersOf(offset: number, length: number): number {
+    return Math.ceil((offset + length) / this.#clusterSize) - Math.floor(offset / this.#clusterSize)
   }
 
   /** How many clusters from the one at `offset` lie in its slice: what one change can cover. */
@@ -215,8 +276,8 @@ export class Tables implements SliceOwner {
     const slice = this.#slices.get(Math.floor(cluster / this.#perSlice))
     assert(slice !== undefined && count <= this.roomInSlice(offset), 'a change lies in one loaded slice')
     const place = this.#entryPlace(this.tableAt(Math.floor(offset / this.#tableReach)), cluster)
-    const at = (cluster % this.#perSlice) * spec.ENTRY_SIZE
-    const length = count * spec.ENTRY_SIZE
+    const at = (cluster % this.#perSlice) * this.#entrySize
+    const length = count * this.#entrySize
     const entries = this.#scratch
     const wait = this.#file.write(place, length, entries, 0)
     if (wait === undefined) {
@@ -247,7 +308,7 @@ export class Tables implements SliceOwner {
 
   /** Where the entry of a guest cluster is in the file. */
   #entryPlace(table: number, cluster: number): number {
-    return table + (cluster % this.#perTable) * spec.ENTRY_SIZE
+    return table + (cluster % this.#perTable) * this.#entrySize
   }
 
   #foundNoTable(offset: number, length: number, l1Index: number): void {
@@ -256,59 +317,89 @@ export class Tables implements SliceOwner {
     while (reach < length && ++l1Index < count && this.tableAt(l1Index) === 0) reach += this.#tableReach
     this.kind = UNMAPPED
     this.length = Math.min(length, reach)
-    this.host = 0
+    this.host = NO_PLACE
     this.exclusive = false
   }
 
+  /** What entry `index` says, but for its subclusters; `host` is its cluster's place. */
   #decode(bytes: Uint8Array, index: number, offset: number): void {
-    const high = getUint32(bytes, index * 8)
-    const low = getUint32(bytes, index * 8 + 4)
+    const high = getUint32(bytes, index * this.#entrySize)
+    const low = getUint32(bytes, index * this.#entrySize + 4)
     this.exclusive = high >= spec.OFLAG_COPIED_HIGH
     if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) {
-      this.kind = COMPRESSED
-      this.exclusive = false
-      this.host = spec.compressedOffset(high, low, this.#header.clusterBits)
-      this.compressedLength = spec.compressedLength(high, low, this.#header.clusterBits)
-      if (this.host < this.#clusterSize || this.host >= this.#endOfHost(this.host))
-        throw this.#corrupt(`compressed data at ${this.host}, outside the file`, offset)
+      this.#decodeCompressed(high, low, offset)
       return
     }
-    if ((high & spec.L2_RESERVED_HIGH) !== 0 || (low & spec.L2_RESERVED_LOW) !== 0)
+    if ((high & spec.L2_RESERVED_HIGH) !== 0 || (low & this.#reservedLow) !== 0)
       throw this.#corrupt('reserved bits set in its L2 entry', offset)
-    this.host = spec.entryOffset(high, low)
+    const place = spec.entryOffset(high, low)
     const isZero = (low & spec.OFLAG_ZERO_LOW) !== 0
-    if (isZero && this.#header.version === 2) throw this.#corrupt('a zero flag, which version 2 does not have,', offset)
-    if (this.host === 0) {
+    if (place === 0) {
       if (this.exclusive) throw this.#corrupt('a cluster at the header’s place', offset)
       this.kind = isZero ? ZEROS : UNMAPPED
+      this.host = NO_PLACE
+      this.#step = 0
       return
     }
     this.kind = isZero ? ZEROS : DATA
-    this.#checkHost(this.host, offset, 'cluster')
+    this.host = place
+    this.#step = this.#clusterSize
+    this.#checkHost(place, offset, 'cluster')
+  }
+
+  #decodeCompressed(high: number, low: number, offset: number): void {
+    this.kind = COMPRESSED
+    this.exclusive = false
+    this.host = spec.compressedOffset(high, low, this.#header.clusterBits)
+    this.compressedLength = spec.compressedLength(high, low, this.#header.clusterBits)
+    if (this.host < this.#clusterSize || this.host >= this.#endOfHost(this.host))
+      throw this.#corrupt(`compressed data at ${this.host}, outside the file`, offset)
+  }
+
+  /** After `#decode`: of which kind the subcluster at `within` is, and how far others like it follow. */
+  #findSubclusters(bytes: Uint8Array, index: number, within: number, length: number, offset: number): void {
+    const { unitSize } = this.#header
+    const zeros = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ZERO)
+    const allocated = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ALLOCATED)
+    if ((zeros & allocated) !== 0) throw this.#corrupt('a subcluster that is both data and zeros', offset)
+    if (allocated !== 0 && this.kind === UNMAPPED) throw this.#corrupt('subclusters with data and no place', offset)
+    const high = getUint32(bytes, index * this.#entrySize)
+    const low = getUint32(bytes, index * this.#entrySize + 4)
+    const first = Math.floor(within / unitSize)
+    this.kind = subclusterKind(zeros, allocated, first)
+    const needed = Math.ceil((within + length) / unitSize) - first
+    let count = subclustersAlike(zeros, allocated, first, this.kind)
+    for (let next = 1; count < needed && first + count === next * spec.SUBCLUSTERS; next++) {
+      if (index + next === this.#perSlice || !this.#isEntry(bytes, index + next, high, low + next * this.#step)) break
+      count += this.#alikeFromStart(bytes, index + next)
+    }
+    this.length = Math.min(length, (first + count) * unitSize - within)
+    const clusters = Math.ceil((first + count) / spec.SUBCLUSTERS)
+    if (this.#step !== 0 && clusters > 1) this.#checkHost(this.host + (clusters - 1) * this.#step, offset, 'cluster')
+  }
+
+  /** How many of the first subclusters of entry `index` are of the kind found; none when its bitmaps cannot be. */
+  #alikeFromStart(bytes: Uint8Array, index: number): number {
+    const zeros = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ZERO)
+    const allocated = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ALLOCATED)
+    return (zeros & allocated) === 0 ? subclustersAlike(zeros, allocated, 0, this.kind) : 0
   }
 
   /** How many entries from `index` on are mapped like it, as far as `length` bytes from its cluster's start go. */
   #countAlike(bytes: Uint8Array, index: number, length: number): number {
-    if (this.kind === COMPRESSED) return 1
     const most = Math.min(this.#perSlice - index, Math.ceil(length / this.#clusterSize))
-    const high = getUint32(bytes, index * 8)
-    const low = getUint32(bytes, index * 8 + 4)
+    const high = getUint32(bytes, index * this.#entrySize)
+    const low = getUint32(bytes, index * this.#entrySize + 4)
     let count = 1
     // Preallocated zero clusters follow each other as data does; entries without a place are simply equal.
-    if (this.host === 0) {
-      while (count < most && this.#isEntry(bytes, index + count, high, low)) count++
-      return count
-    }
-    const step = this.#clusterSize
-    for (let sum = low + step; count < most; count++, sum += step) {
-      if (sum >= TWO_32 || !this.#isEntry(bytes, index + count, high, sum)) break
-    }
-    if (this.host + count * step > this.#hostEnd) this.#checkHost(this.host + (count - 1) * step, 0, 'cluster')
+    while (count < most && this.#isEntry(bytes, index + count, high, low + count * this.#step)) count++
+    if (this.#step !== 0 && this.host + count * this.#step > this.#hostEnd)
+      this.#checkHost(this.host + (count - 1) * this.#step, 0, 'cluster')
     return count
   }
 
   #isEntry(bytes: Uint8Array, index: number, high: number, low: number): boolean {
-    return getUint32(bytes, index * 8) === high && getUint32(bytes, index * 8 + 4) === low
+    return getUint32(bytes, index * this.#entrySize) === high && getUint32(bytes, index * this.#entrySize + 4) === low
   }
 
   #checkHost(host: number, offset: number, what: string): void {

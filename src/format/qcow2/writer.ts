@@ -18,9 +18,9 @@ import { pool } from '../../block/pool.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import type { Header } from './header.ts'
+import { COMPRESSED, DATA, NO_PLACE, UNMAPPED, ZEROS } from './mapping.ts'
 import { SharedSync } from './shared-sync.ts'
-import * as spec from './spec.ts'
-import { COMPRESSED, DATA, type Tables, UNMAPPED, ZEROS } from './tables.ts'
+import type { Tables } from './tables.ts'
 
 /** What the writer needs of the image around it. */
 export interface Surroundings {
@@ -158,7 +158,7 @@ export class Writer {
   #needsCopy(offset: number, length: number): boolean {
     const { kind, host } = this.#tables
     if (kind === UNMAPPED) return this.#showsBacking(offset) && !this.#isZeroBelow(offset, length)
-    return kind !== ZEROS || host !== 0
+    return kind !== ZEROS || host !== NO_PLACE
   }
 
   /** True when the backing device says at once that it holds only zeros under the clusters of the range. */
@@ -304,7 +304,7 @@ export class Writer {
     const wholeEnd =
       end >= this.#image.header.size ? roundUp(end, this.#clusterSize) : roundDown(end, this.#clusterSize)
     const isWhole = offset === first && wholeEnd > first
-    const isZeroNow = kind === ZEROS && (host === 0 || !mayUnmap || !isWhole)
+    const isZeroNow = kind === ZEROS && (host === NO_PLACE || !mayUnmap || !isWhole)
     // A trim takes no space: where it would need a new table, what shows from below goes on to show.
     const isLeft = !parts && !tables.isWritable(offset)
     const isEmpty = kind === UNMAPPED && (isLeft || !this.#mayShowBacking(offset))
@@ -330,7 +330,7 @@ export class Writer {
     const size = this.#clusterSize
     if (kind === DATA && exclusive && !mayUnmap) {
       this.#done = end - offset
-      return this.#holding(offset, count, this.#tables.hide(offset, count))
+      return this.#holding(offset, count, this.#tables.hide(offset, count * size))
     }
     const firstOld = Math.floor(host / size)
     const last = kind === COMPRESSED ? Math.floor((host + compressedLength - 1) / size) : firstOld + count - 1
@@ -339,7 +339,7 @@ export class Writer {
       if (!this.#allocator.refcounts.atHand(last)) return this.#allocator.refcounts.load(last)
     }
     this.#done = end - offset
-    const wait = this.#tables.unlink(offset, count, this.#mayShowBacking(offset))
+    const wait = this.#tables.unlink(offset, count * size, this.#mayShowBacking(offset))
     if (wait !== undefined) {
       const freed = wait.then(() => (kind === UNMAPPED ? undefined : this.#freeOld(firstOld, last - firstOld + 1)))
       return this.#holding(offset, count, freed)
@@ -374,7 +374,7 @@ export class Writer {
     const bytes = new Uint8Array(this.#clusterSize)
     await this.#file.read(old, bytes.length, bytes, 0)
     // The old table keeps its references, so that none of the clusters is exclusive.
-    for (let at = 0; at < bytes.length; at += spec.ENTRY_SIZE) bytes[at] = (bytes[at] as number) & 0x7f
+    for (let at = 0; at < bytes.length; at += this.#image.header.l2EntrySize) bytes[at] = (bytes[at] as number) & 0x7f
     await this.#file.write(place, bytes.length, bytes, 0)
     await this.#ordered()
   }
@@ -419,7 +419,8 @@ export class Writer {
   /** A change of a table that fails may have reached the file or not, so that what is allocated is uncertain. */
   #link(offset: number, count: number, cluster: number): Pending {
     try {
-      return this.#tables.link(offset, count, cluster * this.#clusterSize)?.catch((error) => this.#damaged(error))
+      const size = this.#clusterSize
+      return this.#tables.link(offset, count * size, cluster * size)?.catch((error) => this.#damaged(error))
     } catch (error) {
       return this.#damaged(error)
     }
