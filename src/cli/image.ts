@@ -2,11 +2,26 @@
 // image/; the work is in src/image and is loaded when a command runs.
 
 import type { Command } from 'commander'
+import { addCheckCommand } from './image/check.ts'
+import { addCommitCommand } from './image/commit.ts'
+import { addCreateCommand } from './image/create.ts'
 import { addInfoCommand } from './image/info.ts'
 import { addMapCommand } from './image/map.ts'
+import { addMeasureCommand } from './image/measure.ts'
+import { addRebaseCommand } from './image/rebase.ts'
+import { addResizeCommand } from './image/resize.ts'
 
 /** One line per command, in alphabetical order. */
-const COMMANDS: readonly ((image: Command) => void)[] = [addInfoCommand, addMapCommand]
+const COMMANDS: readonly ((image: Command) => void)[] = [
+  addCheckCommand,
+  addCommitCommand,
+  addCreateCommand,
+  addInfoCommand,
+  addMapCommand,
+  addMeasureCommand,
+  addRebaseCommand,
+  addResizeCommand,
+]
 
 export function addImageCommands(program: Command): void {
   const image = program.command('image').description('tools for image files, offline; named as qemu-img names them')

@@ -39,7 +39,7 @@ export async function* mapImage(
   const end = Math.min(chain.size, from + length)
   let last: MapEntry | undefined
   for (let start = from; start < end; ) {
-    const entry = await entryAt(layers, start, end - start)
+    const entry = await findEntry(layers, start, end - start)
     start += entry.length
     if (last !== undefined && continues(last, entry)) last = { ...last, length: last.length + entry.length }
     else {
@@ -50,8 +50,11 @@ export async function* mapImage(
   if (last !== undefined) yield last
 }
 
-/** The first piece at `start`, in the highest layer that says something of it. */
-async function entryAt(layers: readonly Layer[], start: number, length: number): Promise<MapEntry> {
+/**
+ * The first piece at `start`, in the highest of `layers` that says something of it, and no longer than `length`. The layers are
+ * given from the active one down; the range lies in the first.
+ */
+export async function findEntry(layers: readonly Layer[], start: number, length: number): Promise<MapEntry> {
   for (let depth = 0; ; depth++) {
     const layer = layers[depth] as Layer
     const piece = await pieceAt(layer, start, Math.min(length, layer.size - start))

@@ -2,7 +2,7 @@
 
 import { type Command, Option } from 'commander'
 import { FORMATS, type Format } from '../../chain/open.ts'
-import type { GlobalOptions } from '../context.ts'
+import { type GlobalOptions, Progress } from '../context.ts'
 
 export interface ImageOptions {
   readonly format?: Format
@@ -35,6 +35,11 @@ export const quietOption = (): Option => new Option('-q, --quiet', 'print nothin
 
 export const progressOption = (): Option => new Option('-p, --progress', 'show progress on standard error')
 
+export const createOption = (): Option =>
+  new Option('-o, --options <list>', 'of the new image: name=value,name=value, as qemu-img has them').argParser(
+    (text: string, before: readonly string[] | undefined) => [...(before ?? []), text],
+  )
+
 export function whatToOpen({ format, allow = [], forceShare = false }: ImageOptions): WhatToOpen {
   return { format, allowedFolders: allow, forceShare }
 }
@@ -49,4 +54,21 @@ export function wantsJson(command: Command): boolean {
 export function printResult<T>(command: Command, result: T, text: (result: T) => string): void {
   const shown = wantsJson(command) ? JSON.stringify(result, undefined, 4) : text(result)
   if (shown !== '') process.stdout.write(`${shown}\n`)
+}
+
+type ReportProgress = (done: number, total: number) => void
+
+/** Runs `work`, with a bar on standard error when `isShown`. */
+export async function withProgress<T>(
+  title: string,
+  isShown: boolean | undefined,
+  work: (progress: ReportProgress) => Promise<T>,
+): Promise<T> {
+  if (isShown !== true) return work(() => undefined)
+  const bar = new Progress(title)
+  try {
+    return await work((done, total) => bar.update(done, total))
+  } finally {
+    bar.end()
+  }
 }

@@ -28,11 +28,12 @@ import { Allocator } from './allocator.ts'
 import { type CheckResult, checkImage, repairRefcounts } from './check.ts'
 import { decompress } from './compression.ts'
 import { withBacking } from './create.ts'
+import { emptyImage } from './empty.ts'
 import { growImage } from './grow.ts'
 import { encodeHeader, type Header, isDirty, isMarkedCorrupt, readHeader, writeFeatures } from './header.ts'
 import { COMPRESSED, DATA, type Mapping, UNMAPPED, ZEROS } from './mapping.ts'
 import { Refcounts } from './refcounts.ts'
-import { INCOMPAT_DIRTY } from './spec.ts'
+import { HEADER, INCOMPAT_DIRTY } from './spec.ts'
 import { Tables } from './tables.ts'
 import { Writer } from './writer.ts'
 
@@ -270,6 +271,26 @@ export class Qcow2Image implements Layer {
     await this.#file.sync()
     this.#header.backing = changed.backing
     this.#header.backingNameOffset = changed.backingNameOffset
+  }
+
+  /** Makes the header name no backing file; durable on return. What showed through then reads as zeros. Needs access 'write'. */
+  async removeBackingReference(): Promise<void> {
+    this.#mustWrite()
+    // The two fields are neighbours in one sector. The format may stay behind: without a file it means nothing.
+    const fields = new Uint8Array(HEADER.cluster_bits - HEADER.backing_file_offset)
+    await this.#file.write(HEADER.backing_file_offset, fields.length, fields, 0)
+    await this.#file.sync()
+    this.#header.backing = undefined
+    this.#header.backingNameOffset = 0
+  }
+
+  /** Gives up everything that the image holds, so that its backing file shows everywhere. Needs access 'write'; nothing is in flight. */
+  async empty(): Promise<void> {
+    const { writer, allocator } = this.#mustWrite()
+    await writer.flushAll()
+    const isBlockDevice = this.#isBlockDevice
+    await emptyImage({ file: this.#file, header: this.#header, tables: this.#tables, allocator, isBlockDevice })
+    this.#inflated = undefined
   }
 
   /** Counts what refers to each cluster and compares it with the refcounts. No request may be in flight. */

@@ -2,6 +2,8 @@
 // holes, and has no header, so nothing below it ever shows. Its size may be any number of bytes.
 
 import path from 'node:path'
+import { Breather } from '../../base/breather.ts'
+import { COPY_PIECE } from '../../base/limits.ts'
 import {
   type Access,
   type BlockDevice,
@@ -24,7 +26,7 @@ const PAGE = 4096
  * Opens the image at `path` with access 'read', whether or not it could be written. Kinds: 'not-found', 'permission',
  * 'busy' when another program writes to it.
  */
-export async function openRaw(host: Host, imagePath: string, options: { readonly name: string }): Promise<Layer> {
+export async function openRaw(host: Host, imagePath: string, options: { readonly name: string }): Promise<RawImage> {
   const file = await openWritableOrNot(host, imagePath)
   const status = await host.status(imagePath)
   return new RawImage(file, options.name, status?.kind === 'block')
@@ -39,14 +41,25 @@ async function openWritableOrNot(host: Host, imagePath: string): Promise<HostFil
   }
 }
 
-/** Makes an image of `size` bytes of zeros, as a hole, where nothing may be; it and its name are durable on return. */
-export async function createRaw(host: Host, imagePath: string, size: number): Promise<void> {
-  if (!Number.isSafeInteger(size) || size < 0)
-    throw new BlockError('invalid-argument', `${imagePath}: a disk cannot have ${size} bytes`, { path: imagePath })
+/**
+ * Makes an image of `size` bytes of zeros where nothing may be; it and its name are durable on return. It is a hole unless it is
+ * preallocated: its space set aside ('falloc') or written ('full').
+ */
+export async function createRaw(
+  host: Host,
+  imagePath: string,
+  size: number,
+  preallocation: 'off' | 'metadata' | 'falloc' | 'full' = 'off',
+): Promise<void> {
+  const invalid = (what: string): BlockError =>
+    new BlockError('invalid-argument', `${imagePath}: ${what}`, { path: imagePath })
+  if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
+  if (preallocation === 'metadata') throw invalid('a raw image has no metadata to preallocate; use falloc or full')
   const file = await host.open(imagePath, { write: true, create: 'exclusive' })
   try {
     try {
       await file.truncate(size)
+      if (preallocation !== 'off') await preallocate(file, 0, size, preallocation)
       await file.sync()
     } finally {
       await file.close()
@@ -58,7 +71,24 @@ export async function createRaw(host: Host, imagePath: string, size: number): Pr
   await host.syncFolder(path.dirname(imagePath))
 }
 
-class RawImage extends FileDevice implements Layer {
+/** Gives a range that is a hole its space. */
+async function preallocate(file: HostFile, offset: number, end: number, how: 'falloc' | 'full'): Promise<void> {
+  const breather = new Breather()
+  const zeros = new Uint8Array(COPY_PIECE)
+  for (; offset < end; offset += COPY_PIECE) {
+    const length = Math.min(COPY_PIECE, end - offset)
+    if (how === 'falloc') await file.zero(offset, length)
+    else await file.write(offset, length, zeros, 0)
+    await breather.pause()
+  }
+}
+
+interface ResizeOptions {
+  readonly shrink?: boolean
+  readonly preallocation?: 'off' | 'falloc' | 'full'
+}
+
+export class RawImage extends FileDevice implements Layer {
   readonly format = 'raw'
   readonly clusterSize = PAGE
   readonly backingReference = undefined
@@ -108,10 +138,16 @@ class RawImage extends FileDevice implements Layer {
     this.#access = access
   }
 
-  async grow(size: number): Promise<void> {
+  grow(size: number): Promise<void> {
+    return this.resize(size)
+  }
+
+  /** Grows, with the space for what is added set aside or not; with `shrink` also shrinks: what is past the new end is lost. */
+  async resize(size: number, options: ResizeOptions = {}): Promise<void> {
+    const { shrink = false, preallocation = 'off' } = options
     if (this.#access !== 'write') throw new BlockError('read-only', `${this.name} is read-only`, { path: this.path })
-    if (!Number.isSafeInteger(size) || size < this.bytes) {
-      const message = `${this.name} cannot grow from ${this.bytes} to ${size} bytes`
+    if (!Number.isSafeInteger(size) || size < (shrink ? 0 : this.bytes)) {
+      const message = `${this.name} cannot ${shrink ? 'go' : 'grow'} from ${this.bytes} to ${size} bytes`
       throw new BlockError('invalid-argument', message, { path: this.path })
     }
     if (this.#isBlockDevice) {
@@ -120,8 +156,19 @@ class RawImage extends FileDevice implements Layer {
         throw new BlockError('unsupported', message, { path: this.path })
       }
     } else await this.file.truncate(size)
+    if (preallocation !== 'off') await this.#preallocateFrom(this.bytes, size, preallocation)
     await this.file.sync()
     this.bytes = size
+  }
+
+  /** Where the space cannot be had, the image keeps its size. */
+  async #preallocateFrom(before: number, size: number, how: 'falloc' | 'full'): Promise<void> {
+    try {
+      await preallocate(this.file, before, size, how)
+    } catch (error) {
+      await this.file.truncate(before)
+      throw error
+    }
   }
 
   setBackingReference(): Promise<void> {

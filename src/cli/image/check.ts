@@ -1,0 +1,64 @@
+// varve image check: is an image whole? Exit status: 0 nothing is wrong; 1 space is lost and no more (leaks), or the check could
+// not be done; 5 the image is corrupt. What was found is in the output in each case.
+
+import type { Command } from 'commander'
+import { formatSize } from '../../base/size.ts'
+import { realHost } from '../../host/real.ts'
+import type { Checked } from '../../image/check.ts'
+import {
+  formatOption,
+  type ImageOptions,
+  outputOption,
+  printResult,
+  quietOption,
+  shareOption,
+  wantsJson,
+  whatToOpen,
+} from './options.ts'
+
+const LEAKS_STATUS = 1
+const CORRUPT_STATUS = 5
+
+interface CheckOptions extends ImageOptions {
+  readonly quiet?: boolean
+}
+
+export function addCheckCommand(image: Command): void {
+  image
+    .command('check <image>')
+    .description('is an image whole? exit status 0: yes, 1: space is lost, 5: corrupt')
+    .addOption(formatOption())
+    .addOption(shareOption())
+    .addOption(quietOption())
+    .addOption(outputOption())
+    .action(checkCommand)
+}
+
+async function checkCommand(path: string, options: CheckOptions, command: Command): Promise<void> {
+  const { checkFile } = await import('../../image/check.ts')
+  const checked = await checkFile({ host: realHost, path, ...whatToOpen(options) })
+  if (options.quiet !== true || wantsJson(command)) {
+    printResult(command, checked.report, () => textOf(checked))
+  }
+  const { corruptions = 0, leaks = 0 } = checked.report
+  if (corruptions > 0 || leaks > 0) process.exitCode = corruptions > 0 ? CORRUPT_STATUS : LEAKS_STATUS
+}
+
+function textOf({ report, problems }: Checked): string {
+  const { corruptions = 0, leaks = 0 } = report
+  const lines = problems.map((problem) => `  ${problem}`)
+  const listed = problems.length
+  if (corruptions + leaks > listed && listed > 0) lines.push(`  and ${corruptions + leaks - listed} more`)
+  if (corruptions > 0)
+    lines.push(`${corruptions} errors: data may be lost. varve image check -r all repairs what can be repaired`)
+  if (leaks > 0) lines.push(`${leaks} clusters are lost space and no more: varve image check -r leaks`)
+  if (lines.length === 0) lines.push('No errors were found on the image.')
+  const { 'total-clusters': total, 'allocated-clusters': allocated = 0, 'compressed-clusters': compressed = 0 } = report
+  if (total !== undefined) {
+    const part = ((100 * allocated) / total).toFixed(2)
+    lines.push(`${allocated}/${total} = ${part}% allocated, ${compressed} compressed clusters`)
+  }
+  const end = report['image-end-offset']
+  if (end !== undefined) lines.push(`Image end offset: ${end} (${formatSize(end)})`)
+  return lines.join('\n')
+}
