@@ -154,3 +154,17 @@ export const REPLY_BYTES_MAX = 64 * MIB
 export const EVENTS_EVERY_MS = 100
 /** Small requests to a store at once: manifests, indexes, directories. */
 export const STORE_REQUESTS = 8
+
+// Offline image tools (src/image).
+/** Bytes that a copy or comparison of images moves at a time, when its clusters are not larger: they stay in a core's cache. */
+export const IMAGE_PIECE = 256 * KIB
+/** Extents of an image that are asked for at a time, and the range in bytes that one such question covers. */
+export const IMAGE_WALK_PIECES = 256
+export const IMAGE_WALK_BYTES = 4 * 1024 * MIB
+/** Pieces at work at once, at most and unless told. */
+export const IMAGE_LANES_MAX = 16
+export const IMAGE_LANES = 8
+/** Unreadable ranges that a salvaging conversion lists; it counts the rest. */
+export const IMAGE_LOST_RANGES_MAX = 1000
+/** Longest run of zeros that the option for it can ask for, in bytes. */
+export const IMAGE_SPARSE_MAX = 16 * MIB

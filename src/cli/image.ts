@@ -4,6 +4,7 @@
 import type { Command } from 'commander'
 import { addCheckCommand } from './image/check.ts'
 import { addCommitCommand } from './image/commit.ts'
+import { addConvertCommand } from './image/convert.ts'
 import { addCreateCommand } from './image/create.ts'
 import { addInfoCommand } from './image/info.ts'
 import { addMapCommand } from './image/map.ts'
@@ -15,6 +16,7 @@ import { addResizeCommand } from './image/resize.ts'
 const COMMANDS: readonly ((image: Command) => void)[] = [
   addCheckCommand,
   addCommitCommand,
+  addConvertCommand,
   addCreateCommand,
   addInfoCommand,
   addMapCommand,
