@@ -61,6 +61,10 @@ export const NBD_OWN_BUFFER = 64 * KIB
 export const NBD_CONNECTIONS = 256
 export const NBD_OPTION_MAX = 16 * KIB
 export const NBD_HANDSHAKE_MS = 30_000
+/** A silent TCP peer is asked after so many milliseconds whether it is still there; one that is gone ends its connection. */
+export const NBD_KEEPALIVE_MS = 60_000
+/** Largest file of TLS credentials that is read, in bytes. */
+export const NBD_CREDENTIALS_MAX = MIB
 /** How long a connection that ends waits for the client to take the last replies, in milliseconds. */
 export const NBD_DRAIN_MS = 5000
 /** Extents in one reply to a block status request, and the largest such reply that a client takes, in bytes. */

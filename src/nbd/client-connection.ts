@@ -2,7 +2,7 @@
 // callers' buffers. It ends when it is lost or the server breaks the protocol; what then happens to the requests is the
 // client's business.
 //
-//   connecting -> negotiating -> open -> closed
+//   connecting -> negotiating (-> TLS -> negotiating) -> open -> closed
 
 import net from 'node:net'
 import { getUint16, getUint32, getUint64, setUint16, setUint32, setUint64, utf8 } from '../base/bytes.ts'
@@ -10,7 +10,7 @@ import { NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER, NBD_STATUS_REPLY_MAX } from '../b
 import { BlockError, toBlockError } from '../block/error.ts'
 import { type ExportInfo, negotiate, violation } from './client-handshake.ts'
 import type { ClientRequest } from './client-request.ts'
-import { onreadInto } from './inlet.ts'
+import { onreadInto, readByEvents } from './inlet.ts'
 import { Outbox } from './outbox.ts'
 import { Receiver } from './receiver.ts'
 import { SharedBuffer } from './shared-buffer.ts'
@@ -32,6 +32,7 @@ import {
   REQUEST_SIZE,
   SIMPLE_REPLY_SIZE,
 } from './spec.ts'
+import { type ClientTls, loadClientTls } from './tls.ts'
 import { formatNbdUri, type NbdUri } from './uri.ts'
 
 /** Written data up to this length is copied beside its header; longer data goes to the socket from where it is. */
@@ -67,9 +68,10 @@ const HEADER: Incoming = { kind: 'header' }
 export class ClientConnection {
   readonly name: string
   readonly #owner: ConnectionOwner
-  readonly #socket: net.Socket
+  #socket: net.Socket
+  readonly #endReading: () => void
   readonly #receiver = new Receiver(NBD_RECEIVE_BUFFER)
-  readonly #outbox: Outbox
+  #outbox: Outbox
   #info: ExportInfo | undefined
   #incoming: Incoming = HEADER
   #slot = 0
@@ -81,16 +83,40 @@ export class ClientConnection {
     this.name = formatNbdUri(target)
     this.#owner = owner
     const where = target.transport === 'unix' ? { path: target.path } : { host: target.host, port: target.port }
-    this.#socket = net.connect({ ...where, onread: onreadInto(this.#receiver, this.#arrived) })
+    // A socket that becomes a secure one is read by its events, since TLS takes its reading over.
+    const isPlain = target.tls === undefined
+    this.#socket = net.connect(isPlain ? { ...where, onread: onreadInto(this.#receiver, this.#arrived) } : where)
+    this.#endReading = isPlain ? () => {} : readByEvents(this.#socket, this.#receiver, this.#arrived)
     if (target.transport === 'tcp') this.#socket.setNoDelay(true).setKeepAlive(true)
     this.#outbox = new Outbox(this.#socket, () => {})
-    this.#socket.on('error', (error) => (this.#failure ??= toBlockError(error, `${this.name}: connection`)))
-    this.#socket.on('end', () => this.#socket.destroy())
-    this.#socket.on('close', this.#socketClosed)
+    this.#follow(this.#socket)
+  }
+
+  #follow(socket: net.Socket): void {
+    socket.on('error', (error) => (this.#failure ??= toBlockError(error, `${this.name}: connection`)))
+    socket.on('end', () => socket.destroy())
+    socket.on('close', this.#socketClosed)
+  }
+
+  async #startTls(tls: ClientTls): Promise<void> {
+    const plain = this.#socket
+    this.#endReading()
+    // What came in the clear before TLS began could be anybody's.
+    if (this.#receiver.length > 0) throw violation(this.name, 'it spoke before TLS began')
+    plain.removeAllListeners('end')
+    const secured = await tls.secure(plain)
+    plain.off('close', this.#socketClosed)
+    this.#socket = secured
+    this.#outbox.dispose()
+    this.#outbox = new Outbox(secured, () => {})
+    this.#follow(secured)
+    readByEvents(secured, this.#receiver, this.#arrived)
+    secured.resume()
   }
 
   /** Connects and negotiates. Fails with the reason; the socket is closed by then. */
   static async open(target: NbdUri, contexts: readonly string[], owner: ConnectionOwner): Promise<ClientConnection> {
+    const tls = target.tls === undefined ? undefined : await loadClientTls(target.tls, hostOf(target))
     const connection = new ClientConnection(target, owner)
     const timer = setTimeout(() => {
       const message = `${connection.name}: no answer within ${NBD_HANDSHAKE_MS / 1000} s`
@@ -101,6 +127,7 @@ export class ClientConnection {
         name: connection.name,
         send: (bytes: Uint8Array) => connection.#outbox.sendForeign(bytes),
         receive: (count: number) => connection.#receive(count),
+        startTls: tls === undefined ? undefined : () => connection.#startTls(tls),
       }
       connection.#info = await negotiate(wire, target.name, contexts)
       return connection
@@ -333,6 +360,11 @@ export class ClientConnection {
     this.#destroy(violation(this.name, what))
     return false
   }
+}
+
+/** Whose name the certificate of a server must have, unless the URI says so. */
+function hostOf(target: NbdUri): string {
+  return target.transport === 'tcp' ? target.host : 'localhost'
 }
 
 function errorOf(name: string, request: ClientRequest, errno: number, message: string): BlockError {

@@ -20,6 +20,7 @@ import {
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_OPTS_MAGIC,
   NBD_REP_ACK,
@@ -44,6 +45,8 @@ export interface Wire {
   send(bytes: Uint8Array): void
   /** The next `count` bytes, valid until the next call. Fails when the connection ends before. */
   receive(count: number): Promise<Uint8Array>
+  /** Goes on over TLS; undefined where none is wanted. */
+  readonly startTls?: (() => Promise<void>) | undefined
 }
 
 /** What the server told of its export. */
@@ -69,7 +72,7 @@ interface OptionReply {
 const REFUSALS: Readonly<Record<number, readonly [ErrorKind, string]>> = {
   [NBD_REP_ERR_UNKNOWN]: ['not-found', 'the server has no export of that name'],
   [NBD_REP_ERR_POLICY]: ['permission', 'the server refuses'],
-  [NBD_REP_ERR_TLS_REQD]: ['unsupported', 'the server insists on TLS, which is not supported'],
+  [NBD_REP_ERR_TLS_REQD]: ['permission', 'the server insists on TLS: use a URI with nbds: or nbds+unix:'],
   [NBD_REP_ERR_UNSUP]: ['unsupported', 'the server does not know the option'],
   [NBD_REP_ERR_SHUTDOWN]: ['closed', 'the server is shutting down'],
 }
@@ -81,6 +84,12 @@ export function violation(name: string, what: string): BlockError {
 /** Negotiates the export `exportName` and, as far as the server knows them, the metadata contexts. */
 export async function negotiate(wire: Wire, exportName: string, contexts: readonly string[]): Promise<ExportInfo> {
   const flags = await greet(wire)
+  if (wire.startTls !== undefined) {
+    const { error } = await ask(wire, NBD_OPT_STARTTLS, new Uint8Array(0))
+    // Never downgraded: whoever asked for TLS gets it or nothing.
+    if (error !== undefined) throw refusal(wire, NBD_OPT_STARTTLS, error)
+    await wire.startTls()
+  }
   const structured = (await ask(wire, NBD_OPT_STRUCTURED_REPLY, new Uint8Array(0))).error === undefined
   const selected = structured ? await selectContexts(wire, exportName, contexts) : new Map<string, number>()
   const go = await ask(wire, NBD_OPT_GO, goData(exportName))

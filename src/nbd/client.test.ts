@@ -32,7 +32,7 @@ test('connecting fails with the reason: nobody listens, no such export, no URI, 
   await assert.rejects(connectNbd('nbd+unix:///x?socket=/nowhere/at/all'), fails('not-found', '/nowhere/at/all'))
   await assert.rejects(connectNbd('nbd://127.0.0.1:1/'), fails('io', '127.0.0.1:1'))
   await assert.rejects(connectNbd('/dev/sda'), fails('invalid-argument'))
-  await assert.rejects(connectNbd('nbds://localhost/'), fails('unsupported'))
+  await assert.rejects(connectNbd('nbds://localhost/?tls-certificates=/nowhere'), fails('not-found', 'ca-cert.pem'))
   const client = await connectNbd(formatNbdUri(target))
   assert.equal(client.name, formatNbdUri(target))
   await client.close()

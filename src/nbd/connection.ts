@@ -1,19 +1,22 @@
 // One connection of the server: ties a socket to the handshake and then the transmission, and sees it to its end. Whatever
 // the peer does, the connection ends with every buffer given back and no request of it in flight.
 //
-//   handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
+//   handshake --STARTTLS--> securing --> handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
 
 import type net from 'node:net'
-import { NBD_DRAIN_MS, NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
+import { NBD_DRAIN_MS, NBD_HANDSHAKE_MS, NBD_KEEPALIVE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
+import { isBlockError } from '../block/error.ts'
 import type { Export } from './export.ts'
 import { type ExportList, Handshake } from './handshake.ts'
-import { takeAccepted } from './inlet.ts'
+import { readByEvents, takeAccepted } from './inlet.ts'
 import { Outbox } from './outbox.ts'
 import { Receiver } from './receiver.ts'
+import type { ServerTls } from './tls.ts'
 import { Transmission } from './transmission.ts'
 
 type Phase =
   | { readonly kind: 'handshake'; readonly handshake: Handshake }
+  | { readonly kind: 'securing' }
   | { readonly kind: 'transmission'; readonly transmission: Transmission }
   | { readonly kind: 'draining' }
   | { readonly kind: 'closed' }
@@ -24,9 +27,12 @@ export interface ConnectionEvents {
 }
 
 export class Connection {
-  readonly #socket: net.Socket
+  #socket: net.Socket
   readonly #receiver = new Receiver(NBD_RECEIVE_BUFFER)
-  readonly #outbox: Outbox
+  #outbox: Outbox
+  readonly #tls: ServerTls | undefined
+  /** Ends the reading of the plain socket, where TLS comes. */
+  #endReading: () => void = () => {}
   readonly #events: ConnectionEvents
   /** The limit of the handshake, later that of the peer's taking its last replies. */
   #timer: NodeJS.Timeout
@@ -42,21 +48,21 @@ export class Connection {
   #hasEnded = false
   readonly #closed = Promise.withResolvers<void>()
 
-  /** `accepted` is paused, as a server with `pauseOnConnect` gives it. */
-  constructor(accepted: net.Socket, exports: ExportList, events: ConnectionEvents) {
+  /** `accepted` is paused, as a server with `pauseOnConnect` gives it. With `tls` the client must begin TLS first. */
+  constructor(accepted: net.Socket, exports: ExportList, events: ConnectionEvents, tls?: ServerTls) {
     this.#events = events
-    this.#socket = takeAccepted(accepted, this.#receiver, this.#arrived)
+    this.#tls = tls
+    if (tls === undefined) this.#socket = takeAccepted(accepted, this.#receiver, this.#arrived)
+    else {
+      this.#socket = accepted
+      this.#endReading = readByEvents(accepted, this.#receiver, this.#arrived)
+    }
     this.#outbox = new Outbox(this.#socket, this.#progress)
-    this.#phase = { kind: 'handshake', handshake: new Handshake(exports, this.#outbox) }
+    const handshake = new Handshake(exports, this.#outbox, tls === undefined ? 'none' : 'required')
+    this.#phase = { kind: 'handshake', handshake }
     this.#timer = setTimeout(() => this.#socket.destroy(), NBD_HANDSHAKE_MS)
-    this.#socket.setNoDelay(true)
-    // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
-    this.#socket.on('error', () => {})
-    this.#socket.on('end', () => {
-      this.#hasEnded = true
-      if (!this.#isHeld && !this.#isYielding) this.drain()
-    })
-    this.#socket.on('close', this.#socketClosed)
+    this.#socket.setNoDelay(true).setKeepAlive(true, NBD_KEEPALIVE_MS)
+    this.#follow(this.#socket)
     this.#outbox.flush()
     this.#socket.resume()
   }
@@ -76,6 +82,45 @@ export class Connection {
     if (this.#phase.kind === 'closed' || this.#phase.kind === 'draining') return
     this.#phase = { kind: 'draining' }
     this.#endWhenIdle()
+  }
+
+  #follow(socket: net.Socket): void {
+    // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
+    socket.on('error', () => {})
+    socket.on('end', () => {
+      this.#hasEnded = true
+      if (!this.#isHeld && !this.#isYielding) this.drain()
+    })
+    socket.on('close', this.#socketClosed)
+  }
+
+  /** Goes on over TLS. What a client sent before in the clear it cannot have meant, so it ends the connection. */
+  async #secure(handshake: Handshake, tls: ServerTls): Promise<void> {
+    this.#phase = { kind: 'securing' }
+    const plain = this.#socket
+    this.#endReading()
+    plain.removeAllListeners('end')
+    if (this.#receiver.length > 0) {
+      plain.destroy()
+      return
+    }
+    try {
+      const secured = await tls.secure(plain)
+      if (this.#phase.kind !== 'securing') return void secured.destroy()
+      // The plain socket closes with the secure one, which is followed from here on.
+      plain.off('close', this.#socketClosed)
+      this.#socket = secured
+      this.#outbox.dispose()
+      this.#outbox = new Outbox(secured, this.#progress)
+      handshake.secured(this.#outbox)
+      this.#phase = { kind: 'handshake', handshake }
+      this.#follow(secured)
+      readByEvents(secured, this.#receiver, this.#arrived)
+      secured.resume()
+    } catch (error) {
+      plain.destroy()
+      if (!isBlockError(error)) this.#events.report(error)
+    }
   }
 
   /** The socket read something; false stops the reading. */
@@ -106,6 +151,7 @@ export class Connection {
       served.opened?.()
     }
     this.#outbox.flush()
+    if (outcome.kind === 'start-tls' && this.#tls !== undefined) void this.#secure(handshake, this.#tls)
     if (outcome.kind === 'hang-up') this.drain()
   }
 

@@ -37,6 +37,7 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_BLOCK_SIZE_REQD,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
@@ -55,14 +56,25 @@ export interface ExportList {
   list(): readonly Export[]
 }
 
-/** How far the handshake came: it waits for more bytes, is over, or ends the connection. */
+/** How far the handshake came: it waits for more bytes, goes on over TLS, is over, or ends the connection. */
 export type HandshakeOutcome =
   | { readonly kind: 'more' }
+  | { readonly kind: 'start-tls' }
   | { readonly kind: 'enter'; readonly session: Session }
   | { readonly kind: 'hang-up' }
 
 const MORE: HandshakeOutcome = { kind: 'more' }
 const HANG_UP: HandshakeOutcome = { kind: 'hang-up' }
+const START_TLS: HandshakeOutcome = { kind: 'start-tls' }
+
+/**
+ * What TLS is on this connection ("TLS support", modes NOTLS and FORCEDTLS): never there, asked for before all else, or
+ * begun.
+ */
+export type TlsPhase = 'none' | 'required' | 'begun'
+
+/** What a client may ask for before TLS where it is required; EXPORT_NAME cannot be refused, so it ends the connection. */
+const BEFORE_TLS = new Set([NBD_OPT_ABORT, NBD_OPT_STARTTLS, NBD_OPT_EXPORT_NAME])
 
 /** The option is syntactically invalid: answered with NBD_REP_ERR_INVALID. */
 class MalformedOption extends Error {}
@@ -113,7 +125,8 @@ type OptionHandler = (option: number, data: OptionData) => HandshakeOutcome
 
 export class Handshake {
   readonly #exports: ExportList
-  readonly #outbox: Outbox
+  #outbox: Outbox
+  #tls: TlsPhase
   #flags: number | undefined
   /** Bytes of an option that was too big, still to be thrown away. */
   #skip = 0
@@ -127,7 +140,7 @@ export class Handshake {
       return HANG_UP
     },
     [NBD_OPT_LIST]: (option, data) => this.#list(option, data),
-    [NBD_OPT_STARTTLS]: (option) => this.#refuse(option, NBD_REP_ERR_UNSUP, 'TLS is not available here'),
+    [NBD_OPT_STARTTLS]: (option, data) => this.#startTls(option, data),
     [NBD_OPT_INFO]: (option, data) => this.#info(option, data),
     [NBD_OPT_GO]: (option, data) => this.#info(option, data),
     [NBD_OPT_STRUCTURED_REPLY]: (option, data) => {
@@ -140,13 +153,20 @@ export class Handshake {
   }
 
   /** Sends the greeting. */
-  constructor(exports: ExportList, outbox: Outbox) {
+  constructor(exports: ExportList, outbox: Outbox, tls: TlsPhase = 'none') {
     this.#exports = exports
     this.#outbox = outbox
+    this.#tls = tls
     const at = outbox.reserve(GREETING_SIZE)
     for (const [i, word] of [...NBD_MAGIC, ...NBD_OPTS_MAGIC].entries()) setUint32(outbox.bytes, at + i * 4, word)
     setUint16(outbox.bytes, at + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)
     outbox.commit(GREETING_SIZE)
+  }
+
+  /** TLS has begun: goes on with the same client over another outbox. */
+  secured(outbox: Outbox): void {
+    this.#outbox = outbox
+    this.#tls = 'begun'
   }
 
   /** Handles the complete options in the receiver. */
@@ -183,6 +203,8 @@ export class Handshake {
     }
     if (receiver.length < OPTION_SIZE + length) return undefined
     receiver.start += OPTION_SIZE + length
+    if (this.#tls === 'required' && !BEFORE_TLS.has(option))
+      return this.#refuse(option, NBD_REP_ERR_TLS_REQD, 'TLS is required here: NBD_OPT_STARTTLS comes first')
     const handler = this.#handlers[option]
     if (handler === undefined) return this.#refuse(option, NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
     try {
@@ -193,9 +215,17 @@ export class Handshake {
     }
   }
 
+  #startTls(option: number, data: OptionData): HandshakeOutcome {
+    data.finish()
+    if (this.#tls === 'none') return this.#refuse(option, NBD_REP_ERR_UNSUP, 'TLS is not available here')
+    if (this.#tls === 'begun') throw new MalformedOption('TLS has begun already')
+    this.#reply(option, NBD_REP_ACK)
+    return START_TLS
+  }
+
   /** The only option that cannot be answered with an error: what cannot be served ends the connection. */
   #exportName(data: OptionData): HandshakeOutcome {
-    if (data.left > NBD_MAX_STRING) return HANG_UP
+    if (data.left > NBD_MAX_STRING || this.#tls === 'required') return HANG_UP
     const name = data.text(data.left)
     const found = this.#exports.find(name)
     if (found === undefined || found.device.can.minimumBlock > 1) return HANG_UP

@@ -40,9 +40,11 @@ export function takeAccepted(accepted: net.Socket, receiver: Receiver, arrival: 
   return new net.Socket(options as net.SocketConstructorOpts)
 }
 
-/** The plain way: copies each chunk into the receiver; what is not wanted yet goes back to the stream. */
-export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arrival): void {
-  socket.on('data', (chunk: Uint8Array) => {
+/**
+ * The plain way: copies each chunk into the receiver; what is not wanted yet goes back to the stream. Returns how to end it.
+ */
+export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arrival): () => void {
+  const read = (chunk: Uint8Array): void => {
     let done = 0
     while (done < chunk.length) {
       const room = receiver.room()
@@ -55,5 +57,7 @@ export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arriva
       if (done < chunk.length) socket.unshift(chunk.subarray(done))
       return
     }
-  })
+  }
+  socket.on('data', read)
+  return () => void socket.off('data', read)
 }

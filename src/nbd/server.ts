@@ -9,6 +9,7 @@ import { realHost } from '../host/real.ts'
 import { Connection } from './connection.ts'
 import type { Export } from './export.ts'
 import type { ExportList } from './handshake.ts'
+import type { ServerTls } from './tls.ts'
 import { checkSocketPath } from './uri.ts'
 
 export type { Export, MetaContext, StatusVisitor } from './export.ts'
@@ -21,6 +22,14 @@ export interface NbdServerOptions extends ExportList {
 export interface ListenUnixOptions {
   /** Permission bits of the socket; 0o600 unless told. */
   readonly mode?: number
+  readonly tls?: ServerTls
+}
+
+export interface ListenTcpOptions {
+  /** Clients must begin TLS before anything else. */
+  readonly tls?: ServerTls
+  /** Serve beyond loopback without TLS: anybody on the network can read and write what is served. */
+  readonly insecure?: boolean
 }
 
 const LOOPBACK = new Set(['localhost', '127.0.0.1', '::1'])
@@ -56,11 +65,11 @@ export class NbdServer {
   async listenUnix(path: string, options: ListenUnixOptions = {}): Promise<void> {
     checkSocketPath(path)
     try {
-      await this.#listen({ path })
+      await this.#listen({ path }, options.tls)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw toBlockError(error, `${path}: listen`, { path })
       await removeStaleSocket(path)
-      await this.#listen({ path }).catch((again: unknown) => {
+      await this.#listen({ path }, options.tls).catch((again: unknown) => {
         throw toBlockError(again, `${path}: listen`, { path })
       })
     }
@@ -68,18 +77,16 @@ export class NbdServer {
   }
 
   /**
-   * Listens on TCP; returns the port, which the system chooses when `port` is 0. Only loopback: anything else needs TLS
-   * and fails with kind 'permission'. Kind 'busy' when the port is taken.
+   * Listens on TCP; returns the port, which the system chooses when `port` is 0. Kinds: 'permission' for another address than
+   * loopback without TLS, unless `insecure`; 'busy' when the port is taken.
    */
-  async listenTcp(host: string, port: number): Promise<number> {
-    if (!LOOPBACK.has(host)) {
-      throw new BlockError(
-        'permission',
-        `${host}: NBD without TLS is served on loopback only; use localhost or a Unix socket`,
-      )
+  async listenTcp(host: string, port: number, options: ListenTcpOptions = {}): Promise<number> {
+    if (!LOOPBACK.has(host) && options.tls === undefined && options.insecure !== true) {
+      const message = `${host}: NBD beyond loopback needs TLS: give --tls-certificates or --tls-psk, or say --insecure`
+      throw new BlockError('permission', message)
     }
     try {
-      const address = (await this.#listen({ host, port })).address()
+      const address = (await this.#listen({ host, port }, options.tls)).address()
       return typeof address === 'object' && address !== null ? address.port : port
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'EADDRINUSE') {
@@ -108,9 +115,11 @@ export class NbdServer {
     await Promise.all(open.map((connection) => connection.closed))
   }
 
-  #listen(where: net.ListenOptions): Promise<net.Server> {
+  #listen(where: net.ListenOptions, tls: ServerTls | undefined): Promise<net.Server> {
     if (this.#isClosed) throw new BlockError('closed', 'the NBD server is closed')
-    const listener = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => this.#accept(socket))
+    const listener = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>
+      this.#accept(socket, tls),
+    )
     return new Promise((resolve, reject) => {
       listener.once('error', reject)
       listener.listen(where, () => {
@@ -123,15 +132,16 @@ export class NbdServer {
     })
   }
 
-  #accept(socket: net.Socket): void {
+  #accept(socket: net.Socket, tls: ServerTls | undefined): void {
     if (this.#isClosed || this.#connections.size >= NBD_CONNECTIONS) {
       socket.destroy()
       return
     }
-    const connection = new Connection(socket, this.#exports, {
-      onClosed: (closed) => this.#connections.delete(closed),
+    const events = {
+      onClosed: (closed: Connection) => this.#connections.delete(closed),
       report: this.#report,
-    })
+    }
+    const connection = new Connection(socket, this.#exports, events, tls)
     this.#connections.add(connection)
   }
 }

@@ -1,16 +1,20 @@
 // NBD URIs (NetworkBlockDevice/nbd, doc/uri.md): parse and format. Says where an export is; does not connect.
 //
-//   nbd://HOST[:PORT]/NAME          nbd+unix:///NAME?socket=PATH
+//   nbd://HOST[:PORT]/NAME          nbd+unix:///NAME?socket=PATH          plain
+//   nbds://HOST[:PORT]/NAME         nbds+unix:///NAME?socket=PATH         over TLS, never downgraded
+//   nbds://USER@HOST/NAME           nbds+unix://USER@/NAME?socket=PATH    whose pre-shared key is used
 //
-// The TLS schemes nbds and nbds+unix are refused, never downgraded.
+// Parameters of the TLS schemes: tls-certificates=FOLDER, tls-psk-file=FILE, tls-hostname=NAME, and tls-type=x509|psk.
 
 import { BlockError } from '../block/error.ts'
 import { NBD_DEFAULT_PORT, NBD_MAX_STRING } from './spec.ts'
+import type { ClientTlsOptions } from './tls.ts'
 
 /** Where an NBD export is. `name` may be empty: the server's default export. */
-export type NbdUri =
+export type NbdUri = (
   | { readonly transport: 'unix'; readonly path: string; readonly name: string }
   | { readonly transport: 'tcp'; readonly host: string; readonly port: number; readonly name: string }
+) & { readonly tls?: ClientTlsOptions }
 
 /** Longest path of a Unix socket on Linux, in bytes: sun_path less its final zero. */
 export const UNIX_PATH_MAX = 107
@@ -32,22 +36,34 @@ export function checkSocketPath(path: string): void {
   }
 }
 
-/** Parses an NBD URI. Kind 'invalid-argument' when it is none, 'unsupported' when it asks for TLS. */
+/** Parses an NBD URI. Kind 'invalid-argument' when it is none. */
 export function parseNbdUri(text: string): NbdUri {
-  let url: URL
+  const { url, user } = split(text)
+  const name = decodeName(text, url)
+  if (Buffer.byteLength(name) > NBD_MAX_STRING) throw bad(text, `the name is longer than ${NBD_MAX_STRING} bytes`)
+  const [, isTls, isUnix] = /^nbd(s?)(\+unix)?:$/.exec(url.protocol) ?? []
+  if (isTls !== undefined) {
+    const tls = isTls === 's' ? tlsOptions(text, url, user) : undefined
+    if (tls === undefined && user !== undefined) throw bad(text, 'a user has a meaning only with TLS')
+    refuseUnknown(text, url, [
+      ...(isUnix === undefined ? [] : ['socket']),
+      ...(tls === undefined ? [] : TLS_PARAMETERS),
+    ])
+    const target = isUnix === undefined ? tcpTarget(text, url, name) : unixTarget(text, url, name)
+    return tls === undefined ? target : { ...target, tls }
+  }
+  throw bad(text, `the scheme ${url.protocol.slice(0, -1)} is unknown`)
+}
+
+/** The URI, and the user that it names; URL takes none without a host, as a Unix socket has it. */
+function split(text: string): { readonly url: URL; readonly user: string | undefined } {
+  const [, before, user, after] = /^([a-z+]+:\/\/)([^@/?#]*)@(.*)$/s.exec(text) ?? []
   try {
-    url = new URL(text)
+    if (user === undefined) return { url: new URL(text), user }
+    return { url: new URL(`${before}${after}`), user: decodeURIComponent(user) }
   } catch {
     throw bad(text, 'it is not a URI')
   }
-  if (url.protocol === 'nbds:' || url.protocol === 'nbds+unix:') {
-    throw new BlockError('unsupported', `${text}: NBD over TLS is not supported`)
-  }
-  const name = decodeName(text, url)
-  if (Buffer.byteLength(name) > NBD_MAX_STRING) throw bad(text, `the name is longer than ${NBD_MAX_STRING} bytes`)
-  if (url.protocol === 'nbd:') return tcpTarget(text, url, name)
-  if (url.protocol === 'nbd+unix:') return unixTarget(text, url, name)
-  throw bad(text, `the scheme ${url.protocol.slice(0, -1)} is unknown`)
 }
 
 /** The path without its first slash: "//disk" names the export "/disk". */
@@ -65,8 +81,22 @@ function refuseUnknown(text: string, url: URL, known: readonly string[]): void {
   }
 }
 
+const TLS_PARAMETERS = ['tls-certificates', 'tls-psk-file', 'tls-hostname', 'tls-type'] as const
+
+function tlsOptions(text: string, url: URL, username: string | undefined): ClientTlsOptions {
+  const [folder, file, hostname, type] = TLS_PARAMETERS.map((key) => url.searchParams.get(key) ?? undefined)
+  if (folder !== undefined && file !== undefined) throw bad(text, 'it names both certificates and keys for TLS')
+  const isConsistent = type === undefined || (type === 'x509' ? file === undefined : type === 'psk' && file !== undefined)
+  if (!isConsistent) throw bad(text, `tls-type is ${type}: it is x509, or psk with tls-psk-file`)
+  return {
+    ...(folder === undefined ? {} : { files: { kind: 'x509', folder } }),
+    ...(file === undefined ? {} : { files: { kind: 'psk', file } }),
+    ...(username === undefined ? {} : { username }),
+    ...(hostname === undefined ? {} : { hostname }),
+  }
+}
+
 function tcpTarget(text: string, url: URL, name: string): NbdUri {
-  refuseUnknown(text, url, [])
   if (url.hostname === '') throw bad(text, 'the host is missing')
   const port = url.port === '' ? NBD_DEFAULT_PORT : Number(url.port)
   if (port === 0) throw bad(text, 'the port is 0')
@@ -75,7 +105,6 @@ function tcpTarget(text: string, url: URL, name: string): NbdUri {
 }
 
 function unixTarget(text: string, url: URL, name: string): NbdUri {
-  refuseUnknown(text, url, ['socket'])
   if (url.host !== '') throw bad(text, 'a Unix socket has no host; three slashes come before the name')
   const sockets = url.searchParams.getAll('socket')
   const path = sockets[0]
@@ -93,8 +122,21 @@ function encode(text: string): string {
 
 /** The URI of a target; `parseNbdUri` gives the target back. */
 export function formatNbdUri(target: NbdUri): string {
-  if (target.transport === 'unix') return `nbd+unix:///${encode(target.name)}?socket=${encode(target.path)}`
+  const { tls } = target
+  const scheme = tls === undefined ? 'nbd' : 'nbds'
+  const values = {
+    socket: target.transport === 'unix' ? target.path : undefined,
+    'tls-certificates': tls?.files?.kind === 'x509' ? tls.files.folder : undefined,
+    'tls-psk-file': tls?.files?.kind === 'psk' ? tls.files.file : undefined,
+    'tls-hostname': tls?.hostname,
+  }
+  const parameters = Object.entries(values).flatMap(([key, value]) =>
+    value === undefined ? [] : [`${key}=${encode(value)}`],
+  )
+  const query = parameters.length === 0 ? '' : `?${parameters.join('&')}`
+  const user = tls?.username === undefined ? '' : `${encodeURIComponent(tls.username)}@`
+  if (target.transport === 'unix') return `${scheme}+unix://${user}/${encode(target.name)}${query}`
   const host = target.host.includes(':') ? `[${target.host}]` : target.host
   const port = target.port === NBD_DEFAULT_PORT ? '' : `:${target.port}`
-  return `nbd://${host}${port}/${encode(target.name)}`
+  return `${scheme}://${user}${host}${port}/${encode(target.name)}${query}`
 }
