@@ -14,7 +14,8 @@ export class BufferPool {
     let size = POOL_BUFFER_MIN
     while (size < length) size *= 2
     const buffer = this.#free.get(size)?.pop()
-    if (buffer === undefined) return Buffer.allocUnsafeSlow(size)
+    // No Buffer: its `slice` is no copy, but a view of bytes that the next borrower writes over.
+    if (buffer === undefined) return new Uint8Array(Buffer.allocUnsafeSlow(size).buffer)
     this.#freeBytes -= size
     return buffer
   }

@@ -42,9 +42,15 @@ export function addNbdCommand(program: Command): void {
     .option('--socket <path>', 'listen on a Unix socket')
     .option('--port <number>', 'listen on this port, of the loopback address unless --bind says so', portArgument)
     .option('--bind <address>', 'listen on this address; beyond loopback only with TLS')
-    .option('--tls-certificates <folder>', 'require TLS: ca-cert.pem, server-cert.pem and server-key.pem are in the folder')
+    .option(
+      '--tls-certificates <folder>',
+      'require TLS: ca-cert.pem, server-cert.pem and server-key.pem are in the folder',
+    )
     .option('--tls-verify-peer', 'only clients with a certificate of the authority in ca-cert.pem')
-    .option('--tls-subject <name...>', 'only clients whose certificate has one of these names, as in "CN=host2,O=Example"')
+    .option(
+      '--tls-subject <name...>',
+      'only clients whose certificate has one of these names, as in "CN=host2,O=Example"',
+    )
     .option('--tls-psk <file>', 'require TLS with pre-shared keys: a line USERNAME:KEY for each user')
     .option('--insecure', 'listen beyond loopback without TLS: whoever reaches the port reads and writes the image')
     .option('--read-only', 'refuse writes')

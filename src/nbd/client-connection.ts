@@ -211,7 +211,8 @@ export class ClientConnection {
     }
     const start = this.#receiver.start
     this.#receiver.start += count
-    return this.#receiver.bytes.subarray(start, start + count)
+    // Before the caller sees them, more may arrive and take their place.
+    return this.#receiver.bytes.slice(start, start + count)
   }
 
   readonly #arrived = (): boolean => {

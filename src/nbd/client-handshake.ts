@@ -43,7 +43,7 @@ export interface Wire {
   /** For messages: the export's URI. */
   readonly name: string
   send(bytes: Uint8Array): void
-  /** The next `count` bytes, valid until the next call. Fails when the connection ends before. */
+  /** The next `count` bytes, for the caller to keep. Fails when the connection ends before. */
   receive(count: number): Promise<Uint8Array>
   /** Goes on over TLS; undefined where none is wanted. */
   readonly startTls?: (() => Promise<void>) | undefined
@@ -155,7 +155,7 @@ async function receiveReply(wire: Wire, option: number): Promise<OptionReply> {
   const type = getUint32(header, 12)
   const length = getUint32(header, 16)
   if (length > NBD_OPTION_MAX) throw violation(wire.name, `an option reply of ${length} bytes`)
-  return { type, data: (await wire.receive(length)).slice() }
+  return { type, data: await wire.receive(length) }
 }
 
 function refusal(wire: Wire, option: number, { type, data }: OptionReply): BlockError {

@@ -27,7 +27,12 @@ test('formatting and parsing give the same target back', () => {
     { transport: 'tcp', host: '::1', port: 1, name: 'x' },
     { transport: 'tcp', host: 'a.example', port: 10_809, name: 'x', tls: {} },
     { transport: 'tcp', host: '::1', port: 5, name: '', tls: { files: { kind: 'x509', folder: '/etc/pki/a b' } } },
-    { transport: 'unix', path: '/x', name: 'd', tls: { files: { kind: 'x509', folder: '/c' }, hostname: 'vm.example' } },
+    {
+      transport: 'unix',
+      path: '/x',
+      name: 'd',
+      tls: { files: { kind: 'x509', folder: '/c' }, hostname: 'vm.example' },
+    },
     { transport: 'unix', path: '/x', name: 'd', tls: { files: { kind: 'psk', file: '/k' }, username: 'al@ice' } },
     { transport: 'tcp', host: 'h', port: 1, name: '', tls: { files: { kind: 'psk', file: '/k' }, username: 'bob' } },
   ]

@@ -86,7 +86,8 @@ const TLS_PARAMETERS = ['tls-certificates', 'tls-psk-file', 'tls-hostname', 'tls
 function tlsOptions(text: string, url: URL, username: string | undefined): ClientTlsOptions {
   const [folder, file, hostname, type] = TLS_PARAMETERS.map((key) => url.searchParams.get(key) ?? undefined)
   if (folder !== undefined && file !== undefined) throw bad(text, 'it names both certificates and keys for TLS')
-  const isConsistent = type === undefined || (type === 'x509' ? file === undefined : type === 'psk' && file !== undefined)
+  const isConsistent =
+    type === undefined || (type === 'x509' ? file === undefined : type === 'psk' && file !== undefined)
   if (!isConsistent) throw bad(text, `tls-type is ${type}: it is x509, or psk with tls-psk-file`)
   return {
     ...(folder === undefined ? {} : { files: { kind: 'x509', folder } }),

@@ -5,6 +5,7 @@ import path from 'node:path'
 import type { TestContext } from 'node:test'
 import type { BlockDevice } from '../../src/block/device.ts'
 import { type Export, NbdServer } from '../../src/nbd/server.ts'
+import type { ServerTls } from '../../src/nbd/tls.ts'
 import type { NbdUri } from '../../src/nbd/uri.ts'
 import { tempFolder } from './temp.ts'
 
@@ -14,6 +15,8 @@ export interface ServeOptions extends Omit<Export, 'name' | 'device'> {
   readonly place?: NbdPlace
   readonly name?: string
   readonly report?: (error: unknown) => void
+  /** Clients must begin TLS. */
+  readonly tls?: ServerTls
 }
 
 export interface Served {
@@ -24,7 +27,8 @@ export interface Served {
 
 /** Serves a device under a name, "" unless told; errors that are no BlockErrors fail the test unless `report` is given. */
 export async function serveDevice(t: TestContext, device: BlockDevice, options: ServeOptions = {}): Promise<Served> {
-  const { place = 'unix', name = '', report, ...rest } = options
+  const { place = 'unix', name = '', report, tls, ...rest } = options
+  const secured = tls === undefined ? {} : { tls }
   const served: Export = { ...rest, name, device }
   const server = new NbdServer({
     find: (wanted) => (wanted === name ? served : undefined),
@@ -38,11 +42,11 @@ export async function serveDevice(t: TestContext, device: BlockDevice, options: 
   // Hooks run in the order of their registration: the server closes before the folder of its socket is removed.
   t.after(() => server.close())
   if (place === 'tcp') {
-    const port = await server.listenTcp('127.0.0.1', 0)
+    const port = await server.listenTcp('127.0.0.1', 0, secured)
     return { server, served, target: { transport: 'tcp', host: '127.0.0.1', port, name } }
   }
   const socket = path.join(tempFolder(t), 'nbd.sock')
-  await server.listenUnix(socket)
+  await server.listenUnix(socket, secured)
   return { server, served, target: { transport: 'unix', path: socket, name } }
 }
 
