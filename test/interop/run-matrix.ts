@@ -1,0 +1,62 @@
+// Tries every combination of the matrix, or those named, and prints a line for each: its number, options and seed, whether
+// QEMU and Varve agreed, and how long it took. The last lines are the counts and the failures, whole.
+//
+//   node test/interop/run-matrix.ts                         all, with a new seed
+//   node test/interop/run-matrix.ts --seed 7                all, each with the seed that 7 gives it
+//   node test/interop/run-matrix.ts --only 57 --seed 123    one, with exactly this seed
+
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { seedOfRun } from '../../src/base/random.ts'
+import { missing } from '../support/peer.ts'
+import { COMBINATIONS, describe, seedOf } from './matrix.ts'
+import { tryCombination } from './trial/trial.ts'
+
+const OPTIONS = {
+  seed: { type: 'string' },
+  only: { type: 'string', multiple: true },
+  keep: { type: 'boolean' },
+} as const
+
+type Result = 'agreed' | 'not yet' | 'failed'
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({ options: OPTIONS })
+  const absent = missing('qemu-img', 'qemu-io')
+  if (absent !== false) throw new Error(absent)
+  const runSeed = values.seed === undefined ? seedOfRun() : Number(values.seed)
+  const only = values.only?.map(Number)
+  const seedFor = only === undefined ? seedOf : (seed: number): number => seed
+  process.stdout.write(`seed of the run: ${runSeed}\n`)
+  const counts: Record<Result, number> = { agreed: 0, 'not yet': 0, failed: 0 }
+  const failures: string[] = []
+  const start = performance.now()
+  for (const number of only ?? COMBINATIONS.keys()) {
+    const combination = COMBINATIONS[number]
+    if (combination === undefined) throw new Error(`the matrix has combinations 0 to ${COMBINATIONS.length - 1}`)
+    const seed = seedFor(runSeed, number)
+    const before = performance.now()
+    const folder = fs.mkdtempSync(path.join(process.env['VARVE_TEST_DIR'] ?? os.tmpdir(), 'varve-matrix-'))
+    let result: Result
+    try {
+      result = await tryCombination(number, seed, folder)
+    } catch (error) {
+      result = 'failed'
+      failures.push(error instanceof Error ? error.message : String(error))
+    }
+    if (result === 'failed' && values.keep === true) process.stdout.write(`kept: ${folder}\n`)
+    else fs.rmSync(folder, { recursive: true })
+    counts[result]++
+    const columns = [String(number).padStart(4), describe(combination).padEnd(44), `seed ${seed}`.padEnd(15)]
+    process.stdout.write(`${columns.join('  ')}  ${result}  ${(performance.now() - before).toFixed(0)} ms\n`)
+  }
+  const seconds = ((performance.now() - start) / 1000).toFixed(0)
+  for (const failure of failures) process.stdout.write(`\n${failure}\n`)
+  const words = Object.entries(counts).map(([result, count]) => `${count} ${result}`)
+  process.stdout.write(`\n${words.join(', ')} in ${seconds} s; seed of the run: ${runSeed}\n`)
+  if (failures.length > 0) process.exitCode = 1
+}
+
+await main()

@@ -1,0 +1,103 @@
+// One combination of the matrix tried: an image is made by QEMU or by Varve, with what lies below it, and then the two take
+// turns on it. After each turn both must find it clean and equal to a model in memory. Which combinations there are
+// is matrix.ts; how many are tried is the caller's.
+//
+//   make -> snapshot? -> ( Varve's turn -> agree -> QEMU's turn -> agree ) x 3 -> the snapshot as it was
+
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import { Random } from '../../../src/base/random.ts'
+import { isBlockError } from '../../../src/block/error.ts'
+import { runPeer, peer } from '../../support/peer.ts'
+import { COMBINATIONS, type Combination, describe } from '../matrix.ts'
+import { makeImage } from './make.ts'
+import { qemuTurn, resized } from './qemu-turn.ts'
+import type { Trial } from './state.ts'
+import { assertReads, firstDifference, varveTurn, withImage } from './varve-turn.ts'
+
+const ROUNDS = 3
+const SNAPSHOT = 'before'
+
+/** Tries the combination of a number. `folder` is there, empty, and the caller's to remove. Fails with all that was done. */
+export async function tryCombination(number: number, seed: number, folder: string): Promise<'agreed' | 'not yet'> {
+  const combination = COMBINATIONS[number] as Combination
+  const trial: Trial = {
+    combination,
+    random: new Random(seed),
+    folder,
+    image: path.join(folder, 'image.qcow2'),
+    dataFile: path.join(folder, 'image.data'),
+    model: Buffer.alloc(0),
+    backingSize: 0,
+    history: [],
+  }
+  try {
+    await takeTurns(trial)
+    return 'agreed'
+  } catch (error) {
+    if (isBlockError(error, 'unsupported')) return 'not yet'
+    const replay = `node test/interop/run-matrix.ts --only ${number} --seed ${seed}`
+    const message = `combination ${number} (${describe(combination)}): ${String(error)}\nagain with: ${replay}`
+    throw new Error(`${message}\n${trial.history.slice(-60).join('\n')}`, { cause: error })
+  }
+}
+
+async function takeTurns(trial: Trial): Promise<void> {
+  await makeImage(trial)
+  await assertVarveAgrees(trial)
+  const past = takeSnapshot(trial)
+  for (let round = 0; round < ROUNDS; round++) {
+    trial.history.push(`round ${round}, Varve`)
+    await varveTurn(trial)
+    await agree(trial)
+    trial.history.push(`round ${round}, QEMU`)
+    qemuTurn(trial)
+    await agree(trial)
+  }
+  if (past !== undefined) assertSnapshot(trial, past)
+}
+
+async function agree(trial: Trial): Promise<void> {
+  assertQemuAgrees(trial)
+  await assertVarveAgrees(trial)
+}
+
+/** QEMU finds the image clean and its content equal to the model. */
+function assertQemuAgrees({ folder, image, model }: Trial): void {
+  const check = runPeer('qemu-img', ['check', '-f', 'qcow2', image])
+  assert.equal(check.status, 0, `qemu-img check: ${check.stdout.slice(0, 2000)}${check.stderr}`)
+  const expected = path.join(folder, 'model.raw')
+  fs.writeFileSync(expected, model)
+  const compared = runPeer('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', expected, image])
+  assert.equal(compared.stdout + compared.stderr, 'Images are identical.\n', 'qemu-img compare')
+}
+
+async function assertVarveAgrees(trial: Trial): Promise<void> {
+  await withImage(trial.image, async (image) => {
+    await assertReads(trial, image)
+    const { corruptions, leaks, problems } = await image.check()
+    assert.deepEqual([corruptions, leaks], [0, 0], `Varve's check: ${problems.join('\n')}`)
+  })
+}
+
+/** For half of the images that can have one: the content as it is kept. */
+function takeSnapshot(trial: Trial): Buffer | undefined {
+  const { refcountBits, compression, dataFile, version } = trial.combination
+  // Many compressed clusters share a host cluster: a narrow refcount cannot count them twice.
+  const isPossible = dataFile === 'none' && (refcountBits >= 16 || (refcountBits > 1 && compression === 'none'))
+  // QEMU changes the size of no image of version 2 that has snapshots.
+  if (!isPossible || version === '0.10' || !trial.random.chance(0.5)) return undefined
+  trial.history.push('qemu-img snapshot -c')
+  peer('qemu-img', 'snapshot', '-c', SNAPSHOT, trial.image)
+  return Buffer.from(trial.model)
+}
+
+function assertSnapshot(trial: Trial, expected: Buffer): void {
+  const past = path.join(trial.folder, 'past.raw')
+  peer('qemu-img', 'convert', '-l', `snapshot.name=${SNAPSHOT}`, '-f', 'qcow2', '-O', 'raw', trial.image, past)
+  // QEMU shows as much of it as the disk is large now.
+  const found = resized(fs.readFileSync(past), Math.min(expected.length, trial.model.length))
+  if (!found.equals(expected.subarray(0, found.length)))
+    assert.fail(`the snapshot holds other bytes: ${firstDifference(found, expected)}`)
+}
