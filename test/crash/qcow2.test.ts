@@ -21,6 +21,7 @@ interface Setting {
   readonly size: number
   readonly hasBacking: boolean
   readonly isLate: boolean
+  readonly extendedL2?: boolean
 }
 
 /** Sector by sector, what the disk may hold: any of the contents since the last flush. */
@@ -120,7 +121,7 @@ async function lifeOf(setting: Setting, seed: number): Promise<void> {
   // Its second half holds nothing: what reads as zeros is replaced without a sync.
   if (backing !== undefined) await backing.write(0, size / 2, random.fill(new Uint8Array(size)), 0, 0)
   const below = backing === undefined ? {} : { backing: { name: 'base', format: 'raw' } }
-  await createQcow2(host, PATH, { size, clusterSize, ...below })
+  await createQcow2(host, PATH, { size, clusterSize, extendedL2: setting.extendedL2 ?? false, ...below })
 
   const open = async (): Promise<Qcow2Image> => {
     const image = await openQcow2(host, PATH, { name: 'disk' })
@@ -172,14 +173,19 @@ suite('a qcow2 image outlives its process and its host', () => {
   const seed = seedOfRun()
   for (const hasBacking of [false, true]) {
     for (const isLate of [false, true]) {
+      const how = `${hasBacking ? 'over a backing file' : 'alone'}${isLate ? ', operations completing late' : ''}`
       for (const clusterSize of [512, 4096, 65_536]) {
-        const how = `${hasBacking ? 'over a backing file' : 'alone'}${isLate ? ', operations completing late' : ''}`
         test(`clusters of ${clusterSize}, ${how}`, async (t) => {
           t.diagnostic(`VARVE_SEED=${seed}`)
           const size = Math.max(200 * SECTOR, clusterSize * 8 + SECTOR * 3)
           for (let i = 0; i < LIVES; i++) await lifeOf({ clusterSize, size, hasBacking, isLate }, seed + i * 7919)
         })
       }
+      test(`extended L2 entries, ${how}`, async (t) => {
+        t.diagnostic(`VARVE_SEED=${seed}`)
+        const shape = { clusterSize: 16_384, size: 16_384 * 9 + SECTOR * 3, extendedL2: true }
+        for (let i = 0; i < 3 * LIVES; i++) await lifeOf({ ...shape, hasBacking, isLate }, seed + i * 7919)
+      })
     }
   }
 })

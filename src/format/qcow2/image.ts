@@ -385,7 +385,7 @@ export class Qcow2Image implements Layer {
       this.#header.autoclear = new Uint8Array(8)
       await writeFeatures(this.#file, this.#header)
       this.#tables.mayPassEnd = false
-      this.#writing = { allocator, writer: new Writer(this.#file, this, this.#tables, allocator) }
+      this.#writing = { allocator, writer: new Writer(this.#file, this.#file, this, this.#tables, allocator) }
     } catch (error) {
       this.#file.lock('read')
       throw error
@@ -412,10 +412,6 @@ export class Qcow2Image implements Layer {
     if (this.#header.version === 2) {
       const command = `qemu-img amend -f qcow2 -o compat=1.1 ${path}`
       const message = `${path} has qcow2 version 2, which Varve only reads; upgrade it with: ${command}`
-      throw new BlockError('unsupported', message, { path })
-    }
-    if (this.#header.extendedL2) {
-      const message = `${path} has extended L2 entries, which Varve only reads so far`
       throw new BlockError('unsupported', message, { path })
     }
     if (isMarkedCorrupt(this.#header)) {

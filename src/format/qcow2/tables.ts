@@ -48,6 +48,7 @@ export class Tables implements SliceOwner {
   #l1: Uint8Array = new Uint8Array(0)
   #scratch: Uint8Array
   #hostEnd = 0
+  #damage: BlockError | undefined
 
   // What the last successful `find` found; in fields, so that a request allocates nothing.
   /** How the range is mapped. */
@@ -331,11 +332,11 @@ export class Tables implements SliceOwner {
       return
     }
     if ((high & spec.L2_RESERVED_HIGH) !== 0 || (low & this.#reservedLow) !== 0)
-      throw this.#corrupt('reserved bits set in its L2 entry', offset)
+      throw this.corrupt('reserved bits set in its L2 entry', offset)
     const place = spec.entryOffset(high, low)
     const isZero = (low & spec.OFLAG_ZERO_LOW) !== 0
     if (place === 0) {
-      if (this.exclusive) throw this.#corrupt('a cluster at the header’s place', offset)
+      if (this.exclusive) throw this.corrupt('a cluster at the header’s place', offset)
       this.kind = isZero ? ZEROS : UNMAPPED
       this.host = NO_PLACE
       this.#step = 0
@@ -353,7 +354,7 @@ export class Tables implements SliceOwner {
     this.host = spec.compressedOffset(high, low, this.#header.clusterBits)
     this.compressedLength = spec.compressedLength(high, low, this.#header.clusterBits)
     if (this.host < this.#clusterSize || this.host >= this.#endOfHost(this.host))
-      throw this.#corrupt(`compressed data at ${this.host}, outside the file`, offset)
+      throw this.corrupt(`compressed data at ${this.host}, outside the file`, offset)
   }
 
   /** After `#decode`: of which kind the subcluster at `within` is, and how far others like it follow. */
@@ -361,8 +362,8 @@ export class Tables implements SliceOwner {
     const { unitSize } = this.#header
     const zeros = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ZERO)
     const allocated = getUint32(bytes, index * this.#entrySize + spec.SUBCLUSTERS_ALLOCATED)
-    if ((zeros & allocated) !== 0) throw this.#corrupt('a subcluster that is both data and zeros', offset)
-    if (allocated !== 0 && this.kind === UNMAPPED) throw this.#corrupt('subclusters with data and no place', offset)
+    if ((zeros & allocated) !== 0) throw this.corrupt('a subcluster that is both data and zeros', offset)
+    if (allocated !== 0 && this.kind === UNMAPPED) throw this.corrupt('subclusters with data and no place', offset)
     const high = getUint32(bytes, index * this.#entrySize)
     const low = getUint32(bytes, index * this.#entrySize + 4)
     const first = Math.floor(within / unitSize)
@@ -403,9 +404,9 @@ export class Tables implements SliceOwner {
   }
 
   #checkHost(host: number, offset: number, what: string): void {
-    if (host % this.#clusterSize !== 0) throw this.#corrupt(`its ${what} at ${host}, no cluster’s start,`, offset)
-    if (host < this.#clusterSize) throw this.#corrupt(`its ${what} in the header`, offset)
-    if (host >= this.#endOfHost(host)) throw this.#corrupt(`its ${what} at ${host}, after the end of the file,`, offset)
+    if (host % this.#clusterSize !== 0) throw this.corrupt(`its ${what} at ${host}, no cluster’s start,`, offset)
+    if (host < this.#clusterSize) throw this.corrupt(`its ${what} in the header`, offset)
+    if (host >= this.#endOfHost(host)) throw this.corrupt(`its ${what} at ${host}, after the end of the file,`, offset)
   }
 
   /** The end of the places that entries may name; looked up again only when `host` seems to lie past it. */
@@ -415,9 +416,16 @@ export class Tables implements SliceOwner {
     return this.#hostEnd
   }
 
-  #corrupt(what: string, offset: number): BlockError {
+  /** The error, of kind 'corrupt', of a map that cannot be right; it is remembered as `damage`. */
+  corrupt(what: string, offset: number): BlockError {
     const path = this.#file.path
-    const message = `${path} is corrupt: ${what} for guest offset ${offset}; see qemu-img check`
-    return new BlockError('corrupt', message, { path, offset })
+    const message = `${path} is corrupt: ${what} for guest offset ${offset}; repair it with: varve image check -r all ${path}`
+    this.#damage = new BlockError('corrupt', message, { path, offset })
+    return this.#damage
+  }
+
+  /** What `corrupt` made last. */
+  get damage(): BlockError | undefined {
+    return this.#damage
   }
 }

@@ -1,0 +1,169 @@
+// Makes ranges of a qcow2 image read as zeros: a zero, or a trim, which leaves what would cost something. Whole clusters give
+// up their places, parts of a unit are overwritten, and what lies between is said by the map alone.
+
+import { roundDown, roundUp } from '../../base/round.ts'
+import type { Pending } from '../../block/device.ts'
+import type { Changes } from './changes.ts'
+import { COMPRESSED, DATA, NO_PLACE, UNMAPPED, ZEROS } from './mapping.ts'
+
+export class Zeros {
+  readonly #changes: Changes
+  readonly #clusterSize: number
+  readonly #unitSize: number
+  readonly #isRaw: boolean
+
+  constructor(changes: Changes) {
+    const { header } = changes.image
+    this.#changes = changes
+    this.#clusterSize = header.clusterSize
+    this.#unitSize = header.unitSize
+    this.#isRaw = header.dataFile?.isRaw === true
+  }
+
+  /**
+   * Makes the range read as zeros; whole clusters give up their place when they may. Without `parts` a trim: only whole
+   * units, and only what needs no space.
+   */
+  zero(offset: number, length: number, mayUnmap: boolean, parts: boolean): Pending {
+    const end = offset + length
+    while (offset < end) {
+      const wait = this.#zeroPiece(offset, end - offset, mayUnmap, parts)
+      const done = this.#changes.done
+      if (wait !== undefined)
+        return wait.then(() => {
+          this.#changes.isUnsynced = true
+          return this.zero(offset + done, end - offset - done, mayUnmap, parts)
+        })
+      offset += done
+    }
+    return undefined
+  }
+
+  #zeroPiece(offset: number, length: number, mayUnmap: boolean, parts: boolean): Pending {
+    const tables = this.#changes.tables
+    this.#changes.done = 0
+    if (!tables.find(offset, length)) return tables.load(offset)
+    if (this.#isRaw) return this.#zeroRaw(tables.length, mayUnmap)
+    const { kind, host } = tables
+    const unit = kind === COMPRESSED ? this.#clusterSize : this.#unitSize
+    const end = offset + tables.length
+    const first = roundDown(offset, unit)
+    const isWhole = offset === first && this.#wholeEnd(end, unit) > first
+    const span = isWhole ? this.#wholeSpan(offset, end, unit) : Math.min(end, first + unit) - offset
+    const isCluster = isWhole && span % this.#clusterSize === 0
+    const isZeroNow = kind === ZEROS && (host === NO_PLACE || !mayUnmap || !isCluster)
+    // A trim takes no space: where it would need a new table, what shows from below goes on to show.
+    const isLeft = !parts && !tables.isWritable(offset)
+    const isEmpty = kind === UNMAPPED && (isLeft || !this.#changes.mayShowBacking(offset))
+    if (isZeroNow || isEmpty || (!isWhole && !parts)) {
+      const isAll = isEmpty || (isZeroNow && (host === NO_PLACE || !mayUnmap))
+      this.#changes.done = isAll ? end - offset : Math.min(span, end - offset)
+      return undefined
+    }
+    this.#changes.isUnsynced = true
+    if (!isWhole && kind === DATA && tables.exclusive) {
+      this.#changes.protect(host, span, offset)
+      this.#changes.done = span
+      return this.#changes.track(this.#changes.data.zero(host, span))
+    }
+    const wait = this.#changes.obstacle(offset, span)
+    if (wait !== undefined) return wait
+    if (!isWhole) {
+      const place = this.#changes.ownPlace(offset)
+      if (place !== NO_PLACE) return this.#changes.settle(offset, span, place, undefined, 0)
+      return this.#changes.replace(offset, span, undefined, 0)
+    }
+    this.#changes.done = Math.min(span, end - offset)
+    if (!mayUnmap && kind === DATA && tables.exclusive) return this.#hide(offset, span)
+    if (!isCluster) return this.#hideSubclusters(offset, span, mayUnmap)
+    return this.#changes.hasDataFile ? this.#unlinkPlaces(offset, span) : this.#unlink(offset, span)
+  }
+
+  /** The end of the whole units before `end`: the disk's short last cluster counts as whole. */
+  #wholeEnd(end: number, unit: number): number {
+    return end >= this.#changes.image.header.size ? roundUp(end, this.#clusterSize) : roundDown(end, unit)
+  }
+
+  /** Bytes from `offset`, the start of a unit, in whole clusters when it begins one, else the units up to the next cluster. */
+  #wholeSpan(offset: number, end: number, unit: number): number {
+    const size = this.#clusterSize
+    const whole = this.#wholeEnd(end, unit) - offset
+    if (offset % size === 0 && whole >= size) return roundDown(whole, size)
+    return Math.min(whole, roundDown(offset, size) + size - offset)
+  }
+
+  /** A raw data file is what the disk reads as, byte for byte; what is not mapped to it reads as zeros, and is zeros there. */
+  #zeroRaw(length: number, mayUnmap: boolean): Pending {
+    const { kind, host } = this.#changes.tables
+    this.#changes.done = length
+    if (kind !== DATA) return undefined
+    this.#changes.isUnsynced = true
+    return this.#changes.track(mayUnmap ? this.#changes.data.punch(host, length) : this.#changes.data.zero(host, length))
+  }
+
+  /** Makes whole clusters, as found last, read as zeros, and frees their places in the image. */
+  #unlink(offset: number, span: number): Pending {
+    const { kind, host, compressedLength } = this.#changes.tables
+    const size = this.#clusterSize
+    const firstOld = Math.floor(host / size)
+    const last = kind === COMPRESSED ? Math.floor((host + compressedLength - 1) / size) : firstOld + span / size - 1
+    const hasOld = host !== NO_PLACE
+    if (hasOld) {
+      const wait = this.#atHand(firstOld) ?? this.#atHand(last)
+      if (wait !== undefined) {
+        this.#changes.done = 0
+        return wait
+      }
+    }
+    const wait = this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset))
+    if (wait !== undefined) {
+      const freed = wait.then(() => (hasOld ? this.#changes.places.freeOld(firstOld, last - firstOld + 1) : undefined))
+      return this.#changes.holding(offset, span, freed)
+    }
+    if (hasOld) this.#changes.allocator.free(firstOld, last - firstOld + 1)
+    return undefined
+  }
+
+  #atHand(cluster: number): Pending {
+    const { refcounts } = this.#changes.allocator
+    return refcounts.atHand(cluster) ? undefined : refcounts.load(cluster)
+  }
+
+  /** Makes whole clusters of an external data file read as zeros, and deallocates them there. */
+  #unlinkPlaces(offset: number, span: number): Pending {
+    const wait = this.#changes.data.punch(offset, span)
+    if (wait === undefined)
+      return this.#changes.holding(
+        offset,
+        span,
+        this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset)),
+      )
+    return this.#afterPunch(wait, offset, span, () =>
+      this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset)),
+    )
+  }
+
+  /** Makes subclusters read as zeros, and deallocates their part of the place when they may. */
+  #hideSubclusters(offset: number, span: number, mayUnmap: boolean): Pending {
+    const { kind, host, exclusive } = this.#changes.tables
+    const wait = mayUnmap && kind === DATA && exclusive ? this.#changes.data.punch(host, span) : undefined
+    if (wait === undefined) return this.#hide(offset, span)
+    return this.#afterPunch(wait, offset, span, () => this.#changes.tables.hide(offset, span))
+  }
+
+  /** First the place is emptied, then the map says so: at any moment what is read is the old data or zeros. */
+  async #afterPunch(wait: Promise<void>, offset: number, span: number, change: () => Pending): Promise<void> {
+    const token = this.#changes.lock(offset, span)
+    try {
+      await wait
+      while (!this.#changes.tables.find(offset, 1)) await this.#changes.tables.load(offset)
+      await change()
+    } finally {
+      this.#changes.release(token)
+    }
+  }
+
+  #hide(offset: number, span: number): Pending {
+    return this.#changes.holding(offset, span, this.#changes.tables.hide(offset, span))
+  }
+}
