@@ -39,8 +39,13 @@ async function rawImage({ host, path: at }: Place, size: number): Promise<BlockD
   return image
 }
 
-async function qcow2Image({ host, path: at }: Place, size: number, clusterSize: number): Promise<Qcow2Image> {
-  await createQcow2(host, at, { size, clusterSize })
+async function qcow2Image(
+  { host, path: at }: Place,
+  size: number,
+  clusterSize: number,
+  extendedL2 = false,
+): Promise<Qcow2Image> {
+  await createQcow2(host, at, { size, clusterSize, extendedL2 })
   const image = await openQcow2(host, at, { name: 'qcow2' })
   await image.setAccess('write')
   return image
@@ -52,8 +57,14 @@ async function fileDevice({ host, path: at }: Place, size: number): Promise<Bloc
 }
 
 /** A device of zeros below, so that the image has to hide and copy what it would otherwise skip. */
-async function overlay(place: Place, size: number, clusterSize: number, backingSize: number): Promise<Qcow2Image> {
-  const image = await qcow2Image(place, size, clusterSize)
+async function overlay(
+  place: Place,
+  size: number,
+  clusterSize: number,
+  backingSize: number,
+  extendedL2 = false,
+): Promise<Qcow2Image> {
+  const image = await qcow2Image(place, size, clusterSize, extendedL2)
   image.backing = new MemoryDevice(backingSize)
   return image
 }
@@ -78,10 +89,24 @@ deviceContract('qcow2 over a backing device', (t, size) => overlay(real(t), size
 deviceContract('qcow2 over a shorter backing device', (t, size) => overlay(real(t), size, 16 * KIB, size / 2 + 513))
 deviceContract('qcow2 over a backing device, late host', (_t, size) => overlay(late(), size, 8 * KIB, size))
 
-for (const clusterSize of [512, 64 * KIB]) {
-  test(`random operations on a qcow2 image with clusters of ${clusterSize} over data leave what an array has`, async (t) => {
+deviceContract('qcow2, extended L2 entries', (t, size) => qcow2Image(real(t), size, 64 * KIB, true))
+deviceContract('qcow2, extended L2 entries, late host', (_t, size) => qcow2Image(late(), size, 16 * KIB, true))
+deviceContract('qcow2, extended L2 entries, over a backing device', (t, size) =>
+  overlay(real(t), size, 64 * KIB, size / 2 + 513, true),
+)
+deviceContract('qcow2, extended L2 entries, over a backing device, late host', (_t, size) =>
+  overlay(late(), size, 16 * KIB, size, true),
+)
+
+for (const [clusterSize, extendedL2] of [
+  [512, false],
+  [64 * KIB, false],
+  [64 * KIB, true],
+] as const) {
+  const how = extendedL2 ? ' and extended L2 entries' : ''
+  test(`random operations on a qcow2 image with clusters of ${clusterSize}${how} over data leave what an array has`, async (t) => {
     const random = new Random(11)
-    const image = await qcow2Image(real(t), 2 * MIB + 4 * KIB, clusterSize)
+    const image = await qcow2Image(real(t), 2 * MIB + 4 * KIB, clusterSize, extendedL2)
     const below = new MemoryDevice(MIB + 1000)
     await below.write(0, below.size, random.fill(Buffer.alloc(below.size)), 0, 0)
     image.backing = below

@@ -20,8 +20,13 @@ async function open(host: SimulatedHost, backing?: MemoryDevice): Promise<Qcow2I
   return image
 }
 
-async function newImage(host: SimulatedHost, clusterSize: number, backing?: MemoryDevice): Promise<Qcow2Image> {
-  await createQcow2(host, '/disk', { size: SIZE, clusterSize })
+async function newImage(
+  host: SimulatedHost,
+  clusterSize: number,
+  backing?: MemoryDevice,
+  extendedL2 = false,
+): Promise<Qcow2Image> {
+  await createQcow2(host, '/disk', { size: SIZE, clusterSize, extendedL2 })
   return open(host, backing)
 }
 
@@ -50,12 +55,18 @@ async function writePieces(image: Qcow2Image, model: Buffer, random: Random, cou
   return failed
 }
 
-for (const clusterSize of [512, 4096, 65_536]) {
-  test(`a full host fails writes and loses nothing else: clusters of ${clusterSize}`, async () => {
+for (const [clusterSize, extendedL2] of [
+  [512, false],
+  [4096, false],
+  [65_536, false],
+  [65_536, true],
+] as const) {
+  const how = extendedL2 ? ', extended L2 entries' : ''
+  test(`a full host fails writes and loses nothing else: clusters of ${clusterSize}${how}`, async () => {
     const host = new SimulatedHost({ capacity: 700_000 })
     const backing = new MemoryDevice(SIZE)
     await backing.write(0, SIZE, Buffer.alloc(SIZE, 0xbb), 0, 0)
-    const image = await newImage(host, clusterSize, backing)
+    const image = await newImage(host, clusterSize, backing, extendedL2)
     const model = Buffer.from(backing.bytes)
     const failed = await writePieces(image, model, new Random(clusterSize), 600)
     assert.ok(failed > 0, 'the host was full')
@@ -73,13 +84,13 @@ for (const clusterSize of [512, 4096, 65_536]) {
     await again.close()
   })
 
-  test(`host writes that fail at random leave a consistent image: clusters of ${clusterSize}`, async () => {
+  test(`host writes that fail at random leave a consistent image: clusters of ${clusterSize}${how}`, async () => {
     for (let seed = 1; seed <= 15; seed++) {
       const random = new Random(seed)
       const host = new SimulatedHost(seed % 2 === 0 ? {} : { scheduler: new Random(seed) })
       const backing = seed % 3 === 0 ? undefined : new MemoryDevice(SIZE)
       await backing?.write(0, SIZE, Buffer.alloc(SIZE, 0xbb), 0, 0)
-      const image = await newImage(host, clusterSize, backing)
+      const image = await newImage(host, clusterSize, backing, extendedL2)
       const model = Buffer.alloc(SIZE, backing === undefined ? 0 : 0xbb)
       const failures = new Random(seed + 100)
       host.beforeOperation = ({ kind, path }: HostOperation) => {

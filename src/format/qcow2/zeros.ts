@@ -98,7 +98,9 @@ export class Zeros {
     this.#changes.done = length
     if (kind !== DATA) return undefined
     this.#changes.isUnsynced = true
-    return this.#changes.track(mayUnmap ? this.#changes.data.punch(host, length) : this.#changes.data.zero(host, length))
+    return this.#changes.track(
+      mayUnmap ? this.#changes.data.punch(host, length) : this.#changes.data.zero(host, length),
+    )
   }
 
   /** Makes whole clusters, as found last, read as zeros, and frees their places in the image. */
