@@ -26,6 +26,9 @@ export const CHAIN_LAYERS_MAX = 512
 export const LAYER_MAP_BYTES = 16 * MIB
 export const LAYER_MAP_PAGE = 4096
 
+/** Pieces of one layer that a look through a chain holds at once. */
+export const ALLOCATION_PIECES = 256
+
 /** How long a drain waits for the requests in flight before it gives up, in milliseconds. */
 export const DRAIN_TIMEOUT_MS = 30_000
 

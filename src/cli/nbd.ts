@@ -12,8 +12,9 @@ import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { loadServerTls, type ServerTls } from '../nbd/tls.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
 import { portArgument } from './context.ts'
+import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 
-interface ServeImageOptions {
+interface ServeImageOptions extends TlsOptions {
   /** Never guessed, since a guest could write an image header into a raw disk. */
   readonly format: Format
   /** Serve on this Unix socket; else on TCP, loopback only. */
@@ -22,37 +23,18 @@ interface ServeImageOptions {
   readonly port?: number
   /** The address to listen on; loopback unless told. */
   readonly bind?: string
-  /** Serve beyond loopback without TLS. */
-  readonly insecure?: boolean
-  /** Where certificates are, or keys: clients must then begin TLS. */
-  readonly tlsCertificates?: string
-  readonly tlsPsk?: string
-  readonly tlsVerifyPeer?: boolean
-  readonly tlsSubject?: readonly string[]
   readonly readOnly?: boolean
   /** The empty name, which clients get that ask for none, unless told. */
   readonly exportName: string
 }
 
 export function addNbdCommand(program: Command): void {
-  program
-    .command('nbd <image>')
+  addTlsOptions(program.command('nbd <image>'))
     .description('serve one image over NBD, without a daemon')
     .addOption(new Option('-f, --format <format>', 'format of the image').choices(FORMATS).makeOptionMandatory())
     .option('--socket <path>', 'listen on a Unix socket')
     .option('--port <number>', 'listen on this port, of the loopback address unless --bind says so', portArgument)
     .option('--bind <address>', 'listen on this address; beyond loopback only with TLS')
-    .option(
-      '--tls-certificates <folder>',
-      'require TLS: ca-cert.pem, server-cert.pem and server-key.pem are in the folder',
-    )
-    .option('--tls-verify-peer', 'only clients with a certificate of the authority in ca-cert.pem')
-    .option(
-      '--tls-subject <name...>',
-      'only clients whose certificate has one of these names, as in "CN=host2,O=Example"',
-    )
-    .option('--tls-psk <file>', 'require TLS with pre-shared keys: a line USERNAME:KEY for each user')
-    .option('--insecure', 'listen beyond loopback without TLS: whoever reaches the port reads and writes the image')
     .option('--read-only', 'refuse writes')
     .option('--export-name <name>', 'name of the export', '')
     .action(serveImage)
@@ -67,7 +49,8 @@ async function serveImage(image: string, options: ServeImageOptions): Promise<vo
   if (socket !== undefined && options.port !== undefined) {
     throw new BlockError('invalid-argument', 'give either a socket or a port, not both')
   }
-  const tls = await tlsOf(options)
+  const credentials = tlsOptionsOf(options)
+  const tls = credentials === undefined ? undefined : await loadServerTls(credentials)
   const stop = stopSignal()
   const name = path.basename(image)
   const chain = new Chain(name, await openChain({ host: realHost, path: image, format, name }))
@@ -118,23 +101,6 @@ async function listen(
   const insecure = options.insecure === true
   const port = await server.listenTcp(host, options.port ?? NBD_DEFAULT_PORT, { ...secured, insecure })
   return { transport: 'tcp', host, port, name, ...(tls === undefined ? {} : { tls: {} }) }
-}
-
-/** The credentials that the options name; undefined for none. */
-async function tlsOf(options: ServeImageOptions): Promise<ServerTls | undefined> {
-  const { tlsCertificates, tlsPsk, tlsSubject, tlsVerifyPeer } = options
-  if (tlsCertificates !== undefined && tlsPsk !== undefined)
-    throw new BlockError('invalid-argument', 'give either --tls-certificates or --tls-psk, not both')
-  const needsCertificates = tlsVerifyPeer === true || tlsSubject !== undefined
-  if (needsCertificates && tlsCertificates === undefined)
-    throw new BlockError('invalid-argument', '--tls-verify-peer and --tls-subject need --tls-certificates')
-  if (tlsPsk !== undefined) return loadServerTls({ files: { kind: 'psk', file: tlsPsk } })
-  if (tlsCertificates === undefined) return undefined
-  return loadServerTls({
-    files: { kind: 'x509', folder: tlsCertificates },
-    verifyPeer: tlsVerifyPeer === true,
-    ...(tlsSubject === undefined ? {} : { allowedSubjects: tlsSubject }),
-  })
 }
 
 /** Resolves at the first SIGINT or SIGTERM; a second one ends the process at once, as if this were not here. */

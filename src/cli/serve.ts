@@ -1,23 +1,40 @@
 // varve serve: the daemon, in the foreground, until a signal ends it.
 
 import type { Command } from 'commander'
-import { sizeArgument } from './context.ts'
+import { BlockError } from '../block/error.ts'
+import type { NbdOptions } from '../daemon/daemon.ts'
+import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
+import { portArgument, sizeArgument } from './context.ts'
 import { cliOf } from './daemon-context.ts'
+import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 import { VERSION } from './version.ts'
 
+interface ServeOptions extends TlsOptions {
+  readonly scratch?: number
+  readonly scratchHost?: number
+  readonly nbdPort?: number
+  readonly nbdAddress?: string
+}
+
 export function addServeCommand(program: Command): void {
-  program
-    .command('serve')
+  addTlsOptions(program.command('serve'))
     .description('the daemon: serves the disks, runs the jobs, answers the other commands')
     .option('--scratch <size>', 'copy space of one backup', sizeArgument)
     .option('--scratch-host <size>', 'copy space of all backups together', sizeArgument)
-    .action(async (options: { scratch?: number; scratchHost?: number }, command: Command) => {
+    .option(
+      '--nbd-port <number>',
+      'serve all disks on this TCP port too, of loopback unless --nbd-address says so',
+      portArgument,
+    )
+    .option('--nbd-address <address>', 'serve all disks on this address; beyond loopback only with TLS')
+    .action(async (options: ServeOptions, command: Command) => {
       const cli = cliOf(command)
       // Loaded here alone: the other commands start in half the time without it.
       const { startDaemon } = await import('../daemon/daemon.ts')
       const daemon = await startDaemon({
         home: cli.home,
         version: VERSION,
+        ...nbdOf(options),
         ...(options.scratch === undefined ? {} : { scratchBytes: options.scratch }),
         ...(options.scratchHost === undefined ? {} : { scratchHostBytes: options.scratchHost }),
       })
@@ -37,4 +54,22 @@ export function addServeCommand(program: Command): void {
       process.on('SIGINT', end)
       process.on('SIGTERM', end)
     })
+}
+
+/** Where to serve on TCP; nothing unless one of its options is there. */
+function nbdOf(options: ServeOptions): { nbd?: NbdOptions } {
+  const tls = tlsOptionsOf(options)
+  const { nbdPort, nbdAddress } = options
+  if (nbdPort === undefined && nbdAddress === undefined) {
+    if (tls === undefined && options.insecure !== true) return {}
+    throw new BlockError('invalid-argument', 'the options of TLS are for TCP: give --nbd-port or --nbd-address too')
+  }
+  return {
+    nbd: {
+      address: nbdAddress ?? '127.0.0.1',
+      port: nbdPort ?? NBD_DEFAULT_PORT,
+      insecure: options.insecure === true,
+      ...(tls === undefined ? {} : { tls }),
+    },
+  }
 }

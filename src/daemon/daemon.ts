@@ -8,11 +8,11 @@ import { makeServer } from '../api/server.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { Engine } from '../engine/engine.ts'
 import { homeAt } from '../engine/home.ts'
-import type { ServeDisk } from '../engine/context.ts'
 import { SqliteCatalog } from '../engine/sqlite-catalog.ts'
 import { realHost } from '../host/real.ts'
-import { NbdServer } from '../nbd/server.ts'
-import { checkSocketPath, formatNbdUri } from '../nbd/uri.ts'
+import { loadServerTls, type ServerTlsOptions } from '../nbd/tls.ts'
+import { checkSocketPath } from '../nbd/uri.ts'
+import { DiskExports } from './disk-exports.ts'
 import { openRepositoryAt } from './repositories.ts'
 
 export interface DaemonOptions {
@@ -21,10 +21,21 @@ export interface DaemonOptions {
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  /** Serve all disks on TCP too. */
+  readonly nbd?: NbdOptions
+}
+
+export interface NbdOptions {
+  readonly address: string
+  readonly port: number
+  readonly tls?: ServerTlsOptions
+  readonly insecure?: boolean
 }
 
 export interface Daemon {
   readonly apiSocket: string
+  /** Where all disks are served on TCP, if anywhere. */
+  readonly nbdPort: number | undefined
   /** Resolves when the daemon has ended. */
   close(): Promise<void>
 }
@@ -36,7 +47,10 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   for (const folder of [home.folder, path.dirname(home.lock), path.dirname(home.nbdSocket('x'))]) {
     await realHost.makeFolder(folder)
   }
-  const { version, home: folder, ...budgets } = options
+  const { version, home: folder, nbd, ...budgets } = options
+  // Before anything is opened: credentials that cannot be used stop the start and change nothing.
+  const tls = nbd?.tls === undefined ? undefined : await loadServerTls(nbd.tls)
+  const exports = new DiskExports()
   let engine: Engine
   try {
     engine = await Engine.open({
@@ -44,7 +58,7 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
       host: realHost,
       home,
       openCatalog: () => new SqliteCatalog(home.catalog),
-      serve: serveOverNbd,
+      serve: exports.serve,
       openRepository: openRepositoryAt,
       report: (message, details) => log.warn(details ?? {}, message),
     })
@@ -56,37 +70,35 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
     throw error
   }
   const server = await makeServer({ engine, version, home: folder })
+  let nbdPort: number | undefined
   try {
+    if (nbd !== undefined) {
+      const { address, port, insecure = false } = nbd
+      nbdPort = await exports.listen({ address, port, insecure, ...(tls === undefined ? {} : { tls }) })
+    }
     // The lock on the home says that a socket file found here was left by a dead daemon.
     fs.rmSync(home.apiSocket, { force: true })
     await server.listen({ path: home.apiSocket })
     fs.chmodSync(home.apiSocket, 0o600)
   } catch (error) {
+    await exports.close()
     await engine.close()
     throw toBlockError(error, `${home.apiSocket}: listen`, { path: home.apiSocket })
   }
-  log.info({ version, home: home.folder, api: home.apiSocket, disks: engine.listDisks().length }, 'varve serves')
+  const disks = engine.listDisks().length
+  log.info(
+    { version, home: home.folder, api: home.apiSocket, ...(nbdPort === undefined ? {} : { nbdPort }), disks },
+    'varve serves',
+  )
   return {
     apiSocket: home.apiSocket,
+    nbdPort,
     close: async () => {
       await server.close()
+      await exports.close()
       await engine.close()
       fs.rmSync(home.apiSocket, { force: true })
       log.info('varve ended cleanly')
     },
-  }
-}
-
-/** Each disk has a Unix socket of its own, whose one export has the disk's name. */
-const serveOverNbd: ServeDisk = async (disk, socket) => {
-  const served = { name: disk.name, device: disk }
-  const server = new NbdServer({
-    find: (name) => (name === disk.name || name === '' ? served : undefined),
-    list: () => [served],
-  })
-  await server.listenUnix(socket, { mode: 0o660 })
-  return {
-    uri: formatNbdUri({ transport: 'unix', path: socket, name: disk.name }),
-    close: () => server.close(),
   }
 }
