@@ -131,8 +131,15 @@ export const QCOW2_REFCOUNT_PAGES = 64
 export const QCOW2_FREED_MAX = 65_536
 /** Bytes that one copy-on-write step moves at most (a cluster, when that is larger). */
 export const QCOW2_COPY = MIB
-/** Clusters whose references one pass of a check counts, at two bytes each. */
-export const QCOW2_CHECK_WINDOW = 16 * MIB
+/**
+ * Clusters whose references one walk of a check counts: at one byte each, and four more in pages with clusters that are used
+ * more than 14 times. 4 TiB of an image with clusters of 64 KiB.
+ */
+export const QCOW2_CHECK_WINDOW = 64 * MIB
+/** L2 tables that a walk gathers before it reads them, at eight bytes each: those of a disk of 2 PiB at 64 KiB clusters. */
+export const QCOW2_CHECK_TABLES = 4 * MIB
+/** Findings of a check that are kept as sentences; all are counted. */
+export const QCOW2_CHECK_PROBLEMS = 20
 
 // Dirty log (src/dirtylog). After a power loss a bitmap has at most what was written since the last fold but one too much,
 // rounded to regions: 2 x 4096 x 4 MiB = 32 GiB at the very most, and usually what the guest writes in 30 seconds.

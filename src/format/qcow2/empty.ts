@@ -4,8 +4,9 @@
 
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
-import { checkImage, repairRefcounts } from './check.ts'
+import { checkImage } from './check.ts'
 import type { Header } from './header.ts'
+import { recoverRefcounts } from './recover.ts'
 import * as spec from './spec.ts'
 import type { Tables } from './tables.ts'
 
@@ -24,8 +25,8 @@ export async function emptyImage({ file, header, tables, allocator, isBlockDevic
   await file.sync()
   await tables.open()
   tables.forget()
-  await repairRefcounts(file, header, tables, allocator)
-  const { imageEndOffset } = await checkImage(file, header, tables, allocator.refcounts)
+  await recoverRefcounts(file, header, tables, allocator)
+  const { imageEndOffset } = await checkImage({ file, header, l1: tables.l1 })
   if (!isBlockDevice) await file.truncate(imageEndOffset)
   await allocator.refcounts.open()
   await allocator.open()

@@ -25,13 +25,14 @@ import { BlockError, isBlockError } from '../../block/error.ts'
 import { pool } from '../../block/pool.ts'
 import type { Host, HostFile } from '../../host/host.ts'
 import { Allocator } from './allocator.ts'
-import { type CheckResult, checkImage, repairRefcounts } from './check.ts'
+import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
 import { decompress } from './compression.ts'
 import { withBacking } from './create.ts'
 import { emptyImage } from './empty.ts'
 import { growImage } from './grow.ts'
 import { encodeHeader, type Header, isDirty, isMarkedCorrupt, readHeader, writeFeatures } from './header.ts'
 import { COMPRESSED, DATA, type Mapping, UNMAPPED, ZEROS } from './mapping.ts'
+import { recoverRefcounts } from './recover.ts'
 import { Refcounts } from './refcounts.ts'
 import { HEADER, INCOMPAT_DIRTY } from './spec.ts'
 import { Tables } from './tables.ts'
@@ -293,9 +294,10 @@ export class Qcow2Image implements Layer {
     this.#inflated = undefined
   }
 
-  /** Counts what refers to each cluster and compares it with the refcounts. No request may be in flight. */
-  async check(): Promise<CheckResult> {
-    return checkImage(this.#file, this.#header, this.#tables, this.#writing?.allocator.refcounts)
+  /** Checks the image; see `checkImage`. No request may be in flight. */
+  async check(options: CheckOptions = {}): Promise<CheckResult> {
+    await this.#writing?.allocator.refcounts.writeBack()
+    return checkImage({ file: this.#file, header: this.#header, l1: this.#tables.l1 }, options)
   }
 
   /** Leaves the image clean, unless writes failed; a failed flush fails here again. */
@@ -377,7 +379,7 @@ export class Qcow2Image implements Layer {
     try {
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
       const allocator = new Allocator(this.#file, this.#header, new Refcounts(this.#file, this.#header), deviceSize)
-      if (isDirty(this.#header)) await repairRefcounts(this.#file, this.#header, this.#tables, allocator)
+      if (isDirty(this.#header)) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
       await allocator.refcounts.open()
       await allocator.open()
       this.#header.incompatible |= INCOMPAT_DIRTY

@@ -203,7 +203,7 @@ export class Refcounts {
 }
 
 /** Entry `index` of a block with counts of `bits` bits; counts of less than a byte begin at its low end. */
-function getCount(bytes: Uint8Array, index: number, bits: number): number {
+export function getCount(bytes: Uint8Array, index: number, bits: number): number {
   if (bits === 16) return getUint16(bytes, index * 2)
   if (bits < 8) return ((bytes[(index * bits) >>> 3] as number) >>> ((index * bits) & 7)) & (2 ** bits - 1)
   let count = 0

@@ -1,35 +1,58 @@
-// Walks everything that a qcow2 image refers to: header, L1 and L2 tables, guest data, internal snapshots, bitmaps, and the
-// refcount structure itself. Who counts what comes (check.ts) sees each reference once per table that holds it.
+// Walks everything that a qcow2 image refers to: header, refcount structure, L1 and L2 tables, guest data, internal snapshots,
+// bitmaps. A visitor sees each reference, and each table or entry that cannot be right; what to make of them is the work of
+// check.ts, repair.ts and recover.ts.
+//
+// An L2 table is read once in a walk, however many L1 tables lead to it: the L1 entries are gathered first, sorted by
+// where they lead, and a table that n of them share counts n times. So a walk is linear in the size of the tables, goes
+// through the file in order, and does not grow with the number of snapshots that share them.
 
 import { Breather } from '../../base/breather.ts'
 import { getUint16, getUint32, getUint64 } from '../../base/bytes.ts'
-import { QCOW2_DIRECTORY_MAX, QCOW2_L1_MAX } from '../../base/limits.ts'
+import { QCOW2_CHECK_TABLES, QCOW2_DIRECTORY_MAX, QCOW2_L1_MAX } from '../../base/limits.ts'
 import { roundUp } from '../../base/round.ts'
 import type { Pending } from '../../block/device.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
+import { L2Walk } from './l2-references.ts'
 import * as spec from './spec.ts'
+import type { AreaKind } from './tally.ts'
 
-/** What an area of the file is: 'unique' structures have one reference, L2 tables and data can be shared by snapshots. */
-export type AreaKind = 'unique' | 'L2 table' | 'data' | 'compressed'
+/** What can be wrong with an entry of an L1 or L2 table. */
+export type EntryFlaw =
+  | 'L1 reserved'
+  | 'L1 nowhere'
+  | 'L1 unaligned'
+  | 'L1 past end'
+  | 'reserved'
+  | 'nowhere'
+  | 'unaligned'
+  | 'unaligned zeros'
+  | 'past end'
+  | 'compressed copied'
+  | 'compressed past end'
+  | 'compressed subclusters'
+  | 'compressed in data file'
+  | 'subclusters both'
+  | 'subclusters nowhere'
+  | 'zeros in version 2'
+  | 'other place in data file'
 
-/** An entry of the active L1 table or of an L2 table under it. */
-export interface ActiveEntry {
-  /** Where the entry is in the file. */
-  readonly place: number
-  readonly isCopied: boolean
-  readonly isL1: boolean
-  /** The cluster that it leads to, as an offset in the file. */
-  readonly target: number
-}
-
+/** `times` is how many L1 entries lead to what is visited. Offsets, places and lengths in bytes of the file. */
 export interface Visitor {
-  /** An area of the file that something refers to, in bytes. */
-  area(offset: number, length: number, kind: AreaKind): void
-  /** A table or entry that cannot be right; `what` is a sentence without its end. */
+  /** An area of the file that something refers to. */
+  area(offset: number, length: number, kind: AreaKind, times: number): void
+  /** The L1 or L2 entry at `place` cannot be right. One with two flaws comes twice. `isActive`: it is the disk's own. */
+  flaw(flaw: EntryFlaw, place: number, times: number, isActive: boolean): Pending
+  /** Something else cannot be right, and what it refers to stays unknown; `what` is a sentence without its end. */
   invalid(what: string): void
-  /** Every entry of the disk's own tables that leads to a whole cluster. */
-  active?(entry: ActiveEntry): Pending
+  /** Entry `index` of the snapshot table lacks what version 3 demands. */
+  incomplete?(index: number): void
+  /** The entry at `place` of the disk's own tables leads to the whole cluster at `target`; -1 in a data file. */
+  flag?(place: number, target: number, isCopied: boolean, times: number): Pending
+  /** How many clusters one of the disk's own L2 tables holds. */
+  guest?(allocated: number, fragmented: number, compressed: number, times: number): void
+  /** How much of the L2 tables is done, between 0 and 1. */
+  progress?(part: number): void
 }
 
 /** The image, and what of it is in memory. */
@@ -39,141 +62,155 @@ export interface Roots {
   /** Bytes of the active L1 table. */
   readonly l1: Uint8Array
   /** Offsets of the refcount blocks; 0 for none. */
-  readonly refcountTable: Float64Array
+  readonly refcountBlocks: Iterable<number>
 }
 
-/** Visits every reference in the image. What lies past the end of the file is visited too; the visitor judges. */
+/** Visits every reference in the image. */
 export async function walkReferences(roots: Roots, visitor: Visitor): Promise<void> {
-  const { header, l1, refcountTable } = roots
+  const { header, l1, refcountBlocks } = roots
   const { clusterSize } = header
-  visitor.area(0, clusterSize, 'unique')
-  visitor.area(header.refcountTableOffset, header.refcountTableClusters * clusterSize, 'unique')
-  for (const block of refcountTable) if (block !== 0) visitor.area(block, clusterSize, 'unique')
-  if (header.l1Size > 0) visitor.area(header.l1Offset, header.l1Size * spec.ENTRY_SIZE, 'unique')
-  await new MapWalk(roots, visitor, visitor.active?.bind(visitor)).walk(l1, header.l1Offset)
-  await walkSnapshots(roots, visitor)
+  visitor.area(0, clusterSize, 'unique', 1)
+  visitor.area(header.refcountTableOffset, header.refcountTableClusters * clusterSize, 'unique', 1)
+  for (const block of refcountBlocks) if (block !== 0) visitor.area(block, clusterSize, 'unique', 1)
+  visitor.area(header.l1Offset, header.l1Size * spec.ENTRY_SIZE, 'unique', 1)
+  const walk = new MapWalk(roots, visitor)
+  await walk.gather(l1, header.l1Offset, true)
+  await walkSnapshots(roots, visitor, walk)
+  await walk.finish()
   await walkBitmaps(roots, visitor)
 }
 
-/** One L1 table, the L2 tables that it leads to, and their clusters. */
+/** Bytes of an inactive L1 table that are read at once. */
+const L1_PIECE = 64 * 1024
+
+/** Added to the place of a table that an inactive L1 entry leads to; places are multiples of 512. */
+const INACTIVE = 1
+
+/** L1 tables, and the L2 tables that they lead to. */
 class MapWalk {
   readonly #file: HostFile
-  readonly #header: Header
+  readonly #clusterSize: number
   readonly #visitor: Visitor
-  readonly #active: ((entry: ActiveEntry) => Pending) | undefined
   readonly #breather = new Breather()
-  readonly #l2: Uint8Array
+  readonly #walk: L2Walk
+  readonly #fileSize: number
+  /** The places of the tables to be walked. */
+  #tables: Float64Array = new Float64Array(1024)
+  #count = 0
 
-  constructor({ file, header }: Roots, visitor: Visitor, active?: (entry: ActiveEntry) => Pending) {
+  constructor({ file, header, l1 }: Roots, visitor: Visitor) {
     this.#file = file
-    this.#header = header
+    this.#clusterSize = header.clusterSize
     this.#visitor = visitor
-    this.#active = active
-    this.#l2 = new Uint8Array(header.clusterSize)
+    this.#fileSize = file.size()
+    this.#walk = new L2Walk(header, visitor, l1, this.#fileSize)
   }
 
-  async walk(l1: Uint8Array, l1Offset: number): Promise<void> {
-    const seen = new Set<number>()
-    const { clusterSize } = this.#header
-    const fileSize = this.#file.size()
+  /** Visits the entries of an L1 table, or of a piece of one, which is at `place`. */
+  async gather(l1: Uint8Array, place: number, isActive: boolean): Promise<void> {
     for (let at = 0; at < l1.length; at += spec.ENTRY_SIZE) {
       const high = getUint32(l1, at)
       const low = getUint32(l1, at + 4)
+      if (high === 0 && low === 0) continue
       const table = spec.entryOffset(high, low)
-      if ((high & spec.L1_RESERVED_HIGH) !== 0 || (low & spec.L1_RESERVED_LOW) !== 0)
-        this.#visitor.invalid(`L1 entry ${at / spec.ENTRY_SIZE} has reserved bits set`)
-      if (table === 0) continue
-      if (table % clusterSize !== 0) {
-        this.#visitor.invalid(`L1 entry ${at / spec.ENTRY_SIZE} leads to ${table}, no cluster's start`)
-        continue
-      }
-      this.#visitor.area(table, clusterSize, 'L2 table')
-      const isCopied = high >= spec.OFLAG_COPIED_HIGH
-      await this.#active?.({ place: l1Offset + at, isCopied, isL1: true, target: table })
-      if (seen.has(table)) {
-        this.#visitor.invalid(`L1 entry ${at / spec.ENTRY_SIZE} leads to the L2 table of another entry`)
-        continue
-      }
-      seen.add(table)
-      if (table >= fileSize) continue
-      await this.#file.read(table, clusterSize, this.#l2, 0)
-      await this.#walkTable(table)
+      const wait = this.#visitEntry(place + at, high, low, isActive)
+      if (wait !== undefined) await wait
+      if (table === 0 || table % this.#clusterSize !== 0 || table >= this.#fileSize) continue
+      if (this.#count === QCOW2_CHECK_TABLES) await this.finish()
+      this.#push(isActive ? table : table + INACTIVE)
+    }
+    await this.#breather.pause()
+  }
+
+  /** The same for the inactive L1 table at `offset`. */
+  async gatherFromFile(offset: number, length: number): Promise<void> {
+    for (let at = offset; at < offset + length; at += L1_PIECE) {
+      const piece = new Uint8Array(Math.min(L1_PIECE, offset + length - at))
+      await this.#file.read(at, piece.length, piece, 0)
+      await this.gather(piece, at, false)
+    }
+  }
+
+  /** Visits the tables gathered, in the order of the file. */
+  async finish(): Promise<void> {
+    const bytes = new Uint8Array(this.#clusterSize)
+    const tables = this.#tables.subarray(0, this.#count).sort()
+    for (let next = 0; next < tables.length; ) {
+      const place = Math.floor((tables[next] as number) / 2) * 2
+      let active = 0
+      let all = 0
+      for (; next < tables.length && (tables[next] as number) <= place + INACTIVE; next++, all++)
+        if (tables[next] === place) active++
+      const wait = this.#file.read(place, bytes.length, bytes, 0)
+      if (wait !== undefined) await wait
+      await this.#walk.walk(bytes, place, { active, all })
+      this.#visitor.progress?.(next / tables.length)
       await this.#breather.pause()
     }
+    this.#count = 0
   }
 
-  async #walkTable(table: number): Promise<void> {
-    const bytes = this.#l2
-    for (let at = 0; at < bytes.length; at += this.#header.l2EntrySize) {
-      const high = getUint32(bytes, at)
-      const low = getUint32(bytes, at + 4)
-      if (this.#header.extendedL2) this.#checkSubclusters(table + at, high, low, at)
-      if (high === 0 && low <= spec.OFLAG_ZERO_LOW) continue
-      if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) {
-        this.#visitCompressed(table + at, high, low)
-        continue
-      }
-      const wait = this.#visitStandard(table + at, high, low)
-      if (wait !== undefined) await wait
+  #visitEntry(place: number, high: number, low: number, isActive: boolean): Pending {
+    const table = spec.entryOffset(high, low)
+    const isReserved = (high & spec.L1_RESERVED_HIGH) !== 0 || (low & spec.L1_RESERVED_LOW) !== 0
+    if (isReserved) return this.#visitFlawed(place, high, table, isActive)
+    if (table === 0) return this.#visitor.flaw('L1 nowhere', place, 1, isActive)
+    if (table >= this.#fileSize) return this.#visitPastEnd(place, high, table, isActive)
+    if (table % this.#clusterSize !== 0) return this.#visitor.flaw('L1 unaligned', place, 1, isActive)
+    this.#visitor.area(table, this.#clusterSize, 'L2 table', 1)
+    return isActive ? this.#visitor.flag?.(place, table, high >= spec.OFLAG_COPIED_HIGH, 1) : undefined
+  }
+
+  async #visitFlawed(place: number, high: number, table: number, isActive: boolean): Promise<void> {
+    await this.#visitor.flaw('L1 reserved', place, 1, isActive)
+    await this.#visitEntry(place, (high & ~spec.L1_RESERVED_HIGH) >>> 0, table % 2 ** 32, isActive)
+  }
+
+  async #visitPastEnd(place: number, high: number, table: number, isActive: boolean): Promise<void> {
+    await this.#visitor.flaw('L1 past end', place, 1, isActive)
+    if (isActive) await this.#visitor.flag?.(place, table, high >= spec.OFLAG_COPIED_HIGH, 1)
+  }
+
+  #push(table: number): void {
+    if (this.#count === this.#tables.length) {
+      const more = new Float64Array(Math.min(QCOW2_CHECK_TABLES, this.#count * 4))
+      more.set(this.#tables)
+      this.#tables = more
     }
-  }
-
-  /** Reports the bitmaps of an extended entry when they cannot be. */
-  #checkSubclusters(place: number, high: number, low: number, at: number): void {
-    if ((high & spec.OFLAG_COMPRESSED_HIGH) !== 0) return
-    const zeros = getUint32(this.#l2, at + spec.SUBCLUSTERS_ZERO)
-    const allocated = getUint32(this.#l2, at + spec.SUBCLUSTERS_ALLOCATED)
-    const hasPlace = spec.entryOffset(high, low) !== 0
-    if ((zeros & allocated) !== 0 || (allocated !== 0 && !hasPlace))
-      this.#visitor.invalid(`the L2 entry at ${place} has subclusters that cannot be`)
-  }
-
-  #visitStandard(place: number, high: number, low: number): Pending {
-    const { clusterSize } = this.#header
-    const host = spec.entryOffset(high, low)
-    const reservedLow = this.#header.extendedL2 ? spec.EXTENDED_L2_RESERVED_LOW : spec.L2_RESERVED_LOW
-    const isReserved = (high & spec.L2_RESERVED_HIGH) !== 0 || (low & reservedLow) !== 0
-    if (isReserved || host === 0 || host % clusterSize !== 0) {
-      this.#visitor.invalid(`the L2 entry at ${place} is no entry: ${host === 0 ? 'no place' : `place ${host}`}`)
-      return undefined
-    }
-    this.#visitor.area(host, clusterSize, 'data')
-    return this.#active?.({ place, isCopied: high >= spec.OFLAG_COPIED_HIGH, isL1: false, target: host })
-  }
-
-  #visitCompressed(place: number, high: number, low: number): void {
-    if (high >= spec.OFLAG_COPIED_HIGH)
-      this.#visitor.invalid(`the L2 entry at ${place} is compressed and marked copied`)
-    const host = spec.compressedOffset(high, low, this.#header.clusterBits)
-    const length = spec.compressedLength(high, low, this.#header.clusterBits)
-    this.#visitor.area(host, length, 'compressed')
+    this.#tables[this.#count++] = table
   }
 }
 
 const SNAPSHOT_FIXED = 40
+/** Bytes of extra data that an entry of a version 3 image has at least. */
+const SNAPSHOT_EXTRA = 16
 
-async function walkSnapshots(roots: Roots, visitor: Visitor): Promise<void> {
-  const { file, header } = roots
+async function walkSnapshots({ file, header }: Roots, visitor: Visitor, walk: MapWalk): Promise<void> {
   if (header.snapshotCount === 0) return
   const fixed = new Uint8Array(SNAPSHOT_FIXED)
   let at = header.snapshotsOffset
+  let end = at
   for (let i = 0; i < header.snapshotCount; i++) {
+    at = roundUp(end, 8)
     await file.read(at, fixed.length, fixed, 0)
-    const l1Offset = getUint64(fixed, 0)
-    const l1Size = getUint32(fixed, 8) * spec.ENTRY_SIZE
-    at += roundUp(SNAPSHOT_FIXED + getUint32(fixed, 36) + getUint16(fixed, 12) + getUint16(fixed, 14), 8)
-    const isTooLong = at - header.snapshotsOffset > QCOW2_DIRECTORY_MAX || at > file.size() + 8
-    const isPlaced = l1Offset > 0 && l1Offset % header.clusterSize === 0 && l1Offset + l1Size <= file.size()
-    if (isTooLong || l1Size > QCOW2_L1_MAX || (l1Size > 0 && !isPlaced)) {
-      visitor.invalid(`snapshot ${i} has an L1 table or name that cannot be`)
+    const extra = getUint32(fixed, 36)
+    end = at + SNAPSHOT_FIXED + extra + getUint16(fixed, 12) + getUint16(fixed, 14)
+    if (end - header.snapshotsOffset > QCOW2_DIRECTORY_MAX || end > file.size() + 8) {
+      visitor.invalid(`entry ${i} of the snapshot table leaves the table, or the file`)
       return
     }
-    visitor.area(l1Offset, l1Size, 'unique')
-    const l1 = new Uint8Array(l1Size)
-    await file.read(l1Offset, l1Size, l1, 0)
-    await new MapWalk(roots, visitor).walk(l1, l1Offset)
+    if (header.version === 3 && extra < SNAPSHOT_EXTRA) visitor.incomplete?.(i)
+    const l1Offset = getUint64(fixed, 0)
+    const l1Length = getUint32(fixed, 8) * spec.ENTRY_SIZE
+    const isPlaced = l1Offset > 0 && l1Offset % header.clusterSize === 0 && l1Offset + l1Length <= file.size()
+    if (l1Length > QCOW2_L1_MAX || (l1Length > 0 && !isPlaced)) {
+      visitor.invalid(`snapshot ${i} has an L1 table of ${l1Length} bytes at ${l1Offset}, which cannot be`)
+      continue
+    }
+    visitor.area(l1Offset, l1Length, 'unique', 1)
+    await walk.gatherFromFile(l1Offset, l1Length)
   }
-  visitor.area(header.snapshotsOffset, at - header.snapshotsOffset, 'unique')
+  visitor.area(header.snapshotsOffset, end - header.snapshotsOffset, 'unique', 1)
 }
 
 const BITMAP_FIXED = 24
@@ -181,27 +218,43 @@ const BITMAP_FIXED = 24
 async function walkBitmaps({ file, header }: Roots, visitor: Visitor): Promise<void> {
   if (header.bitmaps === undefined) return
   const { offset, size, count } = header.bitmaps
-  const { clusterSize } = header
-  visitor.area(offset, size, 'unique')
+  visitor.area(offset, size, 'unique', 1)
   const directory = new Uint8Array(size)
   await file.read(offset, size, directory, 0)
   let at = 0
   for (let i = 0; i < count; i++) {
     const isInside = at + BITMAP_FIXED <= size
-    const tableOffset = isInside ? getUint64(directory, at) : -1
-    const tableLength = isInside ? getUint32(directory, at + 8) * spec.ENTRY_SIZE : 0
-    if (tableOffset < 0 || tableOffset % clusterSize !== 0 || tableOffset + tableLength > file.size()) {
-      visitor.invalid(`bitmap ${i} has a table that cannot be`)
+    const table = isInside ? getUint64(directory, at) : -1
+    const length = isInside ? getUint32(directory, at + 8) * spec.ENTRY_SIZE : 0
+    if (table <= 0 || table % header.clusterSize !== 0 || table + length > file.size()) {
+      visitor.invalid(`bitmap ${i} has a table of ${length} bytes at ${table}, which cannot be`)
       return
     }
-    const extra = getUint32(directory, at + 20)
-    at += roundUp(BITMAP_FIXED + extra + getUint16(directory, at + 18), 8)
-    visitor.area(tableOffset, tableLength, 'unique')
-    const table = new Uint8Array(tableLength)
-    await file.read(tableOffset, tableLength, table, 0)
-    for (let entry = 0; entry < tableLength; entry += spec.ENTRY_SIZE) {
-      const place = spec.entryOffset(getUint32(table, entry), getUint32(table, entry + 4))
-      if (place !== 0) visitor.area(place, clusterSize, 'unique')
+    at += roundUp(BITMAP_FIXED + getUint32(directory, at + 20) + getUint16(directory, at + 18), 8)
+    visitor.area(table, length, 'unique', 1)
+    await walkBitmapTable({ file, header }, visitor, table, length)
+  }
+}
+
+async function walkBitmapTable(
+  { file, header }: Pick<Roots, 'file' | 'header'>,
+  visitor: Visitor,
+  place: number,
+  length: number,
+): Promise<void> {
+  const table = new Uint8Array(Math.min(L1_PIECE, length))
+  for (let done = 0; done < length; done += L1_PIECE) {
+    const piece = Math.min(L1_PIECE, length - done)
+    await file.read(place + done, piece, table, 0)
+    for (let at = 0; at < piece; at += spec.ENTRY_SIZE) {
+      const high = getUint32(table, at)
+      const low = getUint32(table, at + 4)
+      const host = spec.entryOffset(high, low)
+      const isReserved = (high & spec.BITMAP_TABLE_RESERVED_HIGH) !== 0 || (low & spec.BITMAP_TABLE_RESERVED_LOW) !== 0
+      const isAllOnes = (low & spec.BITMAP_TABLE_ONES_LOW) !== 0
+      if (isReserved || host % header.clusterSize !== 0 || (host !== 0 && (isAllOnes || host >= file.size())))
+        visitor.invalid(`the bitmap table entry at ${place + done + at} cannot be`)
+      else if (host !== 0) visitor.area(host, header.clusterSize, 'unique', 1)
     }
   }
 }

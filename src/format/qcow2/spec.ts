@@ -101,6 +101,13 @@ export const L1_RESERVED_LOW = 0x0000_01ff
 export const L2_RESERVED_HIGH = 0x3f00_0000
 export const L2_RESERVED_LOW = 0x0000_01fe
 export const EXTENDED_L2_RESERVED_LOW = 0x0000_01ff
+/** Bits 0 to 8 of a refcount table entry are reserved; the others are the block's offset. */
+export const REFT_RESERVED_LOW = 0x0000_01ff
+
+/** Reserved bits of an entry of a bitmap table, in its halves, and the bit that says "all ones" of one without an offset. */
+export const BITMAP_TABLE_RESERVED_HIGH = 0xff00_0000
+export const BITMAP_TABLE_RESERVED_LOW = 0x0000_01fe
+export const BITMAP_TABLE_ONES_LOW = 1
 
 /** Compressed data is counted in sectors of this many bytes. */
 export const COMPRESSED_SECTOR = 512
