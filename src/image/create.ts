@@ -1,5 +1,5 @@
-// Makes an image file that is not there yet, or in the place of one that is. The name leads to a whole image or to what it led
-// to before, at every moment; what failed half done is removed.
+// Makes an image file that is not there yet, or in the place of one that is: the name then leads to the old image until the new
+// one is whole. What failed half done is removed.
 
 import path from 'node:path'
 import { roundUp } from '../base/round.ts'

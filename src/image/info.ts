@@ -29,6 +29,9 @@ export interface Qcow2Info {
   readonly 'refcount-bits': number
   readonly 'lazy-refcounts'?: boolean
   readonly corrupt?: boolean
+  readonly 'extended-l2'?: boolean
+  readonly 'data-file'?: string
+  readonly 'data-file-raw'?: boolean
 }
 
 /** What the image at `options.path` says. Its backing files are not opened. Kinds as for `openImageAlone`. */
@@ -88,6 +91,8 @@ function describeQcow2({ header }: Qcow2Image): Qcow2Info {
     ...common,
     'lazy-refcounts': ((header.compatible[7] as number) & COMPAT_LAZY_REFCOUNTS) !== 0,
     corrupt: isMarkedCorrupt(header),
+    'extended-l2': header.extendedL2,
+    ...(header.dataFile !== undefined && { 'data-file': header.dataFile.name, 'data-file-raw': header.dataFile.isRaw }),
   }
 }
 

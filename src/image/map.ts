@@ -69,7 +69,8 @@ async function pieceAt(layer: Layer, start: number, length: number): Promise<Pie
   let found: Piece | undefined
   if (layer instanceof Qcow2Image) {
     await layer.mappings(start, length, (piece, kind, host) => {
-      const place = OFFSET_IS_SHOWN[kind] && host !== NO_PLACE ? { offset: host } : {}
+      // Compressed data has an offset, but none at which the guest's bytes could be read.
+      const place = kind !== COMPRESSED && host !== NO_PLACE ? { offset: host } : {}
       found = { length: piece, ...PIECE_OF[kind], ...place }
       return false
     })
@@ -88,14 +89,6 @@ const PIECE_OF: Readonly<Record<Mapping, Omit<Piece, 'length' | 'offset'>>> = {
   [DATA]: { present: true, zero: false, data: true, compressed: false },
   [ZEROS]: { present: true, zero: true, data: false, compressed: false },
   [COMPRESSED]: { present: true, zero: false, data: true, compressed: true },
-}
-
-/** Compressed data has an offset, but none at which the guest's bytes could be read. */
-const OFFSET_IS_SHOWN: Readonly<Record<Mapping, boolean>> = {
-  [UNMAPPED]: false,
-  [DATA]: true,
-  [ZEROS]: true,
-  [COMPRESSED]: false,
 }
 
 function continues(a: MapEntry, b: MapEntry): boolean {

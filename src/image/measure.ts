@@ -2,9 +2,10 @@
 // `qemu-img measure`: the metadata is always that of the full image, so `required` is never too small.
 
 import { divideUp, roundUp } from '../base/round.ts'
-import { type BlockDevice, ZERO } from '../block/device.ts'
+import { type BlockDevice, type Layer, ZERO } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { Format } from '../chain/open.ts'
+import { Qcow2Image } from '../format/qcow2/image.ts'
 import { ENTRY_SIZE } from '../format/qcow2/spec.ts'
 import type { ImageSettings } from './create-options.ts'
 
@@ -12,11 +13,19 @@ import type { ImageSettings } from './create-options.ts'
 export interface Measured {
   readonly required: number
   readonly 'fully-allocated': number
+  /** Of the persistent bitmaps that the source has, in addition; absent where there can be none. */
+  readonly bitmaps?: number
 }
 
 const SECTOR = 512
 const DEFAULT_CLUSTER_SIZE = 64 * 1024
 const EXTENDED_ENTRY_SIZE = 16
+
+/** What copying the persistent bitmaps of an image would take, in bytes; undefined for an image that cannot have any. */
+export function bitmapBytes(image: Layer): number | undefined {
+  if (!(image instanceof Qcow2Image) || image.header.version === 2) return undefined
+  return image.header.bitmaps === undefined ? 0 : undefined
+}
 
 /** For a disk of `size` bytes; with the data of `source` when there is one. Kind 'invalid-argument' for sizes that cannot be. */
 export async function measure(

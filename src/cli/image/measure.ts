@@ -40,7 +40,7 @@ export function addMeasureCommand(image: Command): void {
 
 async function measureCommand(path: string | undefined, options: MeasureOptions, command: Command): Promise<void> {
   const { parseCreateOptions } = await import('../../image/create-options.ts')
-  const { measure } = await import('../../image/measure.ts')
+  const { bitmapBytes, measure } = await import('../../image/measure.ts')
   const settings = parseCreateOptions(options.outputFormat, options.options ?? [])
   if ((path === undefined) === (options.size === undefined))
     throw new BlockError('invalid-argument', 'measure takes either an image or --size')
@@ -51,7 +51,9 @@ async function measureCommand(path: string | undefined, options: MeasureOptions,
   const { openImage } = await import('../../image/open-image.ts')
   const source = await openImage({ host: realHost, path, ...whatToOpen(options) })
   try {
-    printResult(command, await measure(options.outputFormat, settings, source.size, source), textOf)
+    const measured = await measure(options.outputFormat, settings, source.size, source)
+    const bitmaps = options.outputFormat === 'qcow2' ? bitmapBytes(source.active) : undefined
+    printResult(command, bitmaps === undefined ? measured : { ...measured, bitmaps }, textOf)
   } finally {
     await source.close()
   }
@@ -59,7 +61,7 @@ async function measureCommand(path: string | undefined, options: MeasureOptions,
 
 function textOf(measured: Measured): string {
   const line = (name: string, bytes: number): string => `${name}: ${bytes} (${formatSize(bytes)})`
-  return [line('required size', measured.required), line('fully allocated size', measured['fully-allocated'])].join(
-    '\n',
-  )
+  const lines = [line('required size', measured.required), line('fully allocated size', measured['fully-allocated'])]
+  if (measured.bitmaps !== undefined) lines.push(line('bitmaps size', measured.bitmaps))
+  return lines.join('\n')
 }
