@@ -4,8 +4,10 @@
 import type { Command } from 'commander'
 import { addCheckCommand } from './image/check.ts'
 import { addCommitCommand } from './image/commit.ts'
+import { addCompareCommand } from './image/compare.ts'
 import { addConvertCommand } from './image/convert.ts'
 import { addCreateCommand } from './image/create.ts'
+import { addDiffCommand } from './image/diff.ts'
 import { addInfoCommand } from './image/info.ts'
 import { addMapCommand } from './image/map.ts'
 import { addMeasureCommand } from './image/measure.ts'
@@ -16,8 +18,10 @@ import { addResizeCommand } from './image/resize.ts'
 const COMMANDS: readonly ((image: Command) => void)[] = [
   addCheckCommand,
   addCommitCommand,
+  addCompareCommand,
   addConvertCommand,
   addCreateCommand,
+  addDiffCommand,
   addInfoCommand,
   addMapCommand,
   addMeasureCommand,

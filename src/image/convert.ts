@@ -5,13 +5,12 @@
 import type { Chain } from '../chain/chain.ts'
 import { type Format, openChain } from '../chain/open.ts'
 import { IMAGE_LANES, IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
-import { roundUp } from '../base/round.ts'
 import { type BlockDevice, OWNED_ZERO, UNALLOCATED, ZERO } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
-import { createQcow2 } from '../format/qcow2/create.ts'
-import { createRaw } from '../format/raw/raw.ts'
 import type { Host } from '../host/host.ts'
 import { copyImage, LEFT_ALONE } from './copy.ts'
+import { createImage } from './create.ts'
+import type { ImageSettings } from './create-options.ts'
 import type { AskExtents } from './extent-walk.ts'
 import { JoinedDevice } from './joined-device.ts'
 import { openImage, type OpenImageOptions } from './open-image.ts'
@@ -23,8 +22,8 @@ export interface ConvertOptions {
   readonly target: string
   readonly format: Format
   readonly allowedFolders?: readonly string[] | undefined
-  /** As the header shall name it: the backing file shows what the source does not own itself. */
-  readonly backing?: { readonly name: string; readonly format: Format } | undefined
+  /** Of the new image. With a backing file, that shows what the source does not own itself. */
+  readonly settings?: ImageSettings | undefined
   /** Replaces a target that is there. */
   readonly force?: boolean | undefined
   /** Fills a target that is there, of any format; with 'zero' it is known to read as zeros. */
@@ -56,7 +55,6 @@ export interface Converted {
 }
 
 const SPARSE = 4096
-const SECTOR = 512
 
 /** Kinds: 'exists', 'invalid-argument', 'cancelled' by the signal, those of opening and of making images, and of copying. */
 export async function convertImage(options: ConvertOptions): Promise<Converted> {
@@ -65,8 +63,15 @@ export async function convertImage(options: ConvertOptions): Promise<Converted> 
     const { host, target, force } = options
     if (options.existing !== undefined) return await fill(options, source, target, false)
     return await makeWholeFile({ host, path: target, force }, async (partial) => {
-      await create(options, partial, roundUp(source.device.size, SECTOR))
-      return fill(options, source, partial, options.backing === undefined)
+      const { format, settings, allowedFolders = [] } = options
+      await createImage({
+        host,
+        path: partial,
+        format,
+        settings: { ...settings, size: source.device.size },
+        allowedFolders,
+      })
+      return fill(options, source, partial, settings?.backingName === undefined)
     })
   } finally {
     await source.device.close()
@@ -79,7 +84,7 @@ interface Source {
   readonly owned: AskExtents | undefined
 }
 
-async function openSources({ sources, backing }: ConvertOptions): Promise<Source> {
+async function openSources({ sources, settings }: ConvertOptions): Promise<Source> {
   const chains: Chain[] = []
   try {
     for (const source of sources) chains.push(await openImage(source))
@@ -89,7 +94,8 @@ async function openSources({ sources, backing }: ConvertOptions): Promise<Source
   }
   const [first] = chains
   if (first === undefined) throw new BlockError('invalid-argument', 'name an image to convert')
-  if (chains.length === 1) return { device: first, owned: backing === undefined ? undefined : ownedBy(first) }
+  if (chains.length === 1)
+    return { device: first, owned: settings?.backingName === undefined ? undefined : ownedBy(first) }
   return { device: new JoinedDevice(chains), owned: undefined }
 }
 
@@ -99,12 +105,6 @@ function ownedBy({ active }: Chain): AskExtents {
     ownership === UNALLOCATED ? LEFT_ALONE : ownership === OWNED_ZERO ? ZERO : 0
   return (offset, length, visit) =>
     active.allocation(offset, length, (piece, ownership) => visit(piece, bits(ownership)))
-}
-
-async function create(options: ConvertOptions, imagePath: string, size: number): Promise<void> {
-  const { host, format, backing } = options
-  if (format === 'raw') return createRaw(host, imagePath, size)
-  await createQcow2(host, imagePath, { size, ...(backing && { backing }) })
 }
 
 async function fill(options: ConvertOptions, source: Source, imagePath: string, isNew: boolean): Promise<Converted> {

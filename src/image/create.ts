@@ -10,6 +10,7 @@ import { createRaw } from '../format/raw/raw.ts'
 import type { Host } from '../host/host.ts'
 import type { ImageSettings } from './create-options.ts'
 import { openImage } from './open-image.ts'
+import { makeWholeFile } from './whole-file.ts'
 
 export interface CreateImageOptions {
   readonly host: Host
@@ -104,28 +105,6 @@ async function putInPlace(
   force: boolean,
   make: (place: string) => Promise<void>,
 ): Promise<void> {
-  const status = await host.status(target)
-  if (status === undefined) return make(target)
-  if (!force) {
-    const message = `${target} is there already: --force replaces it`
-    throw new BlockError('exists', message, { path: target })
-  }
-  if (status.kind !== 'file') {
-    const message = `${target} is not a file, and only a file can be replaced`
-    throw new BlockError('invalid-argument', message, { path: target })
-  }
-  const place = `${target}.partial`
-  const old = await host.open(target, { write: true, lock: 'write' })
-  try {
-    await make(place)
-    try {
-      await host.rename(place, target)
-      await host.syncFolder(path.dirname(target))
-    } catch (error) {
-      await host.unlink(place)
-      throw error
-    }
-  } finally {
-    await old.close()
-  }
+  if ((await host.status(target)) === undefined) return make(target)
+  await makeWholeFile({ host, path: target, force }, make)
 }

@@ -7,9 +7,10 @@ import { BlockError } from '../../block/error.ts'
 import { FORMATS, type Format } from '../../chain/open.ts'
 import { realHost } from '../../host/real.ts'
 import type { Converted } from '../../image/convert.ts'
-import { Progress } from '../context.ts'
+import type { ImageSettings } from '../../image/create-options.ts'
 import {
   allowOption,
+  createOption,
   formatOption,
   type ImageOptions,
   printResult,
@@ -17,10 +18,12 @@ import {
   quietOption,
   shareOption,
   whatToOpen,
+  withProgress,
 } from './options.ts'
 
 interface ConvertFlags extends ImageOptions {
   readonly targetFormat: Format
+  readonly options?: readonly string[]
   readonly backing?: string
   readonly backingFormat?: Format
   readonly sparse?: number
@@ -41,6 +44,7 @@ export function addConvertCommand(image: Command): void {
     .description('copy what images show into an image of another format, or a compressed one')
     .addOption(formatOption())
     .addOption(new Option('-O, --target-format <format>', 'format of the target').choices(FORMATS).default('raw'))
+    .addOption(createOption())
     .option('-S, --sparse <size>', 'leave out runs of zeros from this length on; 0 writes all', sparseArgument)
     .option('-m, --parallel <number>', `pieces at work at once, ${IMAGE_LANES} unless told`, parallelArgument)
     .option('-W, --out-of-order', 'write pieces in any order')
@@ -60,53 +64,54 @@ export function addConvertCommand(image: Command): void {
 async function convert(images: readonly string[], flags: ConvertFlags, command: Command): Promise<void> {
   const target = images.at(-1) as string
   const sources = images.slice(0, -1)
-  refuse(flags, sources)
   const { convertImage } = await import('../../image/convert.ts')
-  const { backing, backingFormat, sparse, outOfOrder, force, salvage } = flags
-  const progress = flags.progress === true ? new Progress(`converting to ${target}`) : undefined
+  const { parseCreateOptions } = await import('../../image/create-options.ts')
+  const { backing, backingFormat, sparse, outOfOrder, force, salvage, targetFormat: format } = flags
+  const settings = parseCreateOptions(format, flags.options ?? [])
+  if (backing !== undefined) settings.backingName = backing
+  if (backingFormat !== undefined) settings.backingFormat = backingFormat
+  refuse(flags, settings, sources)
   const stop = new AbortController()
   const abort = (): void => stop.abort()
   process.once('SIGINT', abort).once('SIGTERM', abort)
   try {
-    const converted = await convertImage({
-      host: realHost,
-      sources: sources.map((path) => ({ host: realHost, path, ...whatToOpen(flags) })),
-      target,
-      format: flags.targetFormat,
-      allowedFolders: flags.allow,
-      backing: backing === undefined ? undefined : { name: backing, format: backingFormat as Format },
-      existing: flags.create ? undefined : flags.targetIsZero === true ? 'zero' : 'any',
-      sparse,
-      lanes: flags.parallel,
-      outOfOrder,
-      force,
-      salvage,
-      signal: stop.signal,
-      progress: progress && ((done, total) => progress.update(done, total)),
-    })
-    printResult(command, { filename: target, format: flags.targetFormat, ...asFields(converted) }, () => '')
+    const converted = await withProgress('converting', flags.progress, (progress) =>
+      convertImage({
+        host: realHost,
+        sources: sources.map((path) => ({ host: realHost, path, ...whatToOpen(flags) })),
+        target,
+        format,
+        settings,
+        allowedFolders: flags.allow,
+        existing: flags.create ? undefined : flags.targetIsZero === true ? 'zero' : 'any',
+        sparse,
+        lanes: flags.parallel,
+        outOfOrder,
+        force,
+        salvage,
+        signal: stop.signal,
+        progress,
+      }),
+    )
+    printResult(command, { filename: target, format, ...asFields(converted) }, () => '')
     if (converted.lostBytes > 0) reportLost(converted)
   } finally {
-    progress?.end()
     process.off('SIGINT', abort).off('SIGTERM', abort)
   }
 }
 
 /** What cannot be meant together. */
-function refuse(flags: ConvertFlags, sources: readonly string[]): void {
+function refuse(flags: ConvertFlags, settings: ImageSettings, sources: readonly string[]): void {
   const fail = (message: string): never => {
     throw new BlockError('invalid-argument', message)
   }
   if (sources.length === 0) fail('name a source and a target')
-  if (flags.backing === undefined) {
-    if (flags.backingFormat !== undefined) fail('-F says the format of a backing file; name it with -B')
-  } else {
-    if (flags.backingFormat === undefined) fail(`say the format of ${flags.backing} with -F raw or -F qcow2`)
-    if (flags.targetFormat !== 'qcow2') fail('-B is for a target of format qcow2')
-    if (sources.length > 1) fail('-B cannot be combined with several sources')
+  if (settings.backingName !== undefined) {
+    if (sources.length > 1) fail('a backing file of the target cannot be combined with several sources')
     if (!flags.create) fail('-B is for a new target: with -n it has the backing file that it has')
   }
   if (flags.targetIsZero === true && flags.create) fail('--target-is-zero is for a target that is there, with -n')
+  if (!flags.create && flags.options !== undefined) fail('-o is for a new target: with -n it is as it is')
   if (flags.force === true && !flags.create) fail('--force replaces the target, -n fills it: give one of them')
 }
 
