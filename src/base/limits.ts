@@ -73,7 +73,9 @@ export const NBD_DRAIN_MS = 5000
 /** Extents in one reply to a block status request, and the largest such reply that a client takes, in bytes. */
 export const NBD_STATUS_EXTENTS = 4096
 export const NBD_STATUS_REPLY_MAX = 16 * MIB
-/** Requests that a client has sent and that wait behind them, and the longest range in one zero, trim or status. */
+/** Connections of one client to one export, at most. */
+export const NBD_CLIENT_CONNECTIONS = 16
+/** Requests that a client has sent on each connection and that wait behind them, and the longest range in one zero, trim or status. */
 export const NBD_CLIENT_IN_FLIGHT = 256
 export const NBD_CLIENT_WAITING = 65_536
 export const NBD_CLIENT_RANGE = 1024 * MIB
