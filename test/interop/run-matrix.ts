@@ -3,7 +3,8 @@
 //
 //   node test/interop/run-matrix.ts                         all, with a new seed
 //   node test/interop/run-matrix.ts --seed 7                all, each with the seed that 7 gives it
-//   node test/interop/run-matrix.ts --only 57 --seed 123    one, with exactly this seed
+//   node test/interop/run-matrix.ts --match 'zstd|lazy'     those whose options match
+//   node test/interop/run-matrix.ts --only 57 --seed 123    one, with exactly this seed; with --keep its files stay when it fails
 
 import fs from 'node:fs'
 import os from 'node:os'
@@ -17,6 +18,7 @@ import { tryCombination } from './trial/trial.ts'
 const OPTIONS = {
   seed: { type: 'string' },
   only: { type: 'string', multiple: true },
+  match: { type: 'string' },
   keep: { type: 'boolean' },
 } as const
 
@@ -28,6 +30,7 @@ async function main(): Promise<void> {
   if (absent !== false) throw new Error(absent)
   const runSeed = values.seed === undefined ? seedOfRun() : Number(values.seed)
   const only = values.only?.map(Number)
+  const wanted = new RegExp(values.match ?? '')
   const seedFor = only === undefined ? seedOf : (seed: number): number => seed
   process.stdout.write(`seed of the run: ${runSeed}\n`)
   const counts: Record<Result, number> = { agreed: 0, 'not yet': 0, failed: 0 }
@@ -36,6 +39,7 @@ async function main(): Promise<void> {
   for (const number of only ?? COMBINATIONS.keys()) {
     const combination = COMBINATIONS[number]
     if (combination === undefined) throw new Error(`the matrix has combinations 0 to ${COMBINATIONS.length - 1}`)
+    if (!wanted.test(describe(combination))) continue
     const seed = seedFor(runSeed, number)
     const before = performance.now()
     const folder = fs.mkdtempSync(path.join(process.env['VARVE_TEST_DIR'] ?? os.tmpdir(), 'varve-matrix-'))
