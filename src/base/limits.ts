@@ -7,10 +7,10 @@ const MIB = 1024 * KIB
 /** Longest time that a loop over data at hand keeps the event loop, in milliseconds. */
 export const BREATH_MS = 0.5
 
-/** Smallest and largest granule of a bitmap, in bytes; 4 KiB unless told. */
+/** Smallest and largest granule of a bitmap, in bytes, both QEMU's; 4 KiB unless told. */
 export const GRANULE = 4 * KIB
 export const GRANULE_MIN = 512
-export const GRANULE_MAX = 16 * MIB
+export const GRANULE_MAX = 2048 * MIB
 
 /** Largest single request of a device, in bytes: what one buffer of the pool holds at most. */
 export const REQUEST_MAX = 32 * MIB
@@ -73,7 +73,9 @@ export const NBD_DRAIN_MS = 5000
 /** Extents in one reply to a block status request, and the largest such reply that a client takes, in bytes. */
 export const NBD_STATUS_EXTENTS = 4096
 export const NBD_STATUS_REPLY_MAX = 16 * MIB
-/** Requests that a client has sent and that wait behind them, and the longest range in one zero, trim or status. */
+/** Connections of one client to one export, at most. */
+export const NBD_CLIENT_CONNECTIONS = 16
+/** Requests that a client has sent on each connection and that wait behind them, and the longest range in one zero, trim or status. */
 export const NBD_CLIENT_IN_FLIGHT = 256
 export const NBD_CLIENT_WAITING = 65_536
 export const NBD_CLIENT_RANGE = 1024 * MIB
@@ -121,6 +123,9 @@ export const QCOW2_SNAPSHOTS_MAX = 65_536
 export const QCOW2_BITMAPS_MAX = 65_535
 /** Bytes of the largest snapshot table or bitmap directory that is read. */
 export const QCOW2_DIRECTORY_MAX = 64 * MIB
+/** Bytes of the largest bitmap, QEMU's limit, and of all bitmaps of one image that are in memory while it is written. */
+export const QCOW2_BITMAP_MAX = 512 * MIB
+export const QCOW2_BITMAPS_BYTES = 128 * MIB
 /** Bytes of one cached piece of an L2 table, and of all such pieces of a thread's images together. */
 export const QCOW2_SLICE = 16 * KIB
 export const QCOW2_SLICES_BYTES = 32 * MIB

@@ -192,6 +192,18 @@ export class Bitmap {
     }
   }
 
+  /** Sets what `length` of the bytes that `copyBytes` gives, at `from[at]` and for byte `first` on, have set. */
+  addBytes(first: number, length: number, from: Uint8Array, at: number): void {
+    for (let i = first; i < first + length; i++) {
+      const byte = from[at + i - first] as number
+      if (byte === 0) continue
+      const old = this.#words[i >>> 2] as number
+      const now = (old | (byte << ((i & 3) * 8))) >>> 0
+      this.#words[i >>> 2] = now
+      this.#count += popcount(now ^ old)
+    }
+  }
+
   /** The set that `toBytes` wrote. Bits past the last granule are ignored. */
   static fromBytes(size: number, granule: number, bytes: Uint8Array): Bitmap {
     const bitmap = new Bitmap(size, granule)

@@ -43,12 +43,13 @@ export async function checkFile(options: OpenImageOptions): Promise<Checked> {
     const report: CheckReport = {
       filename: options.path,
       format: layer.format,
-      'check-errors': 0,
+      'check-errors': found.checkErrors,
       ...(found.imageEndOffset > 0 && { 'image-end-offset': found.imageEndOffset }),
       ...nonZero('corruptions', found.corruptions),
       ...nonZero('leaks', found.leaks),
       ...nonZero('total-clusters', found.totalClusters),
       ...nonZero('allocated-clusters', found.allocatedClusters),
+      ...nonZero('fragmented-clusters', found.fragmentedClusters),
       ...nonZero('compressed-clusters', found.compressedClusters),
     }
     return { report, problems: found.problems }

@@ -201,30 +201,48 @@ test('without reconnecting, a lost connection fails what is in flight and all th
   await client.close()
 })
 
-test('with reconnecting, random work over a server that is cut off again and again loses nothing', async (t) => {
-  const random = new Random(seedOfRun())
-  t.diagnostic(`VARVE_SEED=${random.seed}`)
-  const memory = new MemoryDevice(2 * MIB)
-  const cut = restartable(t, () => ({ name: '', device: memory }))
-  await cut.start()
-  const client = await connectNbd(cut.uri, { reconnectMs: 10_000 })
-  let isDone = false
-  const trouble = (async () => {
-    while (!isDone) {
-      await new Promise((resolve) => setTimeout(resolve, random.between(5, 40)))
-      cut.stop()
-      await new Promise((resolve) => setTimeout(resolve, random.below(20)))
-      await cut.start()
-    }
-  })()
-  await againstModel(client, random, 300)
-  const buffers = Array.from({ length: 64 }, (_, i) => Buffer.alloc(32_768, i + 1))
-  await Promise.all(buffers.map((buffer, i) => client.write(i * 32_768, 32_768, buffer, 0, 0)))
-  assert.ok(buffers.every((buffer, i) => buffer.equals(memory.bytes.subarray(i * 32_768, (i + 1) * 32_768))))
-  isDone = true
-  await trouble
-  assert.ok(client.reconnections > 0, `${client.reconnections} reconnections`)
-  await client.close()
+for (const connections of [1, 4]) {
+  test(`random work over ${connections} connections that are cut off again and again loses nothing`, async (t) => {
+    const random = new Random(seedOfRun())
+    t.diagnostic(`VARVE_SEED=${random.seed}`)
+    const memory = new MemoryDevice(2 * MIB)
+    const cut = restartable(t, () => ({ name: '', device: memory }))
+    await cut.start()
+    const client = await connectNbd(cut.uri, { reconnectMs: 10_000, connections })
+    let isDone = false
+    const trouble = (async () => {
+      while (!isDone) {
+        await new Promise((resolve) => setTimeout(resolve, random.between(5, 40)))
+        cut.stop()
+        await new Promise((resolve) => setTimeout(resolve, random.below(20)))
+        await cut.start()
+      }
+    })()
+    await againstModel(client, random, 300)
+    const buffers = Array.from({ length: 64 }, (_, i) => Buffer.alloc(32_768, i + 1))
+    await Promise.all(buffers.map((buffer, i) => client.write(i * 32_768, 32_768, buffer, 0, 0)))
+    assert.ok(buffers.every((buffer, i) => buffer.equals(memory.bytes.subarray(i * 32_768, (i + 1) * 32_768))))
+    isDone = true
+    await trouble
+    assert.ok(client.reconnections > 0, `${client.reconnections} reconnections`)
+    await client.close()
+  })
+}
+
+test('several connections share the work, to a server that promises that they see the same', async (t) => {
+  for (const multiConn of [true, false]) {
+    const { server, target } = await serveDevice(t, new MemoryDevice(MIB), { multiConn })
+    const client = await connectNbd(target, { connections: 3 })
+    assert.equal(client.connections, multiConn ? 3 : 1)
+    assert.equal(server.connections, client.connections)
+    const data = Buffer.alloc(MIB, 9)
+    await Promise.all(Array.from({ length: 256 }, (_, i) => client.write(i * 4096, 4096, data, i * 4096, 0)))
+    await client.flush()
+    const back = Buffer.alloc(MIB)
+    await client.read(0, MIB, back, 0)
+    assert.ok(back.equals(data))
+    await client.close()
+  }
 })
 
 test('when the server stays away, requests fail with timeout after the time given', async (t) => {

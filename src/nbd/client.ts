@@ -1,14 +1,13 @@
-// An NBD export as a BlockDevice. Sends what fits in flight and keeps the rest waiting; splits what is longer than the
-// server takes; and, when told to, survives lost connections: it connects again and repeats every request that was
-// not answered, which is safe because NBD's requests can be done twice.
+// An NBD export as a BlockDevice. Sends what fits in flight, over one connection or several, and keeps the rest waiting; splits
+// what is longer than the server takes. What becomes of a lost connection is the lane's affair (client-lane.ts).
 //
-//   connected --lost--> reconnecting --connected again--> connected      any --close, or too late--> closed
+//   caller -> request -> waiting -> the connected lane with the least to do -> server
 
-import { NBD_CLIENT_IN_FLIGHT, NBD_CLIENT_RANGE, NBD_CLIENT_WAITING } from '../base/limits.ts'
+import { NBD_CLIENT_CONNECTIONS, NBD_CLIENT_IN_FLIGHT, NBD_CLIENT_RANGE, NBD_CLIENT_WAITING } from '../base/limits.ts'
 import { type BlockDevice, type Capabilities, FUA, MAY_UNMAP, type Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
-import { ClientConnection, type ConnectionOwner } from './client-connection.ts'
 import type { ExportInfo } from './client-handshake.ts'
+import { ClientLane, type LaneOwner } from './client-lane.ts'
 import { ClientRequest, type RequestFields } from './client-request.ts'
 import type { StatusVisitor } from './export.ts'
 import {
@@ -21,6 +20,7 @@ import {
   NBD_CMD_TRIM,
   NBD_CMD_WRITE,
   NBD_CMD_WRITE_ZEROES,
+  NBD_FLAG_CAN_MULTI_CONN,
   NBD_FLAG_READ_ONLY,
   NBD_FLAG_SEND_FLUSH,
   NBD_FLAG_SEND_FUA,
@@ -34,19 +34,15 @@ export interface NbdClientOptions {
   readonly contexts?: readonly string[]
   /** How long a lost connection may take to come back, in milliseconds; 0, the default, gives up at once. */
   readonly reconnectMs?: number
+  /**
+   * Connections to spread requests over, 1 unless told and at most NBD_CLIENT_CONNECTIONS; one all the same to a server that does not promise that
+   * they see the same data (NBD_FLAG_CAN_MULTI_CONN).
+   */
+  readonly connections?: number
 }
-
-/** First and longest wait between two attempts to connect again, in milliseconds. */
-const RETRY_FIRST_MS = 20
-const RETRY_LONGEST_MS = 1000
 
 /** Zeros for servers that cannot zero by themselves. */
 const ZEROS = new Uint8Array(256 * 1024)
-
-type State =
-  | { readonly kind: 'connected'; readonly connection: ClientConnection }
-  | { readonly kind: 'reconnecting' }
-  | { readonly kind: 'closed'; readonly error: BlockError }
 
 /**
  * Connects to an export. Kinds: 'invalid-argument' for a bad URI, 'not-found' when the server has no such export, 'io' or
@@ -63,15 +59,16 @@ export class NbdClient implements BlockDevice {
   readonly #target: NbdUri
   readonly #contexts: readonly string[]
   readonly #reconnectMs: number
+  readonly #connections: number
   #info: ExportInfo | undefined
   #can: Capabilities | undefined
-  #state: State
+  #lanes: readonly ClientLane[] = []
+  /** Why no request is taken any more. */
+  #failure: BlockError | undefined
   #isClosing = false
   #reconnections = 0
   #sequence = 0
-  readonly #slots: (ClientRequest | undefined)[] = []
-  readonly #freeSlots: number[] = []
-  /** Requests for which no slot is free, first come first; those before `#waitingFrom` are gone. */
+  /** Requests for which there is no room, first come first; those before `#waitingFrom` are gone. */
   readonly #waiting: ClientRequest[] = []
   #waitingFrom = 0
   #whenIdle: (() => void) | undefined
@@ -81,15 +78,36 @@ export class NbdClient implements BlockDevice {
     this.#target = target
     this.#contexts = [BASE_ALLOCATION, ...(options.contexts ?? [])]
     this.#reconnectMs = options.reconnectMs ?? 0
-    this.#state = { kind: 'closed', error: new BlockError('closed', `${this.name}: not connected`) }
+    this.#connections = Math.min(options.connections ?? 1, NBD_CLIENT_CONNECTIONS)
+    this.#failure = new BlockError('closed', `${this.name}: not connected`)
   }
 
   /** Connects for the first time. `connectNbd` calls it. */
   async connect(): Promise<void> {
-    const connection = await ClientConnection.open(this.#target, this.#contexts, this.#owner)
-    this.#info = connection.info
-    this.#can = capabilitiesOf(connection.info)
-    this.#state = { kind: 'connected', connection }
+    const { lane, info } = await ClientLane.open(this.#owner)
+    this.#info = info
+    this.#can = capabilitiesOf(info)
+    this.#lanes = [lane]
+    // Without a writer every connection sees the same, whatever the server promises.
+    const isSafe = (info.flags & (NBD_FLAG_CAN_MULTI_CONN | NBD_FLAG_READ_ONLY)) !== 0
+    if (this.#connections > 1 && isSafe) await this.#connectMore()
+    this.#failure = undefined
+  }
+
+  async #connectMore(): Promise<void> {
+    const more = await Promise.allSettled(
+      Array.from({ length: this.#connections - 1 }, () => ClientLane.open(this.#owner)),
+    )
+    this.#lanes = [...this.#lanes, ...more.flatMap((one) => (one.status === 'fulfilled' ? [one.value.lane] : []))]
+    const failed = more.find((one) => one.status === 'rejected')
+    if (failed === undefined) return
+    for (const lane of this.#lanes) await lane.close()
+    throw failed.reason
+  }
+
+  /** How many connections are used. */
+  get connections(): number {
+    return this.#lanes.length
   }
 
   get size(): number {
@@ -113,7 +131,7 @@ export class NbdClient implements BlockDevice {
   }
 
   /**
-   * How often the connection was lost and came back. When it grew since a flush, what was written before is not known to
+   * How often a connection was lost and came back. When it grew since a flush, what was written before is not known to
    * be durable on a server that may have crashed with its host.
    */
   get reconnections(): number {
@@ -178,13 +196,12 @@ export class NbdClient implements BlockDevice {
     if (this.#isClosing) return
     this.#isClosing = true
     if (!this.#isIdle) await new Promise<void>((resolve) => (this.#whenIdle = resolve))
-    const state = this.#state
-    this.#state = { kind: 'closed', error: this.#closedError() }
-    if (state.kind === 'connected') await state.connection.disconnect()
+    this.#failure ??= this.#closedError()
+    await Promise.all(this.#lanes.map((lane) => lane.close()))
   }
 
   get #isIdle(): boolean {
-    return this.#freeSlots.length === this.#slots.length && this.#waitingFrom === this.#waiting.length
+    return this.#waitingFrom === this.#waiting.length && this.#lanes.every((lane) => lane.inFlight === 0)
   }
 
   #closedError(): BlockError {
@@ -241,27 +258,33 @@ export class NbdClient implements BlockDevice {
   /** Why no further request is taken, if none is. */
   #refusal(): BlockError | undefined {
     if (this.#isClosing) return this.#closedError()
-    if (this.#state.kind === 'closed') return this.#state.error
+    if (this.#failure !== undefined) return this.#failure
     if (this.#waiting.length - this.#waitingFrom < NBD_CLIENT_WAITING) return undefined
     return new BlockError('busy', `${this.name}: ${NBD_CLIENT_WAITING} requests wait already`, { device: this.name })
   }
 
   #sendWaiting(): void {
-    if (this.#state.kind !== 'connected') return
     while (this.#waitingFrom < this.#waiting.length) {
-      let slot = this.#freeSlots.pop()
-      if (slot === undefined) {
-        if (this.#slots.length >= NBD_CLIENT_IN_FLIGHT) {
-          if (this.#waitingFrom >= NBD_CLIENT_IN_FLIGHT) this.#dropGone()
-          return
-        }
-        slot = this.#slots.push(undefined) - 1
+      const lane = this.#laneWithRoom()
+      if (lane === undefined) {
+        if (this.#waitingFrom >= NBD_CLIENT_IN_FLIGHT) this.#dropGone()
+        return
       }
-      const request = this.#waiting[this.#waitingFrom++] as ClientRequest
-      this.#slots[slot] = request
-      this.#state.connection.send(request, slot)
+      lane.send(this.#waiting[this.#waitingFrom++] as ClientRequest)
     }
     this.#dropGone()
+  }
+
+  /** The connected lane with the least to do; undefined when none has room. */
+  #laneWithRoom(): ClientLane | undefined {
+    let found: ClientLane | undefined
+    let least = NBD_CLIENT_IN_FLIGHT
+    for (const lane of this.#lanes) {
+      if (!lane.isConnected || lane.inFlight >= least) continue
+      found = lane
+      least = lane.inFlight
+    }
+    return found
   }
 
   #dropGone(): void {
@@ -269,79 +292,40 @@ export class NbdClient implements BlockDevice {
     this.#waitingFrom = 0
   }
 
-  readonly #owner: ConnectionOwner = {
-    find: (slot) => this.#slots[slot],
-    finished: (slot, error) => {
-      const request = this.#slots[slot] as ClientRequest
-      this.#slots[slot] = undefined
-      this.#freeSlots.push(slot)
-      if (error === undefined) request.resolve()
-      else request.reject(error)
-      this.#sendWaiting()
-      if (this.#isIdle) this.#whenIdle?.()
-    },
-    lost: (error) => {
-      if (this.#state.kind !== 'connected') return
-      if (this.#reconnectMs === 0 || error.kind === 'protocol') this.#giveUp(error)
-      else {
-        this.#state = { kind: 'reconnecting' }
-        void this.#reconnect(error)
-      }
-    },
-  }
-
-  async #reconnect(why: BlockError): Promise<void> {
-    const deadline = performance.now() + this.#reconnectMs
-    let last = why
-    for (let wait = RETRY_FIRST_MS; performance.now() < deadline; wait = Math.min(wait * 2, RETRY_LONGEST_MS)) {
-      if (this.#isClosing && this.#isIdle) return
-      try {
-        const connection = await ClientConnection.open(this.#target, this.#contexts, this.#owner)
-        if (this.#isClosing && this.#isIdle) await connection.disconnect()
-        else this.#resume(connection)
-        return
-      } catch (error) {
-        last = error as BlockError
-        if (last.kind === 'protocol') break
-        await new Promise((resolve) => setTimeout(resolve, Math.min(wait, Math.max(0, deadline - performance.now()))))
-      }
+  get #owner(): LaneOwner {
+    // What the lanes see of this client; accessors, since most of it changes.
+    const isDone = (): boolean => this.#isClosing && this.#isIdle
+    return {
+      name: this.name,
+      target: this.#target,
+      contexts: this.#contexts,
+      reconnectMs: this.#reconnectMs,
+      get isDone() {
+        return isDone()
+      },
+      isSame: (info) => this.#isSame(info),
+      reconnected: () => void this.#reconnections++,
+      hasRoom: () => {
+        this.#sendWaiting()
+        if (this.#whenIdle !== undefined && this.#isIdle) this.#whenIdle()
+      },
+      failed: (error) => this.#giveUp(error),
     }
-    const message = `${this.name}: the connection was lost and did not come back in time: ${last.message}`
-    const kind = last.kind === 'protocol' ? 'protocol' : 'timeout'
-    this.#giveUp(new BlockError(kind, message, { device: this.name }, last))
   }
 
-  /** Goes on over a new connection: repeats what was not answered, in the order in which it was asked. */
-  #resume(connection: ClientConnection): void {
-    const { size, flags, contexts } = connection.info
+  #isSame({ size, flags, contexts }: ExportInfo): boolean {
     const old = this.info
-    const isSame =
-      size === old.size && flags === old.flags && [...old.contexts.keys()].every((key) => contexts.has(key))
-    if (!isSame) {
-      const message = `${this.name}: the export is another one after the reconnect (size, flags or contexts)`
-      this.#giveUp(new BlockError('protocol', message, { device: this.name }))
-      void connection.disconnect()
-      return
-    }
-    this.#reconnections++
-    this.#state = { kind: 'connected', connection }
-    const again = [...this.#slots.entries()].filter((entry): entry is [number, ClientRequest] => entry[1] !== undefined)
-    for (const [slot, request] of again.sort((a, b) => a[1].sequence - b[1].sequence)) {
-      request.restart()
-      connection.send(request, slot)
-    }
-    this.#sendWaiting()
+    return size === old.size && flags === old.flags && [...old.contexts.keys()].every((key) => contexts.has(key))
   }
 
   /** Fails every request, now and later. */
   #giveUp(error: BlockError): void {
-    this.#state = { kind: 'closed', error }
-    const open = [...this.#slots, ...this.#waiting.slice(this.#waitingFrom)]
-    this.#slots.length = 0
-    this.#freeSlots.length = 0
+    this.#failure ??= error
+    const open = [...this.#lanes.flatMap((lane) => lane.abandon()), ...this.#waiting.slice(this.#waitingFrom)]
     this.#waiting.length = 0
     this.#waitingFrom = 0
-    for (const request of open) request?.reject(error)
+    for (const request of open) request.reject(error)
+    for (const lane of this.#lanes) void lane.close()
     this.#whenIdle?.()
   }
 }

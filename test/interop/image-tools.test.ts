@@ -99,6 +99,25 @@ const SUBJECTS: readonly Subject[] = [
       setByte(folder.path(IMAGE), 79, 2)
     },
   },
+  {
+    what: 'with compressed clusters',
+    make: (folder) => {
+      folder.create('source.raw', '4M')
+      folder.io('source.raw', 'write -P 5 0 1M', 'write -P 6 2M 100k')
+      folder.qemuImg('convert', '-f', 'raw', '-O', 'qcow2', '-c', folder.path('source.raw'), folder.path(IMAGE))
+      folder.io(IMAGE, 'write -P 7 3M 64k')
+    },
+  },
+  {
+    what: 'with leaked clusters',
+    make: (folder) => {
+      written([])(folder)
+      // The count of cluster 200, in the first refcount block, which is the third cluster.
+      fs.truncateSync(folder.path(IMAGE), 200 * 65_536)
+      fs.appendFileSync(folder.path(IMAGE), Buffer.alloc(65_536, 1))
+      setByte(folder.path(IMAGE), 2 * 65_536 + 200 * 2 + 1, 1)
+    },
+  },
   { what: 'raw', format: 'raw', make: (folder) => folder.create('image.raw', '8M') },
   {
     what: 'raw with holes',

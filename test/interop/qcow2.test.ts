@@ -275,24 +275,6 @@ suite('qcow2 between QEMU and Varve', { skip: missing('qemu-img', 'qemu-io') }, 
     assert.deepEqual([info['backing-filename'], info['backing-filename-format']], ['y.raw', 'raw'])
   })
 
-  test('a bitmap that QEMU stored is no longer trusted after Varve wrote, and the data is right', async (t) => {
-    const { file, bytes } = rawSource(t, MIB, 13)
-    const target = path.join(path.dirname(file), 'image.qcow2')
-    peer('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', file, target)
-    peer('qemu-img', 'bitmap', '--add', '-f', 'qcow2', target, 'b0')
-    const image = await open(target)
-    assert.equal(image.header.bitmaps?.count, 1)
-    const { corruptions, leaks, problems } = await image.check()
-    assert.deepEqual([corruptions, leaks], [0, 0], problems.join('\n'))
-    await image.setAccess('write')
-    await churn(image, bytes, new Random(14), 40)
-    await image.close()
-    assert.ok((await contentOf(target)).equals(bytes))
-    const outcome = runPeer('qemu-img', ['check', '-f', 'qcow2', '--output=json', target])
-    const found = JSON.parse(outcome.stdout) as { corruptions?: number }
-    assert.equal(found.corruptions ?? 0, 0)
-  })
-
   for (const [feature, options] of [
     ['an external data file', 'data_file=FOLDER/data.raw'],
     ['encryption', 'encrypt.format=luks,encrypt.key-secret=s'],

@@ -16,6 +16,7 @@ import {
   whatToOpen,
 } from './options.ts'
 
+/** Also when a part could not be checked. */
 const LEAKS_STATUS = 1
 const CORRUPT_STATUS = 5
 
@@ -40,23 +41,29 @@ async function checkCommand(path: string, options: CheckOptions, command: Comman
   if (options.quiet !== true || wantsJson(command)) {
     printResult(command, checked.report, () => textOf(checked))
   }
-  const { corruptions = 0, leaks = 0 } = checked.report
-  if (corruptions > 0 || leaks > 0) process.exitCode = corruptions > 0 ? CORRUPT_STATUS : LEAKS_STATUS
+  const { corruptions = 0, leaks = 0, 'check-errors': errors } = checked.report
+  if (corruptions > 0) process.exitCode = CORRUPT_STATUS
+  else if (leaks > 0 || errors > 0) process.exitCode = LEAKS_STATUS
 }
 
 function textOf({ report, problems }: Checked): string {
-  const { corruptions = 0, leaks = 0 } = report
+  const { corruptions = 0, leaks = 0, 'check-errors': errors } = report
   const lines = problems.map((problem) => `  ${problem}`)
-  const listed = problems.length
-  if (corruptions + leaks > listed && listed > 0) lines.push(`  and ${corruptions + leaks - listed} more`)
+  const unlisted = corruptions + leaks + errors - problems.length
+  if (unlisted > 0) lines.push(`  and ${unlisted} more`)
+  if (errors > 0) lines.push(`${errors} places could not be checked`)
   if (corruptions > 0)
     lines.push(`${corruptions} errors: data may be lost. varve image check -r all repairs what can be repaired`)
   if (leaks > 0) lines.push(`${leaks} clusters are lost space and no more: varve image check -r leaks`)
   if (lines.length === 0) lines.push('No errors were found on the image.')
-  const { 'total-clusters': total, 'allocated-clusters': allocated = 0, 'compressed-clusters': compressed = 0 } = report
-  if (total !== undefined) {
-    const part = ((100 * allocated) / total).toFixed(2)
-    lines.push(`${allocated}/${total} = ${part}% allocated, ${compressed} compressed clusters`)
+  const { 'total-clusters': total, 'allocated-clusters': allocated } = report
+  if (total !== undefined && allocated !== undefined) {
+    const part = (count = 0, all = allocated): string => `${((100 * count) / all).toFixed(2)}%`
+    const fragmented = part(report['fragmented-clusters'])
+    const compressed = part(report['compressed-clusters'])
+    lines.push(
+      `${allocated}/${total} = ${part(allocated, total)} allocated, ${fragmented} fragmented, ${compressed} compressed clusters`,
+    )
   }
   const end = report['image-end-offset']
   if (end !== undefined) lines.push(`Image end offset: ${end} (${formatSize(end)})`)

@@ -101,7 +101,7 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
 }
 
 /** The header with another backing reference, its name placed beside the old one; kind 'invalid-argument' when it does not fit. */
-export function withBacking(header: Header, name: string, format: string, imagePath: string): Header {
+function withBacking(header: Header, name: string, format: string, imagePath: string): Header {
   const length = utf8.encode(name).length
   const isPossible = length > 0 && length <= spec.MAX_BACKING_NAME && !name.includes('\0')
   const changed: Header = { ...header, backing: { name, format } }
@@ -112,6 +112,30 @@ export function withBacking(header: Header, name: string, format: string, imageP
     throw new BlockError('invalid-argument', message, { path: imagePath })
   }
   return { ...changed, backingNameOffset: offset }
+}
+
+/** Names another backing file in the header of the image in `file`, durably. Kind as for `withBacking`. */
+export async function rewriteBacking(file: HostFile, header: Header, name: string, format: string): Promise<void> {
+  const changed = withBacking(header, name, format, file.path)
+  // First the name, beside the old one, then the fields that lead to it: a crash leaves one or the other.
+  const nameBytes = utf8.encode(name)
+  await file.write(changed.backingNameOffset, nameBytes.length, nameBytes, 0)
+  await file.sync()
+  const bytes = encodeHeader(changed)
+  await file.write(0, bytes.length, bytes, 0)
+  await file.sync()
+  header.backing = changed.backing
+  header.backingNameOffset = changed.backingNameOffset
+}
+
+/** Makes the header name no backing file, durably. */
+export async function removeBacking(file: HostFile, header: Header): Promise<void> {
+  // The two fields are neighbours in one sector. The format may stay behind: without a file it means nothing.
+  const fields = new Uint8Array(spec.HEADER.cluster_bits - spec.HEADER.backing_file_offset)
+  await file.write(spec.HEADER.backing_file_offset, fields.length, fields, 0)
+  await file.sync()
+  header.backing = undefined
+  header.backingNameOffset = 0
 }
 
 async function writeImage(file: HostFile, header: Header): Promise<void> {

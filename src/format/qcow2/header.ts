@@ -48,8 +48,8 @@ export interface Header extends Features {
   l1Size: number
   refcountTableOffset: number
   refcountTableClusters: number
-  readonly snapshotCount: number
-  readonly snapshotsOffset: number
+  snapshotCount: number
+  snapshotsOffset: number
   /** True when L2 entries are extended; they then have 16 bytes, else 8. */
   readonly extendedL2: boolean
   readonly l2EntrySize: number
@@ -58,10 +58,11 @@ export interface Header extends Features {
   /** Fields after byte 104 up to header_length, kept as they are. */
   readonly moreFields: Uint8Array
   /** Without the backing format's, which is in `backing`, and without the end marker. */
-  readonly extensions: readonly HeaderExtension[]
-  readonly bitmaps: BitmapDirectory | undefined
   /** The external data file, whose name may be empty when the header does not say it; undefined for an image without one. */
   readonly dataFile: DataFileReference | undefined
+  extensions: readonly HeaderExtension[]
+  /** Where the bitmaps are, when autoclear bit 0 says that every writer knew of them. */
+  bitmaps: BitmapDirectory | undefined
   backing: BackingReference | undefined
   /** Where the backing file's name is; 0 without one. */
   backingNameOffset: number
@@ -73,6 +74,11 @@ export function isDirty(header: Header): boolean {
 
 export function isMarkedCorrupt(header: Header): boolean {
   return (header.incompatible & spec.INCOMPAT_CORRUPT) !== 0
+}
+
+/** True when a bit of the low byte of autoclear_features is set. */
+export function hasAutoclear(header: Pick<Header, 'autoclear'>, bit: number): boolean {
+  return ((header.autoclear[7] as number) & bit) !== 0
 }
 
 /**
@@ -138,7 +144,9 @@ export function parseHeader(bytes: Uint8Array, fileSize: number, path: string): 
     dataFile: parseDataFile(features, extensions, fail),
     moreFields: version === 2 ? new Uint8Array(0) : bytes.slice(spec.HEADER_LENGTH_V3, headerLength),
     extensions,
-    bitmaps: parseBitmapDirectory(extensions, clusterBits, fileSize, fail),
+    bitmaps: hasAutoclear(features, spec.AUTOCLEAR_BITMAPS)
+      ? parseBitmapDirectory(extensions, clusterBits, fileSize, fail)
+      : undefined,
     backing: name === undefined ? undefined : { name, format: backingFormat },
     backingNameOffset,
   }
@@ -210,6 +218,15 @@ function parseBackingName(bytes: Uint8Array, offset: number, fail: Fail): string
   return name
 }
 
+/** Where the bitmaps extension points to, whatever the autoclear bit says; undefined where it cannot be right. */
+export function findBitmapDirectory(header: Header, fileSize: number): BitmapDirectory | undefined {
+  try {
+    return parseBitmapDirectory(header.extensions, header.clusterBits, fileSize, failure(''))
+  } catch {
+    return undefined
+  }
+}
+
 function parseBitmapDirectory(
   extensions: readonly HeaderExtension[],
   clusterBits: number,
@@ -218,10 +235,12 @@ function parseBitmapDirectory(
 ): BitmapDirectory | undefined {
   const found = extensions.find((extension) => extension.type === spec.EXT_BITMAPS)
   if (found === undefined) return undefined
-  if (found.data.length !== 24) throw fail('invalid-format', 'has a bitmaps extension of a wrong length', 0)
-  const count = getUint32(found.data, 0)
-  const size = getUint64(found.data, 8)
-  const offset = getUint64(found.data, 16)
+  if (found.data.length !== spec.BITMAPS_EXTENSION_LENGTH)
+    throw fail('invalid-format', 'has a bitmaps extension of a wrong length', 0)
+  const { BITMAPS_EXTENSION } = spec
+  const count = getUint32(found.data, BITMAPS_EXTENSION.nb_bitmaps)
+  const size = getUint64(found.data, BITMAPS_EXTENSION.bitmap_directory_size)
+  const offset = getUint64(found.data, BITMAPS_EXTENSION.bitmap_directory_offset)
   const isSized = count > 0 && count <= QCOW2_BITMAPS_MAX && size > 0 && size <= QCOW2_DIRECTORY_MAX
   const isPlaced = offset > 0 && offset % 2 ** clusterBits === 0 && offset + size <= fileSize
   if (!isSized || !isPlaced)
@@ -330,6 +349,18 @@ export function placeBackingName(header: Header, start: number, length: number):
   const isBefore = oldStart === 0 || start + length <= oldStart
   const place = isBefore ? start : Math.max(start, roundUp(oldEnd, 8))
   return place + length <= header.clusterSize ? place : -1
+}
+
+/**
+ * The autoclear features that hold on while Varve writes: those that it knows, where they apply. Of all others the
+ * specification has a writer clear the bits.
+ */
+export function knownAutoclear(header: Header): Uint8Array {
+  const raw = header.dataFile?.isRaw === true ? spec.AUTOCLEAR_DATA_FILE_RAW : 0
+  const known = raw | (header.bitmaps === undefined ? 0 : spec.AUTOCLEAR_BITMAPS)
+  const bytes = new Uint8Array(8)
+  bytes[7] = (header.autoclear[7] as number) & known
+  return bytes
 }
 
 /** Writes the three feature fields, and syncs. */

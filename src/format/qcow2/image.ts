@@ -1,48 +1,51 @@
-// A qcow2 image as a Layer: opening, reading, what is where, and the change between read and write access. Changes are in
-// writer.ts, the map in tables.ts, allocation in refcounts.ts. As long as an image has access 'write', its dirty bit is set:
+// A qcow2 image as a Layer: opening it, its parts, and the change between read and write access. What it shows is in reader.ts,
+// changes are in writer.ts, the map in tables.ts, allocation in refcounts.ts. As long as an image has access 'write', its dirty bit is set:
 // refcounts in the file may be behind, and whoever opens it after a crash rebuilds them.
 
-import { utf8 } from '../../base/bytes.ts'
+import type { Bitmap } from '../../bitmap/bitmap.ts'
 import {
   type Access,
-  andThen,
   type BackingReference,
   type BlockDevice,
   type Capabilities,
   type ExtentVisitor,
-  HOLE,
   type Layer,
   MAY_UNMAP,
-  OWNED_DATA,
-  OWNED_ZERO,
-  type Ownership,
   type OwnershipVisitor,
   type Pending,
-  UNALLOCATED,
-  ZERO,
 } from '../../block/device.ts'
 import { BlockError, isBlockError } from '../../block/error.ts'
-import { pool } from '../../block/pool.ts'
 import type { Host, HostFile } from '../../host/host.ts'
 import { Allocator } from './allocator.ts'
+import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
+import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
-import { decompress } from './compression.ts'
-import { withBacking } from './create.ts'
+import { removeBacking, rewriteBacking } from './create.ts'
 import { emptyImage } from './empty.ts'
 import { growImage } from './grow.ts'
-import { encodeHeader, type Header, isDirty, isMarkedCorrupt, readHeader, writeFeatures } from './header.ts'
-import { COMPRESSED, DATA, type Mapping, UNMAPPED, ZEROS } from './mapping.ts'
+import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writeFeatures } from './header.ts'
+import { type MappingVisitor, Reader } from './reader.ts'
 import { recoverRefcounts } from './recover.ts'
 import { Refcounts } from './refcounts.ts'
-import { HEADER, INCOMPAT_DIRTY } from './spec.ts'
+import type { Progress } from './shared-clusters.ts'
+import type { Snapshot } from './snapshot-table.ts'
+import { type SnapshotHome, Snapshots } from './snapshots.ts'
+import { INCOMPAT_DIRTY } from './spec.ts'
 import { Tables } from './tables.ts'
 import { Writer } from './writer.ts'
+
+export interface OpenQcow2Options {
+  /** For messages. */
+  readonly name: string
+  /** Hears, as sentences, of persistent bitmaps that are given up while the image is written. */
+  readonly report?: (message: string) => void
+}
 
 /**
  * Opens the image at `path` with access 'read', whether or not it could be written. Kinds: 'not-found', 'permission',
  * 'busy' when another program writes to it, 'invalid-format' and 'unsupported' as `readHeader` says.
  */
-export async function openQcow2(host: Host, path: string, options: { readonly name: string }): Promise<Qcow2Image> {
+export async function openQcow2(host: Host, path: string, options: OpenQcow2Options): Promise<Qcow2Image> {
   const file = await openWritableOrNot(host, path)
   try {
     const header = await readHeader(file)
@@ -50,7 +53,10 @@ export async function openQcow2(host: Host, path: string, options: { readonly na
     const status = await host.status(path)
     const tables = new Tables(file, header)
     await tables.open()
-    return new Qcow2Image(file, header, tables, options.name, status?.kind === 'block')
+    const bitmaps = new Bitmaps(file, header, options.report ?? ignore)
+    const image = new Qcow2Image({ file, header, tables, bitmaps }, options.name, status?.kind === 'block')
+    await image.readDirectories()
+    return image
   } catch (error) {
     await file.close()
     throw error
@@ -82,18 +88,15 @@ async function openWritableOrNot(host: Host, path: string): Promise<HostFile> {
   }
 }
 
-const OWNERSHIP: Readonly<Record<Mapping, Ownership>> = {
-  [UNMAPPED]: UNALLOCATED,
-  [DATA]: OWNED_DATA,
-  [ZEROS]: OWNED_ZERO,
-  [COMPRESSED]: OWNED_DATA,
-}
+function ignore(): void {}
 
-/**
- * Sees one piece of a range, in order; returns false to stop. `host` is the offset of its data, or of the place kept for it, in
- * the file that holds the data; NO_PLACE when it has none.
- */
-export type MappingVisitor = (length: number, kind: Mapping, host: number) => boolean
+/** What an image is made of. */
+interface Parts {
+  readonly file: HostFile
+  readonly header: Header
+  readonly tables: Tables
+  readonly bitmaps: Bitmaps
+}
 
 /** What access 'write' adds to an image. */
 interface Writing {
@@ -107,19 +110,23 @@ export class Qcow2Image implements Layer {
   backing: BlockDevice | undefined
   readonly #file: HostFile
   readonly #tables: Tables
+  readonly #reader: Reader
+  readonly #bitmaps: Bitmaps
   readonly #isBlockDevice: boolean
   readonly #capabilities: Readonly<Record<Access, Capabilities>>
   #header: Header
   #writing: Writing | undefined
-  /** The compressed cluster that was read last: readers take it in pieces. */
-  #inflated: { readonly host: number; readonly bytes: Uint8Array } | undefined
+  readonly #snapshots: Snapshots
 
   /** Use `openQcow2`. */
-  constructor(file: HostFile, header: Header, tables: Tables, name: string, isBlockDevice: boolean) {
+  constructor({ file, header, tables, bitmaps }: Parts, name: string, isBlockDevice: boolean) {
     this.name = name
     this.#file = file
     this.#header = header
     this.#tables = tables
+    this.#reader = new Reader(file, this, tables)
+    this.#bitmaps = bitmaps
+    this.#snapshots = new Snapshots(file, header)
     this.#isBlockDevice = isBlockDevice
     const can: Capabilities = {
       write: false,
@@ -163,29 +170,25 @@ export class Qcow2Image implements Layer {
   }
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    const end = offset + length
-    while (offset < end) {
-      const tables = this.#tables
-      const isFound = tables.find(offset, end - offset)
-      const piece = isFound ? tables.length : 0
-      const wait = isFound ? this.#readPiece(offset, piece, into, at) : tables.load(offset)
-      offset += piece
-      at += piece
-      if (wait !== undefined) return wait.then(() => this.read(offset, end - offset, into, at))
-    }
-    return undefined
+    return this.#reader.read(offset, length, into, at)
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number, _flags: number): Pending {
-    return this.#mustWrite().writer.write(offset, length, from, at)
+    const { writer } = this.#mustWrite()
+    this.#bitmaps.record(offset, length)
+    return writer.write(offset, length, from, at)
   }
 
   zero(offset: number, length: number, flags: number): Pending {
-    return this.#mustWrite().writer.zero(offset, length, (flags & MAY_UNMAP) !== 0)
+    const { writer } = this.#mustWrite()
+    this.#bitmaps.record(offset, length)
+    return writer.zero(offset, length, (flags & MAY_UNMAP) !== 0)
   }
 
   trim(offset: number, length: number, _flags: number): Pending {
-    return this.#mustWrite().writer.trim(offset, length)
+    const { writer } = this.#mustWrite()
+    this.#bitmaps.record(offset, length)
+    return writer.trim(offset, length)
   }
 
   flush(): Pending {
@@ -193,54 +196,16 @@ export class Qcow2Image implements Layer {
   }
 
   extents(offset: number, length: number, visit: ExtentVisitor): Pending {
-    const end = offset + length
-    let isStopped = false
-    const visitOnce: ExtentVisitor = (piece, extent) => {
-      if (!visit(piece, extent)) isStopped = true
-      return !isStopped
-    }
-    const next = (): Pending => {
-      while (offset < end && !isStopped) {
-        const isFound = this.#tables.find(offset, end - offset)
-        const start = offset
-        if (isFound) offset += this.#tables.length
-        const wait = isFound ? this.#extentsOf(start, this.#tables.length, visitOnce) : this.#tables.load(offset)
-        if (wait !== undefined) return wait.then(next)
-      }
-      return undefined
-    }
-    return next()
+    return this.#reader.extents(offset, length, visit)
   }
 
   allocation(offset: number, length: number, visit: OwnershipVisitor): Pending {
-    const end = offset + length
-    while (offset < end) {
-      if (this.#tables.find(offset, end - offset)) {
-        const piece = this.#tables.length
-        if (!visit(piece, OWNERSHIP[this.#tables.kind])) return undefined
-        offset += piece
-      } else {
-        const wait = this.#tables.load(offset)
-        if (wait !== undefined) return wait.then(() => this.allocation(offset, end - offset, visit))
-      }
-    }
-    return undefined
+    return this.#reader.allocation(offset, length, visit)
   }
 
   /** Visits the whole range in pieces, in order: how each is mapped, and where in the file that is. */
   mappings(offset: number, length: number, visit: MappingVisitor): Pending {
-    const end = offset + length
-    while (offset < end) {
-      if (this.#tables.find(offset, end - offset)) {
-        const { kind, host, length: piece } = this.#tables
-        if (!visit(piece, kind, host)) return undefined
-        offset += piece
-      } else {
-        const wait = this.#tables.load(offset)
-        if (wait !== undefined) return wait.then(() => this.mappings(offset, end - offset, visit))
-      }
-    }
-    return undefined
+    return this.#reader.mappings(offset, length, visit)
   }
 
   /**
@@ -256,33 +221,98 @@ export class Qcow2Image implements Layer {
   async grow(size: number): Promise<void> {
     const { writer, allocator } = this.#mustWrite()
     const surroundings = { header: this.#header, backing: this.backing }
+    await this.#bitmaps.beforeResize()
     await growImage(size, { file: this.#file, tables: this.#tables, allocator, writer, ...surroundings })
+    await this.#bitmaps.afterResize()
   }
 
   /** Names another backing file in the header; durable on return. Needs access 'write'. */
   async setBackingReference(name: string, format: string): Promise<void> {
     this.#mustWrite()
-    const changed = withBacking(this.#header, name, format, this.path)
-    // First the name, beside the old one, then the fields that lead to it: a crash leaves one or the other.
-    const nameBytes = utf8.encode(name)
-    await this.#file.write(changed.backingNameOffset, nameBytes.length, nameBytes, 0)
-    await this.#file.sync()
-    const bytes = encodeHeader(changed)
-    await this.#file.write(0, bytes.length, bytes, 0)
-    await this.#file.sync()
-    this.#header.backing = changed.backing
-    this.#header.backingNameOffset = changed.backingNameOffset
+    await rewriteBacking(this.#file, this.#header, name, format)
+  }
+
+  /** The internal snapshots, oldest first. Kind 'invalid-format' when their table cannot be right. */
+  get snapshots(): readonly Snapshot[] {
+    return this.#snapshots.list
+  }
+
+  /**
+   * The disk as an internal snapshot holds it, for reading only, and open until it is closed or the image is; its backing is
+   * the image's. `wanted` is an id or, where no id is equal to it, a name. Kinds: 'not-found', and as for `snapshots`.
+   */
+  async openSnapshot(wanted: string): Promise<Layer> {
+    const snapshot = this.#snapshots.find(wanted)
+    const { name, diskSize: size, l1Offset, l1Size } = snapshot
+    const file = new BorrowedFile(this.#file, this.#snapshots.hold(snapshot))
+    const header: Header = { ...this.#header, size, l1Offset, l1Size, snapshotCount: 0 }
+    const tables = new Tables(file, header)
+    tables.mayPassEnd = this.#tables.mayPassEnd
+    await tables.open()
+    const bitmaps = new Bitmaps(file, header, ignore)
+    const view = new Qcow2Image({ file, header, tables, bitmaps }, `${this.name}@${name}`, this.#isBlockDevice)
+    view.backing = this.backing
+    return view
+  }
+
+  /**
+   * Keeps the disk as it is now as an internal snapshot; durable on return. Names need not be unique. Needs access 'write', and
+   * no request in flight. Kinds: 'invalid-argument' for a name that cannot be; 'unsupported' with an external data file, too
+   * many snapshots, or refcounts too narrow for one more, before anything is changed; 'corrupt'.
+   */
+  createSnapshot(name: string, progress: Progress = ignore): Promise<Snapshot> {
+    return this.#snapshots.create(this.#home, name, progress)
+  }
+
+  /**
+   * Makes the disk what an internal snapshot holds, with its size; what it held since is lost. The snapshot stays. Bitmaps that
+   * record have all of the disk set. Kinds and needs: as for `createSnapshot`, and 'not-found'.
+   */
+  async applySnapshot(wanted: string, progress: Progress = ignore): Promise<void> {
+    const home = this.#home
+    this.#snapshots.find(wanted)
+    await this.#bitmaps.beforeResize()
+    this.#bitmaps.record(0, this.size)
+    await this.#snapshots.apply(home, wanted, progress)
+    this.#reader.forget()
+    await this.#bitmaps.afterResize()
+    this.#bitmaps.record(0, this.size)
+  }
+
+  /** Deletes an internal snapshot; durable on return. Kinds: 'not-found', 'busy' while it is open, 'unsupported', 'corrupt'. */
+  deleteSnapshot(wanted: string, progress: Progress = ignore): Promise<void> {
+    return this.#snapshots.delete(this.#home, wanted, progress)
+  }
+
+  /** The persistent bitmaps. Kind 'invalid-format' when their directory cannot be right. */
+  get bitmaps(): readonly BitmapInfo[] {
+    return this.#bitmaps.list
+  }
+
+  /** See `Bitmaps.read`. */
+  readBitmap(name: string): Promise<Bitmap> {
+    return this.#bitmaps.read(name)
+  }
+
+  /**
+   * To add, remove, change and save persistent bitmaps: needs access 'write', and no request in flight. What records is saved
+   * when the access changes to 'read'.
+   */
+  get bitmapEdits(): BitmapEdits {
+    this.#mustWrite()
+    return this.#bitmaps
+  }
+
+  /** For `openQcow2`: reads what else than the disk the image holds. */
+  async readDirectories(): Promise<void> {
+    await this.#snapshots.open()
+    await this.#bitmaps.open()
   }
 
   /** Makes the header name no backing file; durable on return. What showed through then reads as zeros. Needs access 'write'. */
   async removeBackingReference(): Promise<void> {
     this.#mustWrite()
-    // The two fields are neighbours in one sector. The format may stay behind: without a file it means nothing.
-    const fields = new Uint8Array(HEADER.cluster_bits - HEADER.backing_file_offset)
-    await this.#file.write(HEADER.backing_file_offset, fields.length, fields, 0)
-    await this.#file.sync()
-    this.#header.backing = undefined
-    this.#header.backingNameOffset = 0
+    await removeBacking(this.#file, this.#header)
   }
 
   /** Gives up everything that the image holds, so that its backing file shows everywhere. Needs access 'write'; nothing is in flight. */
@@ -291,7 +321,7 @@ export class Qcow2Image implements Layer {
     await writer.flushAll()
     const isBlockDevice = this.#isBlockDevice
     await emptyImage({ file: this.#file, header: this.#header, tables: this.#tables, allocator, isBlockDevice })
-    this.#inflated = undefined
+    this.#reader.forget()
   }
 
   /** Checks the image; see `checkImage`. No request may be in flight. */
@@ -310,61 +340,13 @@ export class Qcow2Image implements Layer {
     }
   }
 
-  #readPiece(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    const { kind, host } = this.#tables
-    if (kind === DATA) {
-      const wait = this.#file.read(host, length, into, at)
-      return wait === undefined ? undefined : (this.#writing?.writer.track(wait) ?? wait)
-    }
-    if (kind === UNMAPPED) return this.#readBacking(offset, length, into, at)
-    if (kind === COMPRESSED) return this.#readCompressed(offset, length, into, at)
-    into.fill(0, at, at + length)
-    return undefined
+  /** For the reader: see `Writer.track`. */
+  track(wait: Promise<void>): Pending {
+    return this.#writing === undefined ? wait : this.#writing.writer.track(wait)
   }
 
-  #readBacking(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    const { backing } = this
-    const shown = backing === undefined ? 0 : Math.min(length, Math.max(0, backing.size - offset))
-    into.fill(0, at + shown, at + length)
-    return shown === 0 ? undefined : backing?.read(offset, shown, into, at)
-  }
-
-  #readCompressed(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    const { host, compressedLength } = this.#tables
-    const within = offset % this.#header.clusterSize
-    const copy = (cluster: Uint8Array): void => into.set(cluster.subarray(within, within + length), at)
-    if (this.#inflated?.host === host) {
-      copy(this.#inflated.bytes)
-      return undefined
-    }
-    const input = pool.take(compressedLength)
-    const reading = this.#file.read(host, compressedLength, input, 0)
-    const wait = reading === undefined ? undefined : (this.#writing?.writer.track(reading) ?? reading)
-    return andThen(wait, () => {
-      try {
-        const place = { path: this.path, offset: host }
-        const packed = input.subarray(0, compressedLength)
-        const bytes = decompress(this.#header.compression, packed, this.#header.clusterSize, place)
-        this.#inflated = { host, bytes }
-        copy(bytes)
-      } finally {
-        pool.give(input)
-      }
-      return undefined
-    })
-  }
-
-  #extentsOf(offset: number, length: number, visit: ExtentVisitor): Pending {
-    const { kind, host } = this.#tables
-    if (kind === DATA || kind === COMPRESSED) return void visit(length, 0)
-    if (kind === ZEROS) return void visit(length, host < 0 ? HOLE | ZERO : ZERO)
-    const { backing } = this
-    const shown = backing === undefined ? 0 : Math.min(length, Math.max(0, backing.size - offset))
-    const below = shown === 0 ? undefined : backing?.extents(offset, shown, visit)
-    return andThen(below, () => {
-      if (shown < length) visit(length - shown, HOLE | ZERO)
-      return undefined
-    })
+  get #home(): SnapshotHome {
+    return { tables: this.#tables, ...this.#mustWrite() }
   }
 
   #mustWrite(): Writing {
@@ -379,14 +361,19 @@ export class Qcow2Image implements Layer {
     try {
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
       const allocator = new Allocator(this.#file, this.#header, new Refcounts(this.#file, this.#header), deviceSize)
-      if (isDirty(this.#header)) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
+      // What stale bitmaps held is free, by a count of all that is still in use.
+      const { isStale } = this.#bitmaps
+      if (isDirty(this.#header) || isStale) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
       await allocator.refcounts.open()
       await allocator.open()
+      const home = { file: this.#file, header: this.#header, allocator }
+      await this.#bitmaps.begin(home)
       this.#header.incompatible |= INCOMPAT_DIRTY
-      // Bitmaps and whatever else only holds as long as every writer knows it end with this writer.
-      this.#header.autoclear = new Uint8Array(8)
+      // What only holds as long as every writer knows it ends with this writer, unless it is known here.
+      this.#header.autoclear = knownAutoclear(this.#header)
       await writeFeatures(this.#file, this.#header)
       this.#tables.mayPassEnd = false
+      if (isStale) await this.#bitmaps.refound()
       this.#writing = { allocator, writer: new Writer(this.#file, this.#file, this, this.#tables, allocator) }
     } catch (error) {
       this.#file.lock('read')
@@ -397,15 +384,16 @@ export class Qcow2Image implements Layer {
   async #endWriting(): Promise<void> {
     const { allocator, writer } = this.#mustWrite()
     await writer.flushAll()
+    await this.#bitmaps.store()
     await allocator.refcounts.writeBack()
     const end = allocator.end * this.#header.clusterSize
     if (!this.#isBlockDevice && this.#file.size() < end) await this.#file.truncate(end)
     await this.#file.sync()
-    if (!allocator.isDamaged) {
-      this.#header.incompatible &= ~INCOMPAT_DIRTY
-      await writeFeatures(this.#file, this.#header)
-    }
+    // Nothing is written any more, even when this fails: it says that all is as it should be.
     this.#writing = undefined
+    await this.#bitmaps.release()
+    if (!allocator.isDamaged) this.#header.incompatible &= ~INCOMPAT_DIRTY
+    await writeFeatures(this.#file, this.#header)
     this.#file.lock('read')
   }
 

@@ -112,6 +112,49 @@ export const BITMAP_TABLE_ONES_LOW = 1
 /** Compressed data is counted in sectors of this many bytes. */
 export const COMPRESSED_SECTOR = 512
 
+/** Byte offsets in the fixed part of a snapshot table entry, and its length. Extra data follow, then id and name. */
+export const SNAPSHOT = {
+  l1_table_offset: 0,
+  l1_size: 8,
+  id_str_size: 12,
+  name_size: 14,
+  date_sec: 16,
+  date_nsec: 20,
+  vm_clock_nsec: 24,
+  vm_state_size: 32,
+  extra_data_size: 36,
+} as const
+export const SNAPSHOT_LENGTH = 40
+/** Byte offsets in a snapshot's extra data, and their length as far as it is known. */
+export const SNAPSHOT_EXTRA = { vm_state_size_large: 0, disk_size: 8, icount: 16 } as const
+export const SNAPSHOT_EXTRA_LENGTH = 24
+
+/** Byte offsets in the data of the bitmaps extension, and their length. */
+export const BITMAPS_EXTENSION = { nb_bitmaps: 0, bitmap_directory_size: 8, bitmap_directory_offset: 16 } as const
+export const BITMAPS_EXTENSION_LENGTH = 24
+
+/** Byte offsets in the fixed part of a bitmap directory entry, and its length. Extra data follow, then the name. */
+export const BITMAP = {
+  bitmap_table_offset: 0,
+  bitmap_table_size: 8,
+  flags: 12,
+  type: 16,
+  granularity_bits: 17,
+  name_size: 18,
+  extra_data_size: 20,
+} as const
+export const BITMAP_LENGTH = 24
+export const BITMAP_TYPE_DIRTY = 1
+/** Flags of a bitmap. */
+export const BITMAP_IN_USE = 1
+export const BITMAP_AUTO = 2
+export const BITMAP_EXTRA_DATA_COMPATIBLE = 4
+export const BITMAP_RESERVED_FLAGS = 0xffff_fff8
+/** QEMU's own limits of a bitmap's granularity and name. */
+export const MIN_GRANULARITY_BITS = 9
+export const MAX_GRANULARITY_BITS = 31
+export const MAX_BITMAP_NAME = 1023
+
 const TWO_32 = 0x1_0000_0000
 
 /** The offset that the halves of a standard entry hold. Above 2^53 it is not exact, and beyond the end of any file. */

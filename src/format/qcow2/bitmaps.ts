@@ -1,0 +1,478 @@
+// The persistent bitmaps of a qcow2 image, as a writer that knows them must treat them: while the image is written, those
+// that record have the in_use flag in the file and their bits here, and every change of the disk is recorded before it is
+// made; at the clean end of writing the bits are stored and the flag is cleared. After a crash the flag says to all that
+// the bitmap missed something. A bitmap that does not record stays as it is in the file.
+//
+//   consistent --(begin)--> in_use, bits in memory --(store, sync, release)--> consistent
+//   in_use, or autoclear bit 0 clear: inconsistent, and of no use but to be removed
+//
+// No request may be in flight while any method but `record` runs.
+
+import { utf8 } from '../../base/bytes.ts'
+import { GRANULE_MAX, GRANULE_MIN, QCOW2_BITMAP_MAX, QCOW2_BITMAPS_BYTES } from '../../base/limits.ts'
+import { isPowerOfTwo } from '../../base/round.ts'
+import { Bitmap } from '../../bitmap/bitmap.ts'
+import { BlockError, type ErrorKind, isBlockError } from '../../block/error.ts'
+import type { HostFile } from '../../host/host.ts'
+import {
+  type BitmapEntry,
+  checkDirectoryFits,
+  readDirectory,
+  tableEntriesFor,
+  writeDirectory,
+  writeFlags,
+} from './bitmap-directory.ts'
+import {
+  allocateTable,
+  bitmapBytes,
+  freeBitmap,
+  freeClusters,
+  loadBits,
+  type StorageHome,
+  type Stored,
+  storeBits,
+  writeTable,
+} from './bitmap-storage.ts'
+import { findBitmapDirectory, hasAutoclear, type Header } from './header.ts'
+import * as spec from './spec.ts'
+
+export interface BitmapInfo {
+  readonly name: string
+  /** Bytes of the disk for each bit. */
+  readonly granularity: number
+  /** True when every change of the disk is recorded, by any program that knows bitmaps. */
+  readonly isRecording: boolean
+  /** False when it may have missed a change; it can then only be removed. */
+  readonly isConsistent: boolean
+  /** The names that QEMU has for the flags. */
+  readonly flags: readonly ('in-use' | 'auto')[]
+  /** How many granules are set, where that is known without reading them: of what records, while the image is written. */
+  readonly count: number | undefined
+}
+
+export interface BitmapToSave {
+  readonly name: string
+  /** Of the disk's size. */
+  readonly bits: Bitmap
+  readonly isRecording: boolean
+}
+
+/** What can be done with the bitmaps of an image that is written. */
+export type BitmapEdits = Pick<Bitmaps, 'add' | 'remove' | 'setRecording' | 'clear' | 'merge' | 'save'>
+
+/** Bits in memory, of a bitmap that is marked in_use in the file. */
+interface Live {
+  bits: Bitmap
+  isRecording: boolean
+  /** How many bits are set in the file, where only `record` has changed them since; else -1. */
+  storedCount: number
+}
+
+interface Held {
+  readonly entry: BitmapEntry
+  live: Live | undefined
+}
+
+/** Granularity of a new bitmap as QEMU chooses it: the cluster size, from 4 to 64 KiB. */
+const DEFAULT_GRANULARITY_MIN = 4096
+const DEFAULT_GRANULARITY_MAX = 65_536
+
+export class Bitmaps {
+  readonly #file: HostFile
+  readonly #header: Header
+  readonly #report: (message: string) => void
+  #held: Held[] = []
+  #problem: BlockError | undefined
+  #recording: Bitmap[] = []
+  /** There while the image is written. */
+  #home: StorageHome | undefined
+
+  /** `report` hears of bitmaps that are given up. */
+  constructor(file: HostFile, header: Header, report: (message: string) => void) {
+    this.#file = file
+    this.#header = header
+    this.#report = report
+  }
+
+  /** Reads the directory; what is wrong in it is said by `list` and `begin`. */
+  async open(): Promise<void> {
+    this.#held = []
+    this.#problem = undefined
+    const place = this.#isTrusted ? this.#header.bitmaps : findBitmapDirectory(this.#header, this.#file.size())
+    if (place === undefined) return
+    try {
+      const entries = await readDirectory(this.#file, this.#header, place)
+      this.#held = entries.map((entry) => ({ entry, live: undefined }))
+    } catch (error) {
+      if (!isBlockError(error, 'invalid-format')) throw error
+      // Where nobody vouches for the directory, anything may be in its place.
+      if (this.#isTrusted) this.#problem = error
+    }
+  }
+
+  /** All bitmaps, in the order of the directory. Kind 'invalid-format' when that cannot be right. */
+  get list(): BitmapInfo[] {
+    if (this.#problem !== undefined) throw this.#problem
+    return this.#held.map((held) => {
+      const { entry, live } = held
+      const isConsistent = this.#isConsistent(held)
+      const isRecording = live?.isRecording ?? (entry.flags & spec.BITMAP_AUTO) !== 0
+      return {
+        name: entry.name,
+        granularity: 2 ** entry.granularityBits,
+        isRecording,
+        isConsistent,
+        flags: [...(isConsistent ? [] : ['in-use' as const]), ...(isRecording ? ['auto' as const] : [])],
+        count: live?.bits.count,
+      }
+    })
+  }
+
+  /** True when a program that does not know bitmaps wrote to the image: nothing vouches for theirs any more. */
+  get isStale(): boolean {
+    return !this.#isTrusted && this.#header.extensions.some(({ type }) => type === spec.EXT_BITMAPS)
+  }
+
+  /** A bitmap's bits. Kinds: 'not-found', 'corrupt' when it is inconsistent or cannot be read. */
+  async read(name: string): Promise<Bitmap> {
+    const held = this.#find(name)
+    if (held.live !== undefined) return held.live.bits.copy()
+    this.#mustBeConsistent(held)
+    return loadBits(this.#file, this.#header, held.entry)
+  }
+
+  /**
+   * Begins writing: takes what records into memory and marks it in the file; a sync must follow before the disk changes.
+   * What cannot be taken is marked just so, and is inconsistent from then on. Kind 'invalid-format' as for `list`.
+   */
+  async begin(home: StorageHome): Promise<void> {
+    await this.open()
+    if (this.#problem !== undefined) throw this.#problem
+    this.#home = home
+    if (!this.#isTrusted) return
+    const taken = this.#held.filter(
+      ({ entry }) => (entry.flags & (spec.BITMAP_AUTO | spec.BITMAP_IN_USE)) === spec.BITMAP_AUTO,
+    )
+    for (const held of taken) {
+      try {
+        await this.#load(held)
+      } catch (error) {
+        if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'unsupported')) throw error
+        this.#report(`${error.message}; what is written from now on is not in it`)
+      }
+      held.entry.flags |= spec.BITMAP_IN_USE
+    }
+    if (taken.length > 0) await this.#writeFlags()
+    this.#refresh()
+  }
+
+  /**
+   * After `begin`, with the dirty bit durable and refcounts that do not count stale bitmaps: they get new, empty places, so
+   * that their names stay to be seen and removed.
+   */
+  async refound(): Promise<void> {
+    const home = this.#mustWrite()
+    const names = this.#held.map(({ entry }) => entry.name).join(', ')
+    const what = names === '' ? 'its bitmaps, which cannot be read, are gone' : `remove its bitmaps ${names}`
+    this.#report(`${this.#file.path} was written by a program that does not know bitmaps: ${what}`)
+    for (const { entry } of this.#held) {
+      entry.tableSize = this.#tableSize(2 ** entry.granularityBits)
+      entry.tableOffset = await allocateTable(home, entry.tableSize)
+      entry.flags |= spec.BITMAP_IN_USE
+    }
+    await writeDirectory(home, this.#entries)
+  }
+
+  /** Records a change of the disk that is about to be made, in bytes. */
+  record(offset: number, length: number): void {
+    const recording = this.#recording
+    for (let i = 0; i < recording.length; i++) (recording[i] as Bitmap).set(offset, length)
+  }
+
+  /** Writes what is in memory to the file, where it stays marked. Durable after the next sync; then comes `release`. */
+  async store(): Promise<void> {
+    await this.#store(() => true)
+  }
+
+  /** Clears the marks of all that was stored; a sync must follow, and nothing more may be recorded. */
+  async release(): Promise<void> {
+    await this.#release(() => true)
+    this.#home = undefined
+  }
+
+  /**
+   * Adds an empty bitmap; durable on return, inconsistent until the clean end of writing when it records. `granularity` is in
+   * bytes, a power of two from 512 to 2 GiB. Kinds: 'exists', 'invalid-argument', 'unsupported' when it would be too large
+   * or the image has no room for one more.
+   */
+  async add(name: string, granularity: number | undefined, isRecording: boolean): Promise<void> {
+    const clusterSize = Math.min(DEFAULT_GRANULARITY_MAX, Math.max(DEFAULT_GRANULARITY_MIN, this.#header.clusterSize))
+    await this.#add(name, new Bitmap(this.#header.size, this.#checked(name, granularity ?? clusterSize)), isRecording)
+    await this.#settle()
+  }
+
+  /** Removes a bitmap, whatever its state; durable on return. Kind 'not-found'. */
+  async remove(name: string): Promise<void> {
+    const home = this.#mustWrite()
+    const held = this.#find(name)
+    this.#held = this.#held.filter((other) => other !== held)
+    this.#refresh()
+    await writeDirectory(home, this.#entries)
+    await freeBitmap(home, held.entry)
+  }
+
+  /** Has a bitmap record from now on, or no more. Kinds: 'not-found', 'corrupt', 'unsupported' when it is too large. */
+  async setRecording(name: string, isRecording: boolean): Promise<void> {
+    const live = await this.#take(this.#find(name))
+    live.isRecording = isRecording
+    await this.#settle()
+  }
+
+  /** Clears a bitmap. Kinds: 'not-found', 'corrupt', 'unsupported' when it is too large. */
+  async clear(name: string): Promise<void> {
+    const live = await this.#take(this.#find(name))
+    live.bits.clearAll()
+    live.storedCount = -1
+    await this.#settle()
+  }
+
+  /** Adds what `from` has set, of whatever granularity, rounded outward. Kinds: as for `clear`. */
+  async merge(name: string, from: Bitmap): Promise<void> {
+    const live = await this.#take(this.#find(name))
+    copyRuns(from, live.bits)
+    live.storedCount = -1
+    await this.#settle()
+  }
+
+  /**
+   * Puts bitmaps of the same names in the image, in place of those that are there. One that records goes on with what is written
+   * from now on, and is whole in the file after the clean end of writing; the others are durable on return. Kinds: as for `add`.
+   */
+  async save(bitmaps: readonly BitmapToSave[]): Promise<void> {
+    for (const { name, bits, isRecording } of bitmaps) {
+      this.#checked(name, bits.granule)
+      if (bits.size !== this.#header.size)
+        throw this.#failure('invalid-argument', `the bitmap ${JSON.stringify(name)} is of a disk of ${bits.size} bytes`)
+      const before = this.#held.find(({ entry }) => entry.name === name)
+      const isAlike = before?.entry.granularityBits === Math.log2(bits.granule) && before.entry.extra.length === 0
+      if (before !== undefined && isAlike) await this.#replace(before, bits.copy(), isRecording)
+      else {
+        if (before !== undefined) await this.remove(name)
+        await this.#add(name, bits.copy(), isRecording)
+      }
+    }
+    await this.#settle()
+  }
+
+  /** Before the disk changes its size: takes all that is consistent into memory. Kind 'unsupported' when that is too much. */
+  async beforeResize(): Promise<void> {
+    for (const held of this.#held) if (this.#isConsistent(held)) await this.#take(held)
+  }
+
+  /** After it has changed: cuts what is past the end, and leaves what is new clear, as QEMU does. */
+  async afterResize(): Promise<void> {
+    for (const { live } of this.#held) {
+      if (live === undefined || live.bits.size === this.#header.size) continue
+      const resized = new Bitmap(this.#header.size, live.bits.granule)
+      copyRuns(live.bits, resized)
+      live.bits = resized
+      live.storedCount = -1
+    }
+    await this.#settle()
+  }
+
+  get #isTrusted(): boolean {
+    return this.#header.bitmaps !== undefined && hasAutoclear(this.#header, spec.AUTOCLEAR_BITMAPS)
+  }
+
+  get #entries(): BitmapEntry[] {
+    return this.#held.map(({ entry }) => entry)
+  }
+
+  #isConsistent({ entry, live }: Held): boolean {
+    if (live !== undefined) return true
+    const isKnown = entry.extra.length === 0 || (entry.flags & spec.BITMAP_EXTRA_DATA_COMPATIBLE) !== 0
+    return this.#isTrusted && isKnown && (entry.flags & spec.BITMAP_IN_USE) === 0
+  }
+
+  #find(name: string): Held {
+    if (this.#problem !== undefined) throw this.#problem
+    const found = this.#held.find(({ entry }) => entry.name === name)
+    if (found !== undefined) return found
+    throw this.#failure('not-found', `there is no bitmap ${JSON.stringify(name)} in the image`)
+  }
+
+  #mustBeConsistent(held: Held): void {
+    if (this.#isConsistent(held)) return
+    const name = JSON.stringify(held.entry.name)
+    throw this.#failure(
+      'corrupt',
+      `the bitmap ${name} is inconsistent: it was not saved after the last writes; remove it`,
+    )
+  }
+
+  #mustWrite(): StorageHome {
+    if (this.#home !== undefined) return this.#home
+    throw this.#failure('read-only', 'the image is open for reading only')
+  }
+
+  /** The granularity, checked together with the name and the size that a bitmap of it has. */
+  #checked(name: string, granularity: number): number {
+    const invalid = (what: string): BlockError => this.#failure('invalid-argument', what)
+    const nameLength = utf8.encode(name).length
+    if (nameLength === 0 || nameLength > spec.MAX_BITMAP_NAME || name.includes('\0'))
+      throw invalid(`a bitmap's name has 1 to ${spec.MAX_BITMAP_NAME} bytes, not ${nameLength}`)
+    if (!isPowerOfTwo(granularity) || granularity < GRANULE_MIN || granularity > GRANULE_MAX)
+      throw invalid(`a granularity is a power of two from 512 bytes to 2 GiB, not ${granularity}`)
+    const { size } = this.#header
+    if (size === 0) throw this.#failure('unsupported', 'a disk of no bytes has no bitmaps')
+    if (bitmapBytes(size, granularity) > QCOW2_BITMAP_MAX) throw this.#tooLarge(name)
+    return granularity
+  }
+
+  async #add(name: string, bits: Bitmap, isRecording: boolean): Promise<void> {
+    const home = this.#mustWrite()
+    if (this.#held.some(({ entry }) => entry.name === name))
+      throw this.#failure('exists', `there is a bitmap ${JSON.stringify(name)} already`)
+    this.#needMemory(name, bits.granule)
+    const entry: BitmapEntry = {
+      name,
+      granularityBits: Math.log2(bits.granule),
+      extra: new Uint8Array(0),
+      tableOffset: 0,
+      tableSize: this.#tableSize(bits.granule),
+      flags: spec.BITMAP_IN_USE | (isRecording ? spec.BITMAP_AUTO : 0),
+    }
+    checkDirectoryFits(home, [...this.#entries, entry])
+    entry.tableOffset = await allocateTable(home, entry.tableSize)
+    await writeDirectory(home, [...this.#entries, entry])
+    this.#held = [...this.#held, { entry, live: { bits, isRecording, storedCount: bits.count === 0 ? 0 : -1 } }]
+    this.#refresh()
+  }
+
+  async #replace(held: Held, bits: Bitmap, isRecording: boolean): Promise<void> {
+    const { entry } = held
+    this.#mustWrite()
+    if (held.live === undefined) {
+      this.#needMemory(entry.name, bits.granule)
+      entry.flags |= spec.BITMAP_IN_USE
+      await this.#writeFlags()
+      await this.#file.sync()
+    }
+    held.live = { bits, isRecording, storedCount: -1 }
+    this.#refresh()
+  }
+
+  /** The bits of a bitmap in memory, with the mark in the file durable. */
+  async #take(held: Held): Promise<Live> {
+    this.#mustWrite()
+    if (held.live !== undefined) return held.live
+    this.#mustBeConsistent(held)
+    const live = await this.#load(held)
+    held.entry.flags |= spec.BITMAP_IN_USE
+    await this.#writeFlags()
+    await this.#file.sync()
+    return live
+  }
+
+  async #load(held: Held): Promise<Live> {
+    const { entry } = held
+    this.#mustBeConsistent(held)
+    this.#needMemory(entry.name, 2 ** entry.granularityBits)
+    const bits = await loadBits(this.#file, this.#header, entry)
+    held.live = { bits, isRecording: (entry.flags & spec.BITMAP_AUTO) !== 0, storedCount: bits.count }
+    return held.live
+  }
+
+  #needMemory(name: string, granularity: number): void {
+    let bytes = bitmapBytes(this.#header.size, granularity)
+    for (const { live } of this.#held) bytes += live === undefined ? 0 : bitmapBytes(live.bits.size, live.bits.granule)
+    if (bytes > QCOW2_BITMAPS_BYTES) throw this.#tooLarge(name)
+  }
+
+  #refresh(): void {
+    this.#recording = this.#held.flatMap(({ live }) => (live?.isRecording === true ? [live.bits] : []))
+  }
+
+  /** Stores and releases what does not record. */
+  async #settle(): Promise<void> {
+    this.#refresh()
+    const isIdle = (live: Live): boolean => !live.isRecording
+    if (!this.#held.some(({ live }) => live !== undefined && isIdle(live))) return
+    await this.#store(isIdle)
+    await this.#file.sync()
+    await this.#release(isIdle)
+    await this.#file.sync()
+  }
+
+  async #store(isMeant: (live: Live) => boolean): Promise<void> {
+    const home = this.#mustWrite()
+    const stored: Stored[] = []
+    for (const held of this.#held) {
+      const { entry, live } = held
+      if (live === undefined || !isMeant(live) || live.bits.count === live.storedCount) continue
+      try {
+        stored.push(await storeBits(home, entry, live.bits))
+        live.storedCount = live.bits.count
+      } catch (error) {
+        // The disk's data are whole; that the bitmap is not is what its mark says.
+        if (!isBlockError(error, 'no-space')) throw error
+        held.live = undefined
+        this.#report(`${error.message}; the bitmap ${JSON.stringify(entry.name)} is not saved and inconsistent now`)
+      }
+    }
+    const changed = stored.filter(({ isTableChanged }) => isTableChanged)
+    if (changed.length === 0) return
+    await this.#file.sync()
+    for (const one of changed) await writeTable(home, one)
+    let isMoved = false
+    for (const { entry, tableOffset, table } of changed) {
+      if (entry.tableOffset === tableOffset) continue
+      entry.tableOffset = tableOffset
+      entry.tableSize = table.length
+      isMoved = true
+    }
+    if (isMoved) await writeDirectory(home, this.#entries)
+    else await this.#file.sync()
+    for (const { dropped } of changed) await freeClusters(home, dropped)
+  }
+
+  async #release(isMeant: (live: Live) => boolean): Promise<void> {
+    let isChanged = false
+    for (const held of this.#held) {
+      const { entry, live } = held
+      if (live === undefined || !isMeant(live)) continue
+      entry.flags = (entry.flags & spec.BITMAP_EXTRA_DATA_COMPATIBLE) | (live.isRecording ? spec.BITMAP_AUTO : 0)
+      held.live = undefined
+      isChanged = true
+    }
+    this.#refresh()
+    if (isChanged) await this.#writeFlags()
+  }
+
+  async #writeFlags(): Promise<void> {
+    if (this.#header.bitmaps !== undefined) await writeFlags(this.#file, this.#header.bitmaps, this.#entries)
+  }
+
+  #tableSize(granularity: number): number {
+    return Math.max(1, tableEntriesFor(this.#header.size, granularity, this.#header.clusterSize))
+  }
+
+  #tooLarge(name: string): BlockError {
+    const what = `the bitmap ${JSON.stringify(name)} takes too much memory: use a larger granularity`
+    return this.#failure('unsupported', what)
+  }
+
+  #failure(kind: ErrorKind, what: string): BlockError {
+    const { path } = this.#file
+    return new BlockError(kind, `${path}: ${what}`, { path })
+  }
+}
+
+/** Sets in `to` what `from` has set, as far as both go. */
+function copyRuns(from: Bitmap, to: Bitmap): void {
+  from.runs(0, Math.min(from.size, to.size), Number.MAX_SAFE_INTEGER, (offset, length) => {
+    to.set(offset, length)
+    return true
+  })
+}
