@@ -46,6 +46,12 @@ interface RangeHold {
   grant: (() => void) | undefined
 }
 
+interface RangeWatcher {
+  readonly start: number
+  readonly length: number
+  readonly tell: () => void
+}
+
 /** A granted or waiting range, to be given back to `release`. */
 export type RangeToken = object
 
@@ -55,6 +61,7 @@ export type RangeToken = object
  */
 export class RangeLocks {
   readonly #holds: RangeHold[] = []
+  #watchers: RangeWatcher[] = []
 
   get idle(): boolean {
     return this.#holds.length === 0
@@ -63,6 +70,15 @@ export class RangeLocks {
   /** True when an exclusive holder would have to wait for this range. */
   isBusy(start: number, length: number): boolean {
     return this.#holds.some((hold) => hold.start < start + length && start < hold.end)
+  }
+
+  /**
+   * Resolves when nobody holds or awaits any of the range, which must be busy now. Takes nothing: whoever waited looks again,
+   * and of several one goes on. (Were the range taken and given back, two that wait could keep each other waiting for ever.)
+   */
+  whenIdle(start: number, length: number): Promise<void> {
+    assert(this.isBusy(start, length), 'the range is busy')
+    return new Promise((tell) => this.#watchers.push({ start, length, tell }))
   }
 
   /** The token at once, or undefined when a holder that came before conflicts. */
@@ -93,6 +109,13 @@ export class RangeLocks {
       hold.granted = true
       hold.grant?.()
     }
+    if (this.#watchers.length > 0) this.#tellWatchers()
+  }
+
+  #tellWatchers(): void {
+    const told = this.#watchers.filter(({ start, length }) => !this.isBusy(start, length))
+    this.#watchers = this.#watchers.filter((watcher) => !told.includes(watcher))
+    for (const { tell } of told) tell()
   }
 
   #conflicts(hold: RangeHold, before: number): boolean {

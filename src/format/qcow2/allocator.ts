@@ -277,6 +277,8 @@ export class Allocator {
     const first = this.#scanNext
     const end = Math.min(this.#scanEnd, first + this.refcounts.perPage)
     if (this.refcounts.hasBlock(first)) await this.refcounts.load(first)
+    // Another flush may have passed the page meanwhile; found twice, a cluster would be given out twice.
+    if (this.#scanNext !== first) return
     this.#scanNext = end
     if (!this.refcounts.hasBlock(first)) return
     for (let cluster = first; cluster < end; cluster++) if (this.refcounts.get(cluster) === 0) this.#addFreed(cluster)

@@ -100,12 +100,8 @@ export class Changes {
   obstacle(offset: number, length: number): Pending {
     const first = roundDown(offset, this.#clusterSize)
     const span = roundUp(offset + length, this.#clusterSize) - first
-    if (!this.#locks.idle && this.#locks.isBusy(first, span)) return this.#unlocked(first, span)
+    if (!this.#locks.idle && this.#locks.isBusy(first, span)) return this.#locks.whenIdle(first, span)
     return this.tables.isWritable(offset) ? undefined : this.tableMaker.make(offset)
-  }
-
-  async #unlocked(first: number, span: number): Promise<void> {
-    this.#locks.release(await this.#locks.acquire(first, span, true))
   }
 
   /** The place that the offset, found last, has for itself in the file; NO_PLACE without one. */

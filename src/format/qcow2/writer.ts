@@ -12,6 +12,8 @@ import { Zeros } from './zeros.ts'
 export class Writer {
   readonly #changes: Changes
   readonly #zeros: Zeros
+  /** Flushes under way: until they are over, what they cover is not durable. */
+  #flushes = 0
 
   /** `data` is the file that holds the guest's data: `file` itself, or an external data file. */
   constructor(file: HostFile, data: HostFile, image: Surroundings, tables: Tables, allocator: Allocator) {
@@ -53,7 +55,7 @@ export class Writer {
   flush(): Pending {
     const changes = this.#changes
     if (changes.sync.failure !== undefined) throw changes.sync.failure
-    if (!changes.isUnsynced && changes.inFlight === 0) return undefined
+    if (!changes.isUnsynced && changes.inFlight === 0 && this.#flushes === 0) return undefined
     return this.flushAll()
   }
 
@@ -64,9 +66,14 @@ export class Writer {
   async flushAll(): Promise<void> {
     const changes = this.#changes
     changes.isUnsynced = false
-    const settlement = await changes.allocator.collect()
-    await changes.sync.run()
-    await changes.allocator.settle(settlement, changes.inFlight === 0)
+    this.#flushes++
+    try {
+      const settlement = await changes.allocator.collect()
+      await changes.sync.run()
+      await changes.allocator.settle(settlement, changes.inFlight === 0)
+    } finally {
+      this.#flushes--
+    }
   }
 
   /** Syncs what was written, and nothing else: for an image found corrupt. */
