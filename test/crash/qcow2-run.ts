@@ -55,7 +55,7 @@ export function backingOf(setting: Setting): MemoryDevice | undefined {
   if (!setting.hasBacking) return undefined
   const device = new MemoryDevice(setting.create.size - 3 * SECTOR)
   const data = fillSectors(new Uint8Array(backedSectors(setting) * SECTOR), 0, BELOW)
-  device.write(0, data.length, data, 0, 0)
+  void device.write(0, data.length, data, 0, 0)
   return device
 }
 

@@ -247,7 +247,10 @@ class Replay {
       case 'flushing':
       case 'killed':
         return
-      default:
+      case 'write':
+      case 'punch':
+      case 'zero':
+      case 'truncate':
         this.#unsynced.push({ change: entry, place: this.#place })
     }
   }
