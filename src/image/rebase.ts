@@ -6,9 +6,11 @@ import { equalBytes, isZero } from '../base/bytes.ts'
 import { COPY_PIECE } from '../base/limits.ts'
 import { type BlockDevice, type Layer, MAY_UNMAP, UNALLOCATED } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
+import { MemoryDevice } from '../block/memory.ts'
 import { pool } from '../block/pool.ts'
 import type { Chain } from '../chain/chain.ts'
 import { backingPath, type Format } from '../chain/open.ts'
+import { PaddedFilter } from '../filter/padded.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
 import { findEntry } from './map.ts'
 import { openImage, openImageAlone, type OpenImageOptions } from './open-image.ts'
@@ -38,6 +40,8 @@ export async function rebaseImage(options: RebaseOptions): Promise<void> {
     const below = await openNewBacking(options, chain)
     try {
       await overlay.setAccess('write')
+      // Where nothing shows through, the overlay would keep no zeros; but under the new backing file it may need them.
+      overlay.backing = new PaddedFilter(overlay.backing ?? new MemoryDevice(0), overlay.size)
       await new Difference(chain, below, options.progress).copy()
       await overlay.flush()
     } finally {
