@@ -126,12 +126,17 @@ export const QCOW2_DIRECTORY_MAX = 64 * MIB
 /** Bytes of the largest bitmap, QEMU's limit, and of all bitmaps of one image that are in memory while it is written. */
 export const QCOW2_BITMAP_MAX = 512 * MIB
 export const QCOW2_BITMAPS_BYTES = 128 * MIB
-/** Bytes of one cached piece of an L2 table, and of all such pieces of a thread's images together. */
+/** Bytes of one cached piece of an L2 table or of a refcount block. */
 export const QCOW2_SLICE = 16 * KIB
-export const QCOW2_SLICES_BYTES = 32 * MIB
-/** Bytes of one cached piece of a refcount block, and how many of them an image keeps. */
 export const QCOW2_REFCOUNT_PAGE = 16 * KIB
-export const QCOW2_REFCOUNT_PAGES = 64
+/**
+ * Bytes of all such pieces of a thread's images together: the L2 entries of 256 GiB at clusters of 64 KiB. Unless told
+ * otherwise, and never less than the second, so that each of many requests in flight finds room for what it needs.
+ */
+export const QCOW2_METADATA_BYTES = 32 * MIB
+export const QCOW2_METADATA_MIN = MIB
+/** As how many bytes a smaller piece counts: its record, its place in a map and the buffer's own record take memory too. */
+export const QCOW2_METADATA_PIECE_MIN = KIB
 /** Freed clusters that an image remembers for reuse; those above are found again when it is next opened for writing. */
 export const QCOW2_FREED_MAX = 65_536
 /** Bytes that one copy-on-write step moves at most (a cluster, when that is larger). */

@@ -2,6 +2,8 @@
 // progress and errors to standard error. It knows no daemon: commands without one start in a fraction of the time.
 
 import { SingleBar } from 'cli-progress'
+import { Option } from 'commander'
+import { QCOW2_METADATA_BYTES, QCOW2_METADATA_MIN } from '../base/limits.ts'
 import { formatSize, parseSize } from '../base/size.ts'
 import { BlockError, type ErrorKind, isBlockError } from '../block/error.ts'
 
@@ -53,6 +55,20 @@ export function sizeArgument(text: string): number {
   const bytes = parseSize(text)
   if (bytes !== undefined) return bytes
   throw new BlockError('invalid-argument', `${JSON.stringify(text)} is not a size: write 512M, 4G or a number of bytes`)
+}
+
+/** The size of the metadata cache in bytes. Kind 'invalid-argument' when it is no size, or too small. */
+function metadataCacheArgument(text: string): number {
+  const bytes = sizeArgument(text)
+  if (bytes >= QCOW2_METADATA_MIN) return bytes
+  const message = `a metadata cache of ${text} is too small: give it ${formatSize(QCOW2_METADATA_MIN)} or more`
+  throw new BlockError('invalid-argument', message)
+}
+
+/** The option for it, with the meaning that all commands that serve share. */
+export function metadataCacheOption(): Option {
+  const what = `memory for the maps of all open qcow2 images (default: ${formatSize(QCOW2_METADATA_BYTES)})`
+  return new Option('--metadata-cache <size>', what).argParser(metadataCacheArgument)
 }
 
 /** A TCP port argument. Kind 'invalid-argument' when it is none. */

@@ -6,12 +6,13 @@ import { type Command, Option } from 'commander'
 import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
 import { type Format, FORMATS, openChain } from '../chain/open.ts'
+import { metadataCache } from '../format/qcow2/metadata-cache.ts'
 import { realHost } from '../host/real.ts'
 import { type Export, NbdServer } from '../nbd/server.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { loadServerTls, type ServerTls } from '../nbd/tls.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
-import { portArgument } from './context.ts'
+import { metadataCacheOption, portArgument } from './context.ts'
 import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 
 interface ServeImageOptions extends TlsOptions {
@@ -26,6 +27,8 @@ interface ServeImageOptions extends TlsOptions {
   readonly readOnly?: boolean
   /** The empty name, which clients get that ask for none, unless told. */
   readonly exportName: string
+  /** Bytes for the maps of the image and its backing files. */
+  readonly metadataCache?: number
 }
 
 export function addNbdCommand(program: Command): void {
@@ -36,6 +39,7 @@ export function addNbdCommand(program: Command): void {
     .option('--port <number>', 'listen on this port, of the loopback address unless --bind says so', portArgument)
     .option('--bind <address>', 'listen on this address; beyond loopback only with TLS')
     .option('--read-only', 'refuse writes')
+    .addOption(metadataCacheOption())
     .option('--export-name <name>', 'name of the export', '')
     .action(serveImage)
 }
@@ -49,6 +53,7 @@ async function serveImage(image: string, options: ServeImageOptions): Promise<vo
   if (socket !== undefined && options.port !== undefined) {
     throw new BlockError('invalid-argument', 'give either a socket or a port, not both')
   }
+  if (options.metadataCache !== undefined) metadataCache.budget = options.metadataCache
   const credentials = tlsOptionsOf(options)
   const tls = credentials === undefined ? undefined : await loadServerTls(credentials)
   const stop = stopSignal()

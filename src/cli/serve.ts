@@ -4,7 +4,7 @@ import type { Command } from 'commander'
 import { BlockError } from '../block/error.ts'
 import type { NbdOptions } from '../daemon/daemon.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
-import { portArgument, sizeArgument } from './context.ts'
+import { metadataCacheOption, portArgument, sizeArgument } from './context.ts'
 import { cliOf } from './daemon-context.ts'
 import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 import { VERSION } from './version.ts'
@@ -12,6 +12,7 @@ import { VERSION } from './version.ts'
 interface ServeOptions extends TlsOptions {
   readonly scratch?: number
   readonly scratchHost?: number
+  readonly metadataCache?: number
   readonly nbdPort?: number
   readonly nbdAddress?: string
 }
@@ -21,6 +22,7 @@ export function addServeCommand(program: Command): void {
     .description('the daemon: serves the disks, runs the jobs, answers the other commands')
     .option('--scratch <size>', 'copy space of one backup', sizeArgument)
     .option('--scratch-host <size>', 'copy space of all backups together', sizeArgument)
+    .addOption(metadataCacheOption())
     .option(
       '--nbd-port <number>',
       'serve all disks on this TCP port too, of loopback unless --nbd-address says so',
@@ -37,6 +39,7 @@ export function addServeCommand(program: Command): void {
         ...nbdOf(options),
         ...(options.scratch === undefined ? {} : { scratchBytes: options.scratch }),
         ...(options.scratchHost === undefined ? {} : { scratchHostBytes: options.scratchHost }),
+        ...(options.metadataCache === undefined ? {} : { metadataCacheBytes: options.metadataCache }),
       })
       let ending = false
       const end = (): void => {

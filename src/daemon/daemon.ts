@@ -9,6 +9,7 @@ import { BlockError, toBlockError } from '../block/error.ts'
 import { Engine } from '../engine/engine.ts'
 import { homeAt } from '../engine/home.ts'
 import { SqliteCatalog } from '../engine/sqlite-catalog.ts'
+import { metadataCache } from '../format/qcow2/metadata-cache.ts'
 import { realHost } from '../host/real.ts'
 import { loadServerTls, type ServerTlsOptions } from '../nbd/tls.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
@@ -21,6 +22,8 @@ export interface DaemonOptions {
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  /** Memory for the maps of all open qcow2 images, in bytes. */
+  readonly metadataCacheBytes?: number
   /** Serve all disks on TCP too. */
   readonly nbd?: NbdOptions
 }
@@ -47,7 +50,8 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   for (const folder of [home.folder, path.dirname(home.lock), path.dirname(home.nbdSocket('x'))]) {
     await realHost.makeFolder(folder)
   }
-  const { version, home: folder, nbd, ...budgets } = options
+  const { version, home: folder, nbd, metadataCacheBytes, ...budgets } = options
+  if (metadataCacheBytes !== undefined) metadataCache.budget = metadataCacheBytes
   // Before anything is opened: credentials that cannot be used stop the start and change nothing.
   const tls = nbd?.tls === undefined ? undefined : await loadServerTls(nbd.tls)
   const exports = new DiskExports()

@@ -11,14 +11,8 @@ import { divideUp, roundDown } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
-import type { Refcounts } from './refcounts.ts'
+import type { Refcounts, Run } from './refcounts.ts'
 import * as spec from './spec.ts'
-
-/** Neighbouring clusters. */
-interface Run {
-  start: number
-  count: number
-}
 
 /** What the sync of a flush makes durable: that clusters are free, and that others are zero. */
 export interface Settlement {
@@ -99,7 +93,7 @@ export class Allocator {
       if (this.#ready.length === 0 && this.#deviceClusters !== undefined) await this.#refill(this.#deviceClusters)
       const next = this.#ready.at(-1)?.start ?? this.end
       if (!this.refcounts.hasBlock(next)) await this.#cover(next)
-      await this.refcounts.load(next)
+      await this.refcounts.withPage(next, () => this.refcounts.hold(next))
     })
   }
 
@@ -133,10 +127,8 @@ export class Allocator {
 
   /** Loads the counts of the clusters, then frees them. */
   async freeLater(first: number, count: number): Promise<void> {
-    for (let cluster = first; cluster < first + count; cluster++) {
-      await this.refcounts.load(cluster)
-      this.free(cluster, 1)
-    }
+    for (const piece of this.refcounts.pagesOf(first, count))
+      await this.refcounts.withPage(piece.start, () => this.free(piece.start, piece.count))
   }
 
   /** Before the sync of a flush: what that sync will make durable. To be passed to `settle`. */
@@ -236,10 +228,10 @@ export class Allocator {
 
   async #setAll(first: number, count: number, value: number): Promise<void> {
     try {
-      for (let cluster = first; cluster < first + count; cluster++) {
-        await this.refcounts.load(cluster)
-        this.refcounts.set(cluster, value)
-      }
+      for (const { start, count: length } of this.refcounts.pagesOf(first, count))
+        await this.refcounts.withPage(start, () => {
+          for (let cluster = start; cluster < start + length; cluster++) this.refcounts.set(cluster, value)
+        })
     } catch (error) {
       this.isDamaged = true
       throw error
@@ -276,12 +268,13 @@ export class Allocator {
     if (this.#scanNext >= this.#scanEnd) return
     const first = this.#scanNext
     const end = Math.min(this.#scanEnd, first + this.refcounts.perPage)
-    if (this.refcounts.hasBlock(first)) await this.refcounts.load(first)
-    // Another flush may have passed the page meanwhile; found twice, a cluster would be given out twice.
-    if (this.#scanNext !== first) return
-    this.#scanNext = end
-    if (!this.refcounts.hasBlock(first)) return
-    for (let cluster = first; cluster < end; cluster++) if (this.refcounts.get(cluster) === 0) this.#addFreed(cluster)
+    await this.refcounts.withPage(first, () => {
+      // Another flush may have passed the page meanwhile; found twice, a cluster would be given out twice.
+      if (this.#scanNext !== first) return
+      this.#scanNext = end
+      if (!this.refcounts.hasBlock(first)) return
+      for (let cluster = first; cluster < end; cluster++) if (this.refcounts.get(cluster) === 0) this.#addFreed(cluster)
+    })
   }
 
   /** On a host block device nothing is known to be zero: takes a few clusters after the end and makes them so. */
@@ -305,10 +298,11 @@ export class Allocator {
     ) {
       const first = page * this.refcounts.perPage
       if (!this.refcounts.hasBlock(first)) continue
-      await this.refcounts.load(first)
-      for (let cluster = first + this.refcounts.perPage - 1; cluster >= first; cluster--) {
-        if (this.refcounts.get(cluster) !== 0) return cluster + 1
-      }
+      let last = first + this.refcounts.perPage - 1
+      await this.refcounts.withPage(first, () => {
+        while (last >= first && this.refcounts.get(last) === 0) last--
+      })
+      if (last >= first) return last + 1
     }
     return 1
   }

@@ -185,8 +185,11 @@ async function readTableLeniently({ file, header }: StorageHome, entry: BitmapEn
 async function ownPlace({ header, allocator }: StorageHome, place: number): Promise<number> {
   if (place === ZEROS) return ZEROS
   const cluster = place / header.clusterSize
-  await allocator.refcounts.load(cluster)
-  return allocator.refcounts.get(cluster) === 1 ? place : ZEROS
+  let isOwn = false
+  await allocator.refcounts.withPage(cluster, () => {
+    isOwn = allocator.refcounts.get(cluster) === 1
+  })
+  return isOwn ? place : ZEROS
 }
 
 async function allocateOne(allocator: Allocator): Promise<number> {

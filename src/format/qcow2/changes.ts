@@ -285,9 +285,8 @@ export class Changes {
     await this.#filler.copyOwned(after, Math.min(freshEnd, this.image.header.size), place + after - fresh.offset)
   }
 
-  async #linkLoaded(offset: number, length: number, host: number): Promise<void> {
-    while (!this.tables.find(offset, 1)) await this.tables.load(offset)
-    await this.#link(offset, length, host)
+  #linkLoaded(offset: number, length: number, host: number): Promise<void> {
+    return this.tables.withEntry(offset, 1, () => this.#link(offset, length, host))
   }
 
   #link(offset: number, length: number, host: number): Pending {

@@ -54,10 +54,12 @@ export class Filler {
   /** Copies to `place`, which reads as zeros, what the image itself holds as data from `start` to `stop`: other subclusters. */
   async copyOwned(start: number, stop: number, place: number): Promise<void> {
     for (let offset = start; offset < stop; ) {
-      while (!this.#tables.find(offset, stop - offset)) await this.#tables.load(offset)
-      const { kind, length } = this.#tables
-      if (kind === DATA) await this.#copy(offset, offset + length, place + offset - start, true)
-      offset += length
+      const from = offset
+      await this.#tables.withEntry(from, stop - from, () => {
+        const { kind, length } = this.#tables
+        offset += length
+        return kind === DATA ? this.#copy(from, from + length, place + from - start, true) : undefined
+      })
     }
   }
 

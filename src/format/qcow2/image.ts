@@ -336,6 +336,7 @@ export class Qcow2Image implements Layer {
       if (this.#writing !== undefined) await this.#endWriting()
     } finally {
       this.#tables.forget()
+      this.#writing?.allocator.refcounts.forget()
       await this.#file.close()
     }
   }
@@ -389,6 +390,7 @@ export class Qcow2Image implements Layer {
     const end = allocator.end * this.#header.clusterSize
     if (!this.#isBlockDevice && this.#file.size() < end) await this.#file.truncate(end)
     await this.#file.sync()
+    allocator.refcounts.forget()
     // Nothing is written any more, even when this fails: it says that all is as it should be.
     this.#writing = undefined
     await this.#bitmaps.release()

@@ -92,11 +92,12 @@ async function setCounts(subject: Subject, tally: Tally): Promise<void> {
   for (let first = tally.start; first < tally.end; first += refcounts.perPage) {
     const end = Math.min(tally.end, first + refcounts.perPage)
     if (!refcounts.hasBlock(first) && tally.isSurelyEmpty(first, end)) continue
-    await refcounts.load(first)
-    for (let cluster = first; cluster < end; cluster++) {
-      const counted = tally.count(cluster)
-      if (refcounts.get(cluster) !== counted) setCount(subject, cluster, counted)
-    }
+    await refcounts.withPage(first, () => {
+      for (let cluster = first; cluster < end; cluster++) {
+        const counted = tally.count(cluster)
+        if (refcounts.get(cluster) !== counted) setCount(subject, cluster, counted)
+      }
+    })
     await breather.pause()
   }
   const byte = new Uint8Array(1)

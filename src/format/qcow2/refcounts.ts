@@ -4,29 +4,42 @@
 // is the allocator's work.
 //
 //   cluster -> refcount table (in memory whole) -> refcount block, one cluster -> pages, loaded when needed
+//
+// Pages share the budget of all metadata in memory (metadata-cache.ts). One is at hand from its loading until others need
+// its room, which is whenever this thread does something else: after an `await`, look again. `withPage` does.
 
 import { assert } from '../../base/assert.ts'
 import { getUint16, getUint64, setUint16, setUint32, setUint64 } from '../../base/bytes.ts'
-import { QCOW2_REFCOUNT_PAGE, QCOW2_REFCOUNT_PAGES } from '../../base/limits.ts'
-import { andThen, type Pending } from '../../block/device.ts'
-import { BlockError } from '../../block/error.ts'
+import { QCOW2_REFCOUNT_PAGE } from '../../base/limits.ts'
+import { roundDown } from '../../base/round.ts'
+import type { Pending } from '../../block/device.ts'
+import { BlockError, isBlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
+import { metadataCache, type Piece, type PieceOwner } from './metadata-cache.ts'
 import * as spec from './spec.ts'
 
-interface Page {
-  readonly bytes: Uint8Array
-  isDirty: boolean
+/** Neighbouring clusters. */
+export interface Run {
+  start: number
+  count: number
 }
 
-export class Refcounts {
+export class Refcounts implements PieceOwner {
   readonly #file: HostFile
   readonly #header: Header
   readonly #clusterSize: number
   readonly #bits: number
   readonly #perPage: number
   readonly #perBlock: number
-  readonly #pages = new Map<number, Page>()
+  readonly #pages = new Map<number, Piece>()
+  readonly #loading = new Map<number, Promise<void>>()
+  /** Writes of pages that have not completed. */
+  readonly #writing = new Map<number, Promise<void>>()
+  #last: Piece | undefined
+  #held: Piece | undefined
+  /** A page that had to make room and could not be written. */
+  #stuck: Piece | undefined
   #table: Float64Array = new Float64Array(0)
 
   constructor(file: HostFile, header: Header) {
@@ -63,7 +76,7 @@ export class Refcounts {
       else this.#table[index] = place
       seen.add(place)
     }
-    this.#pages.clear()
+    this.forget()
     return wrong
   }
 
@@ -96,26 +109,58 @@ export class Refcounts {
 
   /** True when `get` can answer for the cluster now. */
   atHand(cluster: number): boolean {
-    return this.#pages.has(Math.floor(cluster / this.#perPage)) || this.#blockOf(cluster) === 0
+    return this.#page(cluster) !== undefined || this.#blockOf(cluster) === 0
   }
 
   /** Brings the page that holds the cluster's count into memory. */
   load(cluster: number): Pending {
     if (this.atHand(cluster)) return undefined
     const number = Math.floor(cluster / this.#perPage)
-    return andThen(this.#makeRoom(), () => {
-      const page: Page = { bytes: new Uint8Array((this.#perPage * this.#bits) / 8), isDirty: false }
-      return andThen(this.#file.read(this.#pagePlace(number), page.bytes.length, page.bytes, 0), () => {
-        // Two loads of one page may cross; the first one's page may have been changed already.
-        if (!this.#pages.has(number)) this.#pages.set(number, page)
-        return undefined
-      })
-    })
+    const already = this.#loading.get(number)
+    if (already !== undefined) return already
+    // Pages that cannot be written must not pile up in memory: while one is stuck, no other comes.
+    const wait = this.#stuck === undefined ? undefined : this.#writePage(this.#stuck)
+    if (wait !== undefined) return wait
+    const bytes = new Uint8Array((this.#perPage * this.#bits) / 8)
+    const reading = this.#file.read(this.#pagePlace(number), bytes.length, bytes, 0)
+    if (reading === undefined) {
+      this.#pages.set(number, metadataCache.add(this, number, bytes))
+      return undefined
+    }
+    const done = reading
+      .then(() => void this.#pages.set(number, metadataCache.add(this, number, bytes)))
+      .finally(() => this.#loading.delete(number))
+    this.#loading.set(number, done)
+    return done
+  }
+
+  /** Runs `use` as soon as the cluster is at hand. */
+  async withPage(cluster: number, use: () => void): Promise<void> {
+    for (let wait = this.load(cluster); wait !== undefined; wait = this.load(cluster)) await wait
+    use()
+  }
+
+  /** The clusters, cut where one page ends and the next begins. */
+  *pagesOf(first: number, count: number): Generator<Run> {
+    const end = first + count
+    for (let start = first; start < end; ) {
+      const stop = Math.min(end, roundDown(start, this.#perPage) + this.#perPage)
+      yield { start, count: stop - start }
+      start = stop
+    }
+  }
+
+  /** Keeps the page of a cluster that is at hand in memory until another is held: for who comes back to it. */
+  hold(cluster: number): void {
+    const page = this.#page(cluster)
+    if (page !== undefined) page.pins++
+    if (this.#held !== undefined) this.#held.pins--
+    this.#held = page
   }
 
   /** The count of a cluster that is at hand. */
   get(cluster: number): number {
-    const page = this.#pages.get(Math.floor(cluster / this.#perPage))
+    const page = this.#page(cluster)
     if (page === undefined) {
       assert(this.#blockOf(cluster) === 0, 'the page is loaded')
       return 0
@@ -125,7 +170,7 @@ export class Refcounts {
 
   /** Sets the count of a cluster that is at hand and has a refcount block. */
   set(cluster: number, count: number): void {
-    const page = this.#pages.get(Math.floor(cluster / this.#perPage))
+    const page = this.#page(cluster)
     assert(page !== undefined, 'the page is loaded')
     setCount(page.bytes, cluster % this.#perPage, this.#bits, count)
     page.isDirty = true
@@ -162,34 +207,83 @@ export class Refcounts {
 
   /** Writes every changed page to the file; a sync must follow. */
   async writeBack(): Promise<void> {
-    for (const [number, page] of this.#pages) await this.#writePage(number, page)
-  }
-
-  #makeRoom(): Pending {
-    for (const [number, page] of this.#pages) {
-      if (this.#pages.size < QCOW2_REFCOUNT_PAGES) return undefined
-      const wait = this.#writePage(number, page)
-      if (wait !== undefined)
-        return wait.then(() => {
-          if (!page.isDirty) this.#pages.delete(number)
-        })
-      this.#pages.delete(number)
+    for (const page of this.#pages.values()) {
+      const wait = this.#writePage(page)
+      if (wait !== undefined) await wait
     }
-    return undefined
   }
 
-  #writePage(number: number, page: Page): Pending {
+  /** Forgets every page, changed or not. */
+  forget(): void {
+    for (const page of this.#pages.values()) metadataCache.remove(page)
+    this.#pages.clear()
+    this.#last = undefined
+    this.#held = undefined
+    this.#stuck = undefined
+  }
+
+  dropped(number: number): void {
+    this.#pages.delete(number)
+    if (this.#last?.number === number) this.#last = undefined
+  }
+
+  clean(page: Piece): boolean {
+    const failed = (error: unknown): boolean => {
+      // What belongs to a closed file has nowhere to go any more.
+      if (isBlockError(error, 'closed')) return true
+      this.#stuck = page
+      return false
+    }
+    try {
+      const wait = this.#writePage(page)
+      if (wait === undefined) return true
+      wait.catch(failed)
+      return false
+    } catch (error) {
+      return failed(error)
+    }
+  }
+
+  /** Writes a page that changed. One write of a page at a time: those in flight together have no order. */
+  #writePage(page: Piece): Pending {
+    const before = this.#writing.get(page.number)
+    if (before !== undefined) return before.catch(() => undefined).then(() => this.#writePage(page))
     if (!page.isDirty) return undefined
     page.isDirty = false
     const failed = (error: unknown): never => {
       page.isDirty = true
       throw error
     }
+    let wait: Pending
     try {
-      return this.#file.write(this.#pagePlace(number), page.bytes.length, page.bytes, 0)?.catch(failed)
+      wait = this.#file.write(this.#pagePlace(page.number), page.bytes.length, page.bytes, 0)
     } catch (error) {
       return failed(error)
     }
+    if (wait === undefined) return this.#written(page)
+    page.pins++
+    const done = wait
+      .then(() => this.#written(page), failed)
+      .finally(() => {
+        page.pins--
+        this.#writing.delete(page.number)
+      })
+    this.#writing.set(page.number, done)
+    return done
+  }
+
+  #written(page: Piece): undefined {
+    if (this.#stuck === page) this.#stuck = undefined
+  }
+
+  #page(cluster: number): Piece | undefined {
+    const number = Math.floor(cluster / this.#perPage)
+    if (this.#last?.number === number) return this.#last
+    const page = this.#pages.get(number)
+    if (page === undefined) return undefined
+    metadataCache.touch(page)
+    this.#last = page
+    return page
   }
 
   #blockOf(cluster: number): number {

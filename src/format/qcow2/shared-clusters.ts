@@ -95,15 +95,15 @@ export class SharedClusters {
     for (let at = 0; at < l1.length; at += spec.ENTRY_SIZE) {
       const table = tableOf(l1, at)
       if (table === 0) continue
-      await refcounts.load(table / clusterSize)
-      if (setCopied(l1, at, refcounts.get(table / clusterSize) === 1)) isL1Changed = true
+      await refcounts.withPage(table / clusterSize, () => {
+        if (setCopied(l1, at, refcounts.get(table / clusterSize) === 1)) isL1Changed = true
+      })
       await this.#file.read(table, clusterSize, this.#l2, 0)
       let isChanged = false
       for (let entry = 0; entry < clusterSize; entry += l2EntrySize) {
         const cluster = this.#standardCluster(entry)
         if (cluster === 0) continue
-        const wait = refcounts.load(cluster)
-        if (wait !== undefined) await wait
+        for (let wait = refcounts.load(cluster); wait !== undefined; wait = refcounts.load(cluster)) await wait
         if (setCopied(this.#l2, entry, refcounts.get(cluster) === 1)) isChanged = true
       }
       if (isChanged) await this.#file.write(table, clusterSize, this.#l2, 0)
@@ -134,15 +134,15 @@ export class SharedClusters {
       if (table === 0) continue
       if (table % clusterSize !== 0 || table < clusterSize || table >= fileSize)
         throw this.#failure('corrupt', `an L1 entry leads to ${table}, where no L2 table can be; see qemu-img check`)
-      await refcounts.load(table / clusterSize)
-      if (!visit(table / clusterSize)) return
+      const own = table / clusterSize
+      for (let wait = refcounts.load(own); wait !== undefined; wait = refcounts.load(own)) await wait
+      if (!visit(own)) return
       await this.#file.read(table, clusterSize, this.#l2, 0)
       for (let entry = 0; entry < clusterSize; entry += l2EntrySize) {
         const first = this.#firstCluster(entry)
         if (first === 0) continue
         for (let cluster = first; cluster <= this.#lastCluster(entry, first); cluster++) {
-          const wait = refcounts.load(cluster)
-          if (wait !== undefined) await wait
+          for (let wait = refcounts.load(cluster); wait !== undefined; wait = refcounts.load(cluster)) await wait
           if (!visit(cluster)) return
         }
       }

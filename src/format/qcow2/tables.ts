@@ -27,12 +27,12 @@ import {
   UNMAPPED,
   ZEROS,
 } from './mapping.ts'
-import { type Slice, type SliceOwner, slices } from './slices.ts'
+import { metadataCache, type Piece, type PieceOwner } from './metadata-cache.ts'
 import * as spec from './spec.ts'
 
 const TWO_32 = 0x1_0000_0000
 
-export class Tables implements SliceOwner {
+export class Tables implements PieceOwner {
   readonly #file: HostFile
   readonly #header: Header
   readonly #clusterSize: number
@@ -42,9 +42,9 @@ export class Tables implements SliceOwner {
   readonly #perSlice: number
   readonly #perTable: number
   readonly #tableReach: number
-  readonly #slices = new Map<number, Slice>()
+  readonly #slices = new Map<number, Piece>()
   readonly #loading = new Map<number, Promise<void>>()
-  #last: Slice | undefined
+  #last: Piece | undefined
   #l1: Uint8Array = new Uint8Array(0)
   #scratch: Uint8Array
   #hostEnd = 0
@@ -141,14 +141,23 @@ export class Tables implements SliceOwner {
     const bytes = new Uint8Array(this.#perSlice * this.#entrySize)
     const wait = this.#file.read(this.#entryPlace(table, number * this.#perSlice), bytes.length, bytes, 0)
     if (wait === undefined) {
-      this.#slices.set(number, slices.add(this, number, bytes))
+      this.#slices.set(number, metadataCache.add(this, number, bytes))
       return undefined
     }
     const done = wait
-      .then(() => void this.#slices.set(number, slices.add(this, number, bytes)))
+      .then(() => void this.#slices.set(number, metadataCache.add(this, number, bytes)))
       .finally(() => this.#loading.delete(number))
     this.#loading.set(number, done)
     return done
+  }
+
+  /** Runs `use` as soon as `find` has found the range, and waits for what it gives. */
+  async withEntry(offset: number, length: number, use: () => Pending): Promise<void> {
+    while (!this.find(offset, length)) {
+      const wait = this.load(offset)
+      if (wait !== undefined) await wait
+    }
+    await use()
   }
 
   dropped(number: number): void {
@@ -156,9 +165,14 @@ export class Tables implements SliceOwner {
     if (this.#last?.number === number) this.#last = undefined
   }
 
+  /** Slices are written through. */
+  clean(): boolean {
+    return true
+  }
+
   /** Forgets every slice; they are read again when needed. */
   forget(): void {
-    for (const slice of this.#slices.values()) slices.remove(slice)
+    for (const slice of this.#slices.values()) metadataCache.remove(slice)
     this.#slices.clear()
     this.#last = undefined
   }
@@ -168,7 +182,7 @@ export class Tables implements SliceOwner {
     for (let number = l1Index * perTable; number < (l1Index + 1) * perTable; number++) {
       const slice = this.#slices.get(number)
       if (slice === undefined) continue
-      slices.remove(slice)
+      metadataCache.remove(slice)
       this.dropped(number)
     }
   }
@@ -230,7 +244,7 @@ export class Tables implements SliceOwner {
   hide(offset: number, length: number): Pending {
     const count = this.#clustersOf(offset, length)
     const cluster = Math.floor(offset / this.#clusterSize)
-    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Slice
+    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Piece
     const at = (cluster % this.#perSlice) * this.#entrySize
     const scratch = this.#scratch
     copyBytes(slice.bytes, at, scratch, 0, count * this.#entrySize)
@@ -243,7 +257,7 @@ export class Tables implements SliceOwner {
   #setBits(offset: number, length: number, kind: typeof DATA | typeof ZEROS): void {
     const { unitSize } = this.#header
     const firstCluster = Math.floor(offset / this.#clusterSize)
-    const { bytes } = this.#slice(Math.floor(firstCluster / this.#perSlice)) as Slice
+    const { bytes } = this.#slice(Math.floor(firstCluster / this.#perSlice)) as Piece
     const start = Math.floor(offset / unitSize)
     const end = Math.ceil((offset + length) / unitSize)
     for (let i = 0; i < this.#clustersOf(offset, length); i++) {
@@ -294,11 +308,11 @@ export class Tables implements SliceOwner {
       })
   }
 
-  #slice(number: number): Slice | undefined {
+  #slice(number: number): Piece | undefined {
     if (this.#last?.number === number) return this.#last
     const slice = this.#slices.get(number)
     if (slice === undefined) return undefined
-    slices.touch(slice)
+    metadataCache.touch(slice)
     this.#last = slice
     return slice
   }

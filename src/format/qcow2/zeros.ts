@@ -109,26 +109,17 @@ export class Zeros {
     const size = this.#clusterSize
     const firstOld = Math.floor(host / size)
     const last = kind === COMPRESSED ? Math.floor((host + compressedLength - 1) / size) : firstOld + span / size - 1
-    const hasOld = host !== NO_PLACE
-    if (hasOld) {
-      const wait = this.#atHand(firstOld) ?? this.#atHand(last)
-      if (wait !== undefined) {
-        this.#changes.done = 0
-        return wait
-      }
+    const oldCount = host === NO_PLACE ? 0 : last - firstOld + 1
+    const { tables, places, allocator } = this.#changes
+    const wait = tables.unlink(offset, span, this.#changes.mayShowBacking(offset))
+    const isAtHand = allocator.refcounts.atHand(firstOld) && allocator.refcounts.atHand(last)
+    if (wait === undefined && (oldCount === 0 || isAtHand)) {
+      allocator.free(firstOld, oldCount)
+      return undefined
     }
-    const wait = this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset))
-    if (wait !== undefined) {
-      const freed = wait.then(() => (hasOld ? this.#changes.places.freeOld(firstOld, last - firstOld + 1) : undefined))
-      return this.#changes.holding(offset, span, freed)
-    }
-    if (hasOld) this.#changes.allocator.free(firstOld, last - firstOld + 1)
-    return undefined
-  }
-
-  #atHand(cluster: number): Pending {
-    const { refcounts } = this.#changes.allocator
-    return refcounts.atHand(cluster) ? undefined : refcounts.load(cluster)
+    const freed =
+      wait === undefined ? places.freeOld(firstOld, oldCount) : wait.then(() => places.freeOld(firstOld, oldCount))
+    return this.#changes.holding(offset, span, freed)
   }
 
   /** Makes whole clusters of an external data file read as zeros, and deallocates them there. */
@@ -158,8 +149,7 @@ export class Zeros {
     const token = this.#changes.lock(offset, span)
     try {
       await wait
-      while (!this.#changes.tables.find(offset, 1)) await this.#changes.tables.load(offset)
-      await change()
+      await this.#changes.tables.withEntry(offset, 1, change)
     } finally {
       this.#changes.release(token)
     }
