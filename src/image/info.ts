@@ -5,6 +5,7 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { isDirty, isMarkedCorrupt } from '../format/qcow2/header.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
+import type { Snapshot } from '../format/qcow2/snapshot-table.ts'
 import { COMPAT_LAZY_REFCOUNTS } from '../format/qcow2/spec.ts'
 import { openImage, openImageAlone, type OpenImageOptions } from './open-image.ts'
 
@@ -20,6 +21,8 @@ export interface ImageInfo {
   readonly 'backing-filename'?: string
   readonly 'full-backing-filename'?: string
   readonly 'backing-filename-format'?: string
+  /** Internal ones. */
+  readonly snapshots?: readonly SnapshotInfo[]
   readonly 'format-specific'?: { readonly type: 'qcow2'; readonly data: Qcow2Info }
 }
 
@@ -32,6 +35,29 @@ export interface Qcow2Info {
   readonly 'extended-l2'?: boolean
   readonly 'data-file'?: string
   readonly 'data-file-raw'?: boolean
+  readonly bitmaps?: readonly BitmapDescription[]
+}
+
+export interface SnapshotInfo {
+  readonly id: string
+  readonly name: string
+  /** When it was taken: seconds since 1970, and nanoseconds of that second. */
+  readonly 'date-sec': number
+  readonly 'date-nsec': number
+  /** How long the guest had run. */
+  readonly 'vm-clock-sec': number
+  readonly 'vm-clock-nsec': number
+  /** Bytes of saved machine state. */
+  readonly 'vm-state-size': number
+  /** Instructions that the guest had run, where they were counted. */
+  readonly icount?: number
+}
+
+export interface BitmapDescription {
+  readonly name: string
+  /** Bytes. */
+  readonly granularity: number
+  readonly flags: readonly ('in-use' | 'auto')[]
 }
 
 /** What the image at `options.path` says. Its backing files are not opened. Kinds as for `openImageAlone`. */
@@ -73,6 +99,7 @@ async function describeLayer({ host }: OpenImageOptions, layer: Layer, filename:
     'dirty-flag': layer instanceof Qcow2Image && isDirty(layer.header),
     ...(layer instanceof Qcow2Image && {
       'cluster-size': layer.header.clusterSize,
+      ...(layer.snapshots.length > 0 && { snapshots: layer.snapshots.map(describeSnapshot) }),
       'format-specific': { type: 'qcow2', data: describeQcow2(layer) },
     }),
     ...(reference !== undefined && {
@@ -83,7 +110,20 @@ async function describeLayer({ host }: OpenImageOptions, layer: Layer, filename:
   }
 }
 
-function describeQcow2({ header }: Qcow2Image): Qcow2Info {
+function describeSnapshot(snapshot: Snapshot): SnapshotInfo {
+  return {
+    id: snapshot.id,
+    name: snapshot.name,
+    'date-sec': snapshot.seconds,
+    'date-nsec': snapshot.nanoseconds,
+    'vm-clock-sec': snapshot.vmClockSeconds,
+    'vm-clock-nsec': snapshot.vmClockNanoseconds,
+    'vm-state-size': snapshot.vmStateSize,
+    ...(snapshot.icount !== undefined && { icount: snapshot.icount }),
+  }
+}
+
+function describeQcow2({ header, bitmaps }: Qcow2Image): Qcow2Info {
   const common = { 'compression-type': header.compression, 'refcount-bits': 2 ** header.refcountOrder }
   if (header.version === 2) return { compat: '0.10', ...common }
   return {
@@ -92,6 +132,9 @@ function describeQcow2({ header }: Qcow2Image): Qcow2Info {
     'lazy-refcounts': ((header.compatible[7] as number) & COMPAT_LAZY_REFCOUNTS) !== 0,
     corrupt: isMarkedCorrupt(header),
     'extended-l2': header.extendedL2,
+    ...(bitmaps.length > 0 && {
+      bitmaps: bitmaps.map(({ name, granularity, flags }) => ({ name, granularity, flags })),
+    }),
     ...(header.dataFile !== undefined && { 'data-file': header.dataFile.name, 'data-file-raw': header.dataFile.isRaw }),
   }
 }

@@ -1,6 +1,7 @@
 // How large an image file would get: with the data that a source has, and with every block written. The counts are those of
 // `qemu-img measure`: the metadata is always that of the full image, so `required` is never too small.
 
+import { utf8 } from '../base/bytes.ts'
 import { divideUp, roundUp } from '../base/round.ts'
 import { type BlockDevice, type Layer, ZERO } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
@@ -21,10 +22,25 @@ const SECTOR = 512
 const DEFAULT_CLUSTER_SIZE = 64 * 1024
 const EXTENDED_ENTRY_SIZE = 16
 
-/** What copying the persistent bitmaps of an image would take, in bytes; undefined for an image that cannot have any. */
-export function bitmapBytes(image: Layer): number | undefined {
+/** Fixed part of a bitmap's entry in the directory, in bytes. */
+const BITMAP_ENTRY = 24
+
+/**
+ * What copying the persistent bitmaps of an image would take in another, in bytes: each with its table, and the directory.
+ * Inconsistent ones are not copied. Undefined for an image that cannot have any.
+ */
+export function bitmapBytes(image: Layer, settings: ImageSettings): number | undefined {
   if (!(image instanceof Qcow2Image) || image.header.version === 2) return undefined
-  return image.header.bitmaps === undefined ? 0 : undefined
+  const { clusterSize = DEFAULT_CLUSTER_SIZE } = settings
+  let bytes = 0
+  let directory = 0
+  for (const { name, granularity, isConsistent } of image.bitmaps) {
+    if (!isConsistent) continue
+    const clusters = divideUp(divideUp(divideUp(image.size, granularity), 8), clusterSize)
+    bytes += clusters * clusterSize + roundUp(clusters * ENTRY_SIZE, clusterSize)
+    directory += roundUp(BITMAP_ENTRY + utf8.encode(name).length, 8)
+  }
+  return bytes + roundUp(directory, clusterSize)
 }
 
 /** For a disk of `size` bytes; with the data of `source` when there is one. Kind 'invalid-argument' for sizes that cannot be. */

@@ -25,6 +25,8 @@ interface Subject {
   /** Makes the image `image.qcow2` or `image.raw`. */
   readonly make: (folder: Folder) => void
   readonly format?: 'raw'
+  /** The image file keeps its holes. Else it has none, so that QEMU does not take it for a preallocated one. */
+  readonly isSparse?: boolean
   /** What differs in the JSON of a tool, one field or 'all', and why. */
   readonly differs?: readonly { readonly tool: Tool; readonly field: string; readonly why: string }[]
 }
@@ -118,6 +120,53 @@ const SUBJECTS: readonly Subject[] = [
       setByte(folder.path(IMAGE), 2 * 65_536 + 200 * 2 + 1, 1)
     },
   },
+  {
+    what: 'with internal snapshots',
+    make: (folder) => {
+      written([])(folder)
+      folder.qemuImg('snapshot', '-c', 'first', folder.path(IMAGE))
+      folder.io(IMAGE, 'write -P 9 200k 1M')
+      folder.qemuImg('snapshot', '-c', 'second', folder.path(IMAGE))
+    },
+  },
+  {
+    what: 'with persistent bitmaps',
+    make: (folder) => {
+      written([])(folder)
+      folder.qemuImg('bitmap', '--add', folder.path(IMAGE), 'one')
+      folder.qemuImg('bitmap', '--add', '-g', '4k', '--disable', folder.path(IMAGE), 'two, with a longer name')
+      folder.io(IMAGE, 'write -P 9 200k 1M')
+    },
+  },
+  {
+    what: 'with bitmaps that a program did not know',
+    make: (folder) => {
+      written([])(folder)
+      folder.qemuImg('bitmap', '--add', folder.path(IMAGE), 'one')
+      setByte(folder.path(IMAGE), 95, 0)
+    },
+    differs: [
+      {
+        tool: 'info',
+        field: 'bitmaps',
+        why: 'QEMU hides what it cannot trust; Varve lists it as in use, to be removed',
+      },
+      { tool: 'chain', field: 'bitmaps', why: 'likewise' },
+    ],
+  },
+  {
+    what: 'with preallocated metadata',
+    make: written(option('preallocation=metadata')),
+    differs: [
+      {
+        tool: 'map',
+        field: 'all',
+        why: 'QEMU looks for holes in a file much smaller than its clusters; Varve does not',
+      },
+      { tool: 'measure', field: 'required', why: 'likewise' },
+    ],
+    isSparse: true,
+  },
   { what: 'raw', format: 'raw', make: (folder) => folder.create('image.raw', '8M') },
   {
     what: 'raw with holes',
@@ -142,6 +191,10 @@ const SUBJECTS: readonly Subject[] = [
     ],
   },
 ]
+
+function fillHoles(file: string): void {
+  fs.writeFileSync(file, fs.readFileSync(file))
+}
 
 function setByte(file: string, offset: number, value: number): void {
   const descriptor = fs.openSync(file, 'r+')
@@ -183,10 +236,11 @@ function without(fields: readonly string[], json: unknown): unknown {
 }
 
 suite('varve image says what qemu-img says', SKIP, () => {
-  for (const { what, make, format = 'qcow2', differs = [] } of SUBJECTS) {
+  for (const { what, make, format = 'qcow2', differs = [], isSparse = false } of SUBJECTS) {
     test(`of an image ${what}`, async (t) => {
       const folder = makeFolder(t)
       make(folder)
+      if (format === 'qcow2' && !isSparse) fillHoles(folder.path(IMAGE))
       const image = folder.path(`image.${format}`)
       for (const [tool, argumentsOf] of Object.entries(TOOLS) as [Tool, (typeof TOOLS)[Tool]][]) {
         if (tool === 'check' && format === 'raw') continue

@@ -52,7 +52,7 @@ async function measureCommand(path: string | undefined, options: MeasureOptions,
   const source = await openImage({ host: realHost, path, ...whatToOpen(options) })
   try {
     const measured = await measure(options.outputFormat, settings, source.size, source)
-    const bitmaps = options.outputFormat === 'qcow2' ? bitmapBytes(source.active) : undefined
+    const bitmaps = options.outputFormat === 'qcow2' ? bitmapBytes(source.active, settings) : undefined
     printResult(command, bitmaps === undefined ? measured : { ...measured, bitmaps }, textOf)
   } finally {
     await source.close()
