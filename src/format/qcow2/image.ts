@@ -179,6 +179,30 @@ export class Qcow2Image implements Layer {
     return writer.write(offset, length, from, at)
   }
 
+  /**
+   * Stores the cluster at `offset`, of which the disk has the `length` bytes at `plain[at]`: as `packed`, what they were compressed
+   * to together with the zeros that make a short last one whole, or plain without it. Kind 'unsupported' with an external
+   * data file.
+   */
+  writeCompressed(
+    offset: number,
+    packed: Uint8Array | undefined,
+    plain: Uint8Array,
+    at: number,
+    length: number,
+  ): Pending {
+    const { writer } = this.#mustWrite()
+    if (this.#header.dataFile !== undefined) {
+      const message = `${this.path} has an external data file, which holds no compressed clusters`
+      throw new BlockError('unsupported', message, { path: this.path })
+    }
+    this.#bitmaps.record(offset, length)
+    if (packed === undefined) return writer.write(offset, length, plain, at)
+    // The place may be one that was freed and is used again.
+    this.#reader.forget()
+    return writer.writeCompressed(offset, packed)
+  }
+
   zero(offset: number, length: number, flags: number): Pending {
     const { writer } = this.#mustWrite()
     this.#bitmaps.record(offset, length)
@@ -318,7 +342,7 @@ export class Qcow2Image implements Layer {
   /** Gives up everything that the image holds, so that its backing file shows everywhere. Needs access 'write'; nothing is in flight. */
   async empty(): Promise<void> {
     const { writer, allocator } = this.#mustWrite()
-    await writer.flushAll()
+    await writer.finish()
     const isBlockDevice = this.#isBlockDevice
     await emptyImage({ file: this.#file, header: this.#header, tables: this.#tables, allocator, isBlockDevice })
     this.#reader.forget()
@@ -326,6 +350,7 @@ export class Qcow2Image implements Layer {
 
   /** Checks the image; see `checkImage`. No request may be in flight. */
   async check(options: CheckOptions = {}): Promise<CheckResult> {
+    await this.#writing?.writer.finish()
     await this.#writing?.allocator.refcounts.writeBack()
     return checkImage({ file: this.#file, header: this.#header, l1: this.#tables.l1 }, options)
   }
@@ -384,7 +409,7 @@ export class Qcow2Image implements Layer {
 
   async #endWriting(): Promise<void> {
     const { allocator, writer } = this.#mustWrite()
-    await writer.flushAll()
+    await writer.finish()
     await this.#bitmaps.store()
     await allocator.refcounts.writeBack()
     const end = allocator.end * this.#header.clusterSize

@@ -172,3 +172,10 @@ export function compressedLength(high: number, low: number, clusterBits: number)
   const sectors = ((high & 0x3fff_ffff) >>> (62 - (clusterBits - 8) - 32)) + 1
   return sectors * COMPRESSED_SECTOR - (low % COMPRESSED_SECTOR)
 }
+
+/** The high half of the entry for `length` compressed bytes at `host`; the low half is the offset's. */
+export function compressedEntryHigh(host: number, length: number, clusterBits: number): number {
+  const sectors = Math.floor((host + length - 1) / COMPRESSED_SECTOR) - Math.floor(host / COMPRESSED_SECTOR)
+  const shift = 62 - (clusterBits - 8) - 32
+  return (OFLAG_COMPRESSED_HIGH | (sectors << shift) | Math.floor(host / TWO_32)) >>> 0
+}

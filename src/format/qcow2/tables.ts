@@ -228,6 +228,15 @@ export class Tables implements PieceOwner {
     return this.#change(offset, count)
   }
 
+  /** Maps the cluster at `offset` to `length` compressed bytes at `host`. See `#change`. */
+  linkCompressed(offset: number, host: number, length: number): Pending {
+    const scratch = this.#scratch
+    scratch.fill(0, 0, this.#entrySize)
+    setUint32(scratch, 0, spec.compressedEntryHigh(host, length, this.#header.clusterBits))
+    setUint32(scratch, 4, host % TWO_32)
+    return this.#change(offset, 1)
+  }
+
   /** Makes the clusters that the range touches unmapped, or read as zeros without a place. See `#change`. */
   unlink(offset: number, length: number, readsAsZeros: boolean): Pending {
     const count = this.#clustersOf(offset, length)

@@ -5,6 +5,7 @@ import type { Pending } from '../../block/device.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import { Changes, type Surroundings } from './changes.ts'
+import { CompressedStore } from './compressed-store.ts'
 import { DATA, NO_PLACE } from './mapping.ts'
 import type { Tables } from './tables.ts'
 import { Zeros } from './zeros.ts'
@@ -12,6 +13,7 @@ import { Zeros } from './zeros.ts'
 export class Writer {
   readonly #changes: Changes
   readonly #zeros: Zeros
+  readonly #compressed: CompressedStore
   /** Flushes under way: until they are over, what they cover is not durable. */
   #flushes = 0
 
@@ -19,6 +21,7 @@ export class Writer {
   constructor(file: HostFile, data: HostFile, image: Surroundings, tables: Tables, allocator: Allocator) {
     this.#changes = new Changes(file, data, image, tables, allocator)
     this.#zeros = new Zeros(this.#changes)
+    this.#compressed = new CompressedStore(this.#changes)
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
@@ -35,6 +38,11 @@ export class Writer {
       at += done
     }
     return undefined
+  }
+
+  /** Makes the cluster at `offset` hold what `packed` decompresses to. */
+  writeCompressed(offset: number, packed: Uint8Array): Promise<void> {
+    return this.#compressed.write(offset, packed)
   }
 
   /** Makes the range read as zeros; whole clusters give up their place when they may. */
@@ -74,6 +82,12 @@ export class Writer {
     } finally {
       this.#flushes--
     }
+  }
+
+  /** The last flush before the refcounts are written or compared. No request may be in flight. */
+  async finish(): Promise<void> {
+    await this.#compressed.release()
+    await this.flushAll()
   }
 
   /** Syncs what was written, and nothing else: for an image found corrupt. */
