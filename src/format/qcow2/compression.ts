@@ -1,5 +1,5 @@
 // Decompresses a cluster: raw deflate or zstd. What follows the compressed stream in its last sector belongs to others and is
-// left alone. Varve writes no compressed clusters.
+// left alone. Compressing is cluster-compressor.ts.
 
 import zlib from 'node:zlib'
 import { BlockError } from '../../block/error.ts'
