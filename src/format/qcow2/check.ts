@@ -41,6 +41,8 @@ export class Findings {
   corruptions = 0
   leaks = 0
   checkErrors = 0
+  /** How many of the corruptions are wrong copied flags. */
+  flags = 0
   /** Tables that could not be followed: what they refer to seems unused, and may be in use. */
   hidden = 0
   readonly problems: string[] = []
@@ -87,7 +89,7 @@ export const FLAWS: Readonly<Record<EntryFlaw, string>> = {
 }
 
 /** Flaws that hide what a table refers to. */
-const HIDING: ReadonlySet<EntryFlaw> = new Set<EntryFlaw>(['L1 unaligned', 'L1 nowhere', 'unaligned'])
+export const HIDING: ReadonlySet<EntryFlaw> = new Set<EntryFlaw>(['L1 unaligned', 'unaligned'])
 
 /** An image, and what of it is in memory. */
 export interface Subject {
@@ -160,7 +162,8 @@ async function markStoredOnes(stored: StoredCounts, tally: Tally): Promise<void>
   }
 }
 
-function nextPage(stored: StoredCounts, cluster: number): number {
+/** The first cluster after the page of refcounts that holds the cluster's. */
+export function nextPage(stored: StoredCounts, cluster: number): number {
   return cluster - (cluster % stored.perPage) + stored.perPage
 }
 
@@ -185,15 +188,16 @@ async function countAndJudge(
       if (HIDING.has(flaw)) general.hidden += times
       return undefined
     },
-    invalid(what) {
+    invalid(flaw, _index, what) {
       general.corruption(what)
-      general.hidden++
+      if (flaw !== 'snapshot extra data') general.hidden++
     },
-    incomplete: (index) => general.corruption(`entry ${index} of the snapshot table is incomplete`),
     flag(place, target, isCopied, times) {
       const cluster = Math.floor(target / header.clusterSize)
       const judgeFlag = (should: boolean): undefined => {
-        if (isCopied !== should) findings.corruption(`the copied flag of the entry at ${place} is wrong`, times)
+        if (isCopied === should) return
+        findings.flags += times
+        findings.corruption(`the copied flag of the entry at ${place} is wrong`, times)
       }
       if (tally.has(cluster)) return stored.isUnreadable(cluster) ? undefined : judgeFlag(tally.isStoredOne(cluster))
       if (tally.start > 0 || (cluster >= 0 && cluster < clusters)) return undefined

@@ -86,6 +86,11 @@ export function hasAutoclear(header: Pick<Header, 'autoclear'>, bit: number): bo
  * Kinds: 'invalid-format' (no qcow2, or a header that cannot be right), 'unsupported' (a feature, by name).
  */
 export async function readHeader(file: HostFile): Promise<Header> {
+  return parseHeader(await readFirstCluster(file), file.size(), file.path)
+}
+
+/** Reads the image's first cluster, which holds its header. Kind 'invalid-format' when it is no qcow2 image. */
+export async function readFirstCluster(file: HostFile): Promise<Uint8Array> {
   const fileSize = file.size()
   const start = Buffer.alloc(spec.HEADER_LENGTH_V3)
   await file.read(0, start.length, start, 0)
@@ -101,7 +106,7 @@ export async function readHeader(file: HostFile): Promise<Header> {
     throw fail('invalid-format', `has clusters of 2^${bits} bytes; 2^9 to 2^21 are possible`, spec.HEADER.cluster_bits)
   const first = Buffer.alloc(2 ** bits)
   await file.read(0, first.length, first, 0)
-  return parseHeader(first, fileSize, file.path)
+  return first
 }
 
 function failure(path: string): Fail {

@@ -5,11 +5,11 @@
 import { Breather } from '../../base/breather.ts'
 import { setUint32 } from '../../base/bytes.ts'
 import { divideUp } from '../../base/round.ts'
-import type { Pending } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import { clustersOf, Findings, FLAWS, windowsOf } from './check.ts'
+import { setCopiedFlags } from './copied-flags.ts'
 import type { Header } from './header.ts'
 import { type Roots, walkReferences } from './references.ts'
 import type { Refcounts } from './refcounts.ts'
@@ -74,7 +74,9 @@ async function countForRepair(subject: Subject, tally: Tally): Promise<Tally> {
       findings.corruption(`the entry at ${place} ${FLAWS[flaw]}`)
       return undefined
     },
-    invalid: (what) => findings.corruption(what),
+    invalid(flaw, _index, what) {
+      if (flaw !== 'snapshot extra data') findings.corruption(what)
+    },
   })
   for (let cluster = tally.start; cluster <= tally.lastUsed; cluster++)
     if (tally.isClash(cluster)) findings.corruption(`cluster ${cluster} is used for two different things`)
@@ -87,7 +89,7 @@ async function countForRepair(subject: Subject, tally: Tally): Promise<Tally> {
 
 /** Sets refcounts and copied flags of the window to what was counted. */
 async function setCounts(subject: Subject, tally: Tally): Promise<void> {
-  const { file, header, refcounts } = subject
+  const { refcounts } = subject
   const breather = new Breather()
   for (let first = tally.start; first < tally.end; first += refcounts.perPage) {
     const end = Math.min(tally.end, first + refcounts.perPage)
@@ -100,23 +102,7 @@ async function setCounts(subject: Subject, tally: Tally): Promise<void> {
     })
     await breather.pause()
   }
-  const byte = new Uint8Array(1)
-  const setFlag = async (place: number, isCopied: boolean): Promise<void> => {
-    await file.read(place, 1, byte, 0)
-    byte[0] = ((byte[0] as number) & 0x7f) | (isCopied ? 0x80 : 0)
-    await file.write(place, 1, byte, 0)
-  }
-  await walkReferences(rootsOf(subject), {
-    area: () => undefined,
-    flaw: () => undefined,
-    invalid: () => undefined,
-    flag(place, target, isCopied): Pending {
-      const cluster = target / header.clusterSize
-      if (target >= 0 && !tally.has(cluster)) return undefined
-      const should = target < 0 || tally.count(cluster) === 1
-      return should === isCopied ? undefined : setFlag(place, should)
-    },
-  })
+  await setCopiedFlags(rootsOf(subject), tally)
 }
 
 function setCount({ file, refcounts }: Subject, cluster: number, counted: number): void {

@@ -305,7 +305,7 @@ export function getCount(bytes: Uint8Array, index: number, bits: number): number
   return count
 }
 
-function setCount(bytes: Uint8Array, index: number, bits: number, count: number): void {
+export function setCount(bytes: Uint8Array, index: number, bits: number, count: number): void {
   if (bits === 16) return setUint16(bytes, index * 2, count)
   if (bits < 8) {
     const at = (index * bits) >>> 3

@@ -37,16 +37,17 @@ export type EntryFlaw =
   | 'zeros in version 2'
   | 'other place in data file'
 
+/** What can be wrong with snapshots and bitmaps. All but 'snapshot extra data' leave unknown what they refer to. */
+export type PartFlaw = 'snapshot' | 'snapshot table end' | 'snapshot extra data' | 'bitmap'
+
 /** `times` is how many L1 entries lead to what is visited. Offsets, places and lengths in bytes of the file. */
 export interface Visitor {
   /** An area of the file that something refers to. */
   area(offset: number, length: number, kind: AreaKind, times: number): void
   /** The L1 or L2 entry at `place` cannot be right. One with two flaws comes twice. `isActive`: it is the disk's own. */
   flaw(flaw: EntryFlaw, place: number, times: number, isActive: boolean): Pending
-  /** Something else cannot be right, and what it refers to stays unknown; `what` is a sentence without its end. */
-  invalid(what: string): void
-  /** Entry `index` of the snapshot table lacks what version 3 demands. */
-  incomplete?(index: number): void
+  /** Snapshots or bitmaps cannot be right; `what` is a sentence without its end, `index` counts snapshots or bitmaps. */
+  invalid(flaw: PartFlaw, index: number, what: string): void
   /** The entry at `place` of the disk's own tables leads to the whole cluster at `target`; -1 in a data file. */
   flag?(place: number, target: number, isCopied: boolean, times: number): Pending
   /** How many clusters one of the disk's own L2 tables holds. */
@@ -181,9 +182,10 @@ class MapWalk {
   }
 }
 
-const SNAPSHOT_FIXED = 40
-/** Bytes of extra data that an entry of a version 3 image has at least. */
-const SNAPSHOT_EXTRA = 16
+/** Bytes of an entry of the snapshot table before its extra data; of extra data that version 3 demands; and QEMU's limit. */
+export const SNAPSHOT_FIXED = 40
+export const SNAPSHOT_EXTRA = 16
+export const SNAPSHOT_EXTRA_MAX = 1024
 
 async function walkSnapshots({ file, header }: Roots, visitor: Visitor, walk: MapWalk): Promise<void> {
   if (header.snapshotCount === 0) return
@@ -196,15 +198,20 @@ async function walkSnapshots({ file, header }: Roots, visitor: Visitor, walk: Ma
     const extra = getUint32(fixed, 36)
     end = at + SNAPSHOT_FIXED + extra + getUint16(fixed, 12) + getUint16(fixed, 14)
     if (end - header.snapshotsOffset > QCOW2_DIRECTORY_MAX || end > file.size() + 8) {
-      visitor.invalid(`entry ${i} of the snapshot table leaves the table, or the file`)
+      visitor.invalid('snapshot table end', i, `entry ${i} of the snapshot table leaves the table, or the file`)
       return
     }
-    if (header.version === 3 && extra < SNAPSHOT_EXTRA) visitor.incomplete?.(i)
+    if (extra > SNAPSHOT_EXTRA_MAX || (header.version === 3 && extra < SNAPSHOT_EXTRA))
+      visitor.invalid('snapshot extra data', i, `entry ${i} of the snapshot table has ${extra} bytes of extra data`)
     const l1Offset = getUint64(fixed, 0)
     const l1Length = getUint32(fixed, 8) * spec.ENTRY_SIZE
     const isPlaced = l1Offset > 0 && l1Offset % header.clusterSize === 0 && l1Offset + l1Length <= file.size()
     if (l1Length > QCOW2_L1_MAX || (l1Length > 0 && !isPlaced)) {
-      visitor.invalid(`snapshot ${i} has an L1 table of ${l1Length} bytes at ${l1Offset}, which cannot be`)
+      visitor.invalid(
+        'snapshot',
+        i,
+        `snapshot ${i} has an L1 table of ${l1Length} bytes at ${l1Offset}, which cannot be`,
+      )
       continue
     }
     visitor.area(l1Offset, l1Length, 'unique', 1)
@@ -227,20 +234,20 @@ async function walkBitmaps({ file, header }: Roots, visitor: Visitor): Promise<v
     const table = isInside ? getUint64(directory, at) : -1
     const length = isInside ? getUint32(directory, at + 8) * spec.ENTRY_SIZE : 0
     if (table <= 0 || table % header.clusterSize !== 0 || table + length > file.size()) {
-      visitor.invalid(`bitmap ${i} has a table of ${length} bytes at ${table}, which cannot be`)
+      visitor.invalid('bitmap', i, `bitmap ${i} has a table of ${length} bytes at ${table}, which cannot be`)
       return
     }
     at += roundUp(BITMAP_FIXED + getUint32(directory, at + 20) + getUint16(directory, at + 18), 8)
     visitor.area(table, length, 'unique', 1)
-    await walkBitmapTable({ file, header }, visitor, table, length)
+    await walkBitmapTable({ file, header }, visitor, i, { place: table, length })
   }
 }
 
 async function walkBitmapTable(
   { file, header }: Pick<Roots, 'file' | 'header'>,
   visitor: Visitor,
-  place: number,
-  length: number,
+  index: number,
+  { place, length }: { readonly place: number; readonly length: number },
 ): Promise<void> {
   const table = new Uint8Array(Math.min(L1_PIECE, length))
   for (let done = 0; done < length; done += L1_PIECE) {
@@ -253,7 +260,7 @@ async function walkBitmapTable(
       const isReserved = (high & spec.BITMAP_TABLE_RESERVED_HIGH) !== 0 || (low & spec.BITMAP_TABLE_RESERVED_LOW) !== 0
       const isAllOnes = (low & spec.BITMAP_TABLE_ONES_LOW) !== 0
       if (isReserved || host % header.clusterSize !== 0 || (host !== 0 && (isAllOnes || host >= file.size())))
-        visitor.invalid(`the bitmap table entry at ${place + done + at} cannot be`)
+        visitor.invalid('bitmap', index, `the bitmap table entry at ${place + done + at} cannot be`)
       else if (host !== 0) visitor.area(host, header.clusterSize, 'unique', 1)
     }
   }

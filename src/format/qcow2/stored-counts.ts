@@ -1,13 +1,14 @@
-// The refcounts of a qcow2 image as they are in its file, read in order and leniently: for a check, which must go on where
-// the writing side (refcounts.ts) rightly refuses. Nothing is changed here.
+// The refcounts of a qcow2 image as they are in its file, read in order and leniently, and changed in place: for checks and repairs,
+// which must go on where the writing side (refcounts.ts) rightly refuses. One page is in memory at a time.
 
+import { assert } from '../../base/assert.ts'
 import { getUint32 } from '../../base/bytes.ts'
 import { QCOW2_REFCOUNT_PAGE } from '../../base/limits.ts'
 import { divideUp } from '../../base/round.ts'
 import { andThen, type Pending } from '../../block/device.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
-import { getCount } from './refcounts.ts'
+import { getCount, setCount } from './refcounts.ts'
 import * as spec from './spec.ts'
 
 /** Why an entry of the refcount table cannot be right. */
@@ -72,6 +73,11 @@ export class StoredCounts {
     return (this.#offsets[Math.floor(cluster / this.perBlock)] ?? 0) % this.#header.clusterSize !== 0
   }
 
+  /** True when the entry of the cluster's block cannot be right. */
+  isFlawed(cluster: number): boolean {
+    return this.flaws.has(Math.floor(cluster / this.perBlock))
+  }
+
   /** True when the table leads to a block for the cluster, right or wrong. */
   hasBlock(cluster: number): boolean {
     return (this.#offsets[Math.floor(cluster / this.perBlock)] ?? 0) !== 0
@@ -82,9 +88,8 @@ export class StoredCounts {
     const first = cluster - (cluster % this.perPage)
     if (first === this.#pageFirst) return undefined
     this.#pageFirst = -1
-    const block = this.isUnreadable(cluster) ? 0 : (this.#offsets[Math.floor(cluster / this.perBlock)] ?? 0)
-    const within = ((first % this.perBlock) * this.#bits) / 8
-    const wait = block === 0 ? void this.#page.fill(0) : this.#read(block + within)
+    const place = this.#placeOf(first)
+    const wait = place === 0 ? void this.#page.fill(0) : this.#read(place)
     return andThen(wait, () => {
       this.#pageFirst = first
       return undefined
@@ -94,6 +99,29 @@ export class StoredCounts {
   /** The count of a cluster in the page that was loaded last. */
   get(cluster: number): number {
     return getCount(this.#page, cluster - this.#pageFirst, this.#bits)
+  }
+
+  /** Sets the count of a cluster in the page that was loaded last, and that is in a block of the file; `write` must follow. */
+  set(cluster: number, count: number): void {
+    setCount(this.#page, cluster - this.#pageFirst, this.#bits, count)
+  }
+
+  /** Writes the page that was loaded last back to where it came from. */
+  write(): Pending {
+    const place = this.#placeOf(this.#pageFirst)
+    assert(place > 0, 'the page has a block')
+    return this.#file.write(place, this.#page.length, this.#page, 0)
+  }
+
+  /** The largest count that an entry holds. */
+  get largest(): number {
+    return Math.min(2 ** this.#bits - 1, Number.MAX_SAFE_INTEGER)
+  }
+
+  /** Where the page that begins with the cluster is in the file; 0 for nowhere. */
+  #placeOf(first: number): number {
+    const block = this.isUnreadable(first) ? 0 : (this.#offsets[Math.floor(first / this.perBlock)] ?? 0)
+    return block === 0 ? 0 : block + ((first % this.perBlock) * this.#bits) / 8
   }
 
   #read(place: number): Pending {

@@ -1,0 +1,229 @@
+// Repairs a qcow2 image that no program uses, as `qemu-img check -r` does: either leaks alone, or everything that can be
+// repaired without guessing. What an entry loses is only what every reader of it loses anyway: QEMU reads an entry that leads
+// past the end as zeros, and so it becomes zeros. What cannot be repaired stays as it is, and is said.
+//
+//   header -> [dirty bit set] -> entries -> snapshot table, bitmaps -> refcounts and copied flags -> check -> [bits cleared]
+//
+// A crash in between leaves an image of which a repair can be begun again.
+
+import { getUint32, setUint32 } from '../../base/bytes.ts'
+import { roundUp } from '../../base/round.ts'
+import type { Host, HostFile } from '../../host/host.ts'
+import {
+  type CheckOptions,
+  type CheckResult,
+  checkImage,
+  findAll,
+  type Findings,
+  HIDING,
+  type Subject,
+} from './check.ts'
+import { type Header, isDirty, parseHeader, readFirstCluster, writeFeatures } from './header.ts'
+import { type EntryFlaw, walkReferences } from './references.ts'
+import { dropBitmaps, mendHeader } from './repair-header.ts'
+import { repairRefcounts } from './repair-refcounts.ts'
+import { rewriteSnapshots } from './repair-snapshots.ts'
+import * as spec from './spec.ts'
+
+export type RepairKind = 'leaks' | 'all'
+
+/** What the image is after the repair, and what was repaired. */
+export interface RepairResult extends CheckResult {
+  readonly corruptionsFixed: number
+  readonly leaksFixed: number
+  /** What was found before the repair, the first few. */
+  readonly found: readonly string[]
+}
+
+/**
+ * Repairs the image at `path`; durable on return. Kinds: 'busy' when somebody uses it, 'permission', 'not-found', and
+ * 'invalid-format' or 'unsupported' for a header that cannot be repaired; 'no-space'.
+ */
+export async function repairQcow2(
+  host: Host,
+  path: string,
+  what: RepairKind,
+  options: CheckOptions = {},
+): Promise<RepairResult> {
+  const file = await host.open(path, { write: true, lock: 'write' })
+  try {
+    const isBlockDevice = (await host.status(path))?.kind === 'block'
+    return await repairFile(file, what, isBlockDevice, options)
+  } finally {
+    await file.close()
+  }
+}
+
+async function repairFile(
+  file: HostFile,
+  what: RepairKind,
+  isBlockDevice: boolean,
+  options: CheckOptions,
+): Promise<RepairResult> {
+  const mended = what === 'all' ? await repairHeader(file, isBlockDevice) : []
+  const old = await openSubject(file)
+  const before = await findAll(old, options)
+  const found = [...mended, ...before.findings.problems]
+  const wasDirty = isDirty(old.header)
+  if (what === 'leaks') await repairLeaks(old, before.findings, isBlockDevice)
+  else if (found.length > 0 || wasDirty) await repairAll(old, isBlockDevice)
+
+  const subject = await openSubject(file)
+  const after = await checkImage(subject, options)
+  const isClean = after.corruptions === 0 && after.leaks === 0 && after.checkErrors === 0
+  if (subject.header.version === 3) await setMarks(subject, { isClean, wasDirty })
+  await file.sync()
+  const foundErrors = before.findings.corruptions + before.findings.checkErrors + mended.length
+  return {
+    ...after,
+    corruptionsFixed: Math.max(0, foundErrors - after.corruptions - after.checkErrors),
+    leaksFixed: Math.max(0, before.findings.leaks - after.leaks),
+    found,
+  }
+}
+
+async function openSubject(file: HostFile): Promise<Subject> {
+  const header = parseHeader(await readFirstCluster(file), file.size(), file.path)
+  const l1 = new Uint8Array(header.l1Size * spec.ENTRY_SIZE)
+  await file.read(header.l1Offset, l1.length, l1, 0)
+  return { file, header, l1 }
+}
+
+/** Mends what would keep the image from being opened; durable on return. */
+async function repairHeader(file: HostFile, isBlockDevice: boolean): Promise<string[]> {
+  const first = await readFirstCluster(file)
+  const end = roundUp(file.size(), first.length)
+  const done = mendHeader(first, file.size(), isBlockDevice ? undefined : end)
+  if (done.length === 0) return done
+  // What cannot be mended fails here, before anything is written.
+  parseHeader(first, end + first.length, file.path)
+  if (!isBlockDevice) await file.write(end, first.length, new Uint8Array(first.length), 0)
+  await file.sync()
+  await file.write(0, first.length, first, 0)
+  await file.sync()
+  return done
+}
+
+/** Lowers counts that are too high, unless other clusters' counts or unreadable tables say that more is wrong. */
+async function repairLeaks(subject: Subject, findings: Findings, isBlockDevice: boolean): Promise<void> {
+  if (findings.leaks === 0 || findings.hidden > 0) return
+  const mayFlag = findings.corruptions === findings.flags && findings.checkErrors === 0
+  await repairRefcounts(subject, { mayRaise: false, mayLower: true, mayFlag, isBlockDevice })
+}
+
+/** Repairs everything but the header's place. */
+async function repairAll(subject: Subject, isBlockDevice: boolean): Promise<void> {
+  const { file, header } = subject
+  if (header.version === 3 && !isDirty(header)) {
+    header.incompatible |= spec.INCOMPAT_DIRTY
+    await writeFeatures(file, header)
+  }
+  const left = await mendEntries(subject)
+  await file.sync()
+  const count = left.overhang ?? header.snapshotCount
+  const mayMove = !isBlockDevice || count === 0
+  if (mayMove && (left.isMisshapen || left.overhang !== undefined)) await rewriteSnapshots(file, header, count)
+  if (left.areBitmapsBroken) {
+    const first = await readFirstCluster(file)
+    dropBitmaps(first)
+    await file.write(0, first.length, first, 0)
+    await file.sync()
+  }
+  const mended = await openSubject(file)
+  await repairRefcounts(mended, { mayRaise: true, mayLower: left.hidden === 0, mayFlag: true, isBlockDevice })
+}
+
+/** What the walk over all entries leaves to be done. */
+interface Left {
+  /** Tables that cannot be followed. */
+  readonly hidden: number
+  /** How many snapshots fit the table, when not all do. */
+  readonly overhang: number | undefined
+  readonly isMisshapen: boolean
+  readonly areBitmapsBroken: boolean
+}
+
+async function mendEntries(subject: Subject): Promise<Left> {
+  const { file, header, l1 } = subject
+  let hidden = 0
+  let overhang: number | undefined
+  let isMisshapen = false
+  let areBitmapsBroken = false
+  const entry = new Uint8Array(header.l2EntrySize)
+  await walkReferences(
+    { file, header, l1, refcountBlocks: [] },
+    {
+      area: () => undefined,
+      async flaw(flaw, place, times) {
+        if (HIDING.has(flaw)) hidden += times
+        const mend = MENDS[flaw]
+        if (mend === undefined) return
+        const length = flaw.startsWith('L1') ? spec.ENTRY_SIZE : header.l2EntrySize
+        await file.read(place, length, entry, 0)
+        if (mend(entry, header)) await file.write(place, length, entry, 0)
+      },
+      invalid(flaw, index) {
+        if (flaw === 'bitmap') areBitmapsBroken = true
+        else if (flaw === 'snapshot table end') overhang = index
+        else if (flaw === 'snapshot extra data') isMisshapen = true
+        else hidden++
+      },
+    },
+  )
+  return { hidden, overhang, isMisshapen, areBitmapsBroken }
+}
+
+/** Mends the bytes of an entry; false when that cannot be done without guessing. */
+type Mend = (entry: Uint8Array, header: Header) => boolean
+
+const clearAll: Mend = (entry) => {
+  entry.fill(0)
+  return true
+}
+
+const clearCopied: Mend = (entry) => {
+  entry[0] = (entry[0] as number) & 0x7f
+  return true
+}
+
+/** Makes the entry read as zeros. Version 2 cannot say that; without a backing file an empty entry does. */
+const readAsZeros: Mend = (entry, header) => {
+  if (header.version === 2 && header.backing !== undefined) return false
+  entry.fill(0)
+  if (header.extendedL2) setUint32(entry, spec.SUBCLUSTERS_ZERO, 0xffff_ffff)
+  else if (header.version === 3) entry[7] = spec.OFLAG_ZERO_LOW
+  return true
+}
+
+/** Clears reserved bits, given as a mask for each half of the entry. */
+const clearBits =
+  (maskHigh: number, maskLow: (header: Header) => number): Mend =>
+  (entry, header) => {
+    setUint32(entry, 0, (getUint32(entry, 0) & ~maskHigh) >>> 0)
+    setUint32(entry, 4, (getUint32(entry, 4) & ~maskLow(header)) >>> 0)
+    return true
+  }
+
+const MENDS: Readonly<Partial<Record<EntryFlaw, Mend>>> = {
+  'L1 reserved': clearBits(spec.L1_RESERVED_HIGH, () => spec.L1_RESERVED_LOW),
+  'L1 nowhere': clearAll,
+  'L1 past end': clearAll,
+  reserved: clearBits(spec.L2_RESERVED_HIGH, (header) =>
+    header.extendedL2 ? spec.EXTENDED_L2_RESERVED_LOW : spec.L2_RESERVED_LOW,
+  ),
+  nowhere: clearCopied,
+  'unaligned zeros': readAsZeros,
+  'past end': readAsZeros,
+  'compressed copied': clearCopied,
+}
+
+async function setMarks({ file, header }: Subject, state: { isClean: boolean; wasDirty: boolean }): Promise<void> {
+  const marks = spec.INCOMPAT_DIRTY | spec.INCOMPAT_CORRUPT
+  const wanted = state.isClean
+    ? header.incompatible & ~marks
+    : (header.incompatible & ~spec.INCOMPAT_DIRTY) | (state.wasDirty ? spec.INCOMPAT_DIRTY : 0)
+  if (wanted === header.incompatible) return
+  await file.sync()
+  header.incompatible = wanted
+  await writeFeatures(file, header)
+}
