@@ -46,8 +46,8 @@ export interface Recording {
   readonly operations: number
 }
 
-/** Bytes of a disk at the start, and how large it may grow. */
-const SIZE_MAX_FACTOR = 2
+/** How large a disk may grow, in times its first size. */
+export const SIZE_MAX_FACTOR = 2
 const DEVICE_SIZE = 4 * 1024 * 1024
 
 /** What lies below the image: the first half is data. */
@@ -64,9 +64,11 @@ export function backedSectors(setting: Setting): number {
   return setting.hasBacking ? Math.floor(setting.create.size / SECTOR / 2) : 0
 }
 
-export async function readAll(image: BlockDevice): Promise<Uint8Array> {
-  const bytes = new Uint8Array(image.size)
-  await image.read(0, bytes.length, bytes, 0)
+/** Reads the whole disk, into the buffer where it fits. */
+export async function readAll(image: BlockDevice, into?: Uint8Array): Promise<Uint8Array> {
+  const { size } = image
+  const bytes = into !== undefined && into.length >= size ? into.subarray(0, size) : new Uint8Array(size)
+  await image.read(0, size, bytes, 0)
   return bytes
 }
 

@@ -14,7 +14,16 @@ import type { BlockDevice } from '../../src/block/device.ts'
 import type { Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { INCOMPAT_DIRTY } from '../../src/format/qcow2/spec.ts'
 import { type Change, Content, CrashDisk, SECTOR, type Synced } from './crash-disk.ts'
-import { backedSectors, backingOf, type Entry, openImage, readAll, type Recording, REFERENCES } from './qcow2-run.ts'
+import {
+  backedSectors,
+  backingOf,
+  type Entry,
+  openImage,
+  readAll,
+  type Recording,
+  REFERENCES,
+  SIZE_MAX_FACTOR,
+} from './qcow2-run.ts'
 import { type Death, DiskModel, fillSectors } from './sector-model.ts'
 
 /** How a state came about. */
@@ -62,10 +71,16 @@ export interface JudgeOptions {
   /** Judge this one alone. */
   readonly only?: { readonly boundary: number; readonly index: number }
   /** Sees a state before Varve writes to it, with what Varve reads there. */
-  readonly look?: (state: State, content: Uint8Array, image: Qcow2Image) => void
+  readonly look?: (state: State, content: Uint8Array) => void
+  /** Is told of each state what it was made of. */
+  readonly tell?: (lines: readonly string[]) => void
 }
 
 export type Counts = Record<Manner, number>
+
+export function sumOf(counts: Readonly<Counts>): number {
+  return MANNERS.reduce((sum, manner) => sum + counts[manner], 0)
+}
 
 export interface Verdict {
   readonly counts: Readonly<Counts>
@@ -92,6 +107,7 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
       if (state === undefined) continue
       counts[state.manner]++
       total++
+      options.tell?.(replay.describe(state))
       try {
         await replay.examine(state, options.look)
       } catch (error) {
@@ -113,6 +129,9 @@ class Replay {
   readonly #model: DiskModel
   readonly #durable: Map<string, Content>
   readonly #disk: CrashDisk
+  /** What the disk reads as: as found, and now. */
+  readonly #found: Uint8Array
+  readonly #now: Uint8Array
   #unsynced: { readonly change: Change; readonly place: number }[] = []
   #place = -1
   /** The loss of everything unsynced would be another state than before. */
@@ -126,6 +145,8 @@ class Replay {
     this.#durable = new Map(Array.from(start, ([name, content]) => [name, new Content(content)]))
     this.#disk = new CrashDisk({ isDevice: setting.isDevice })
     for (const [name, content] of start) this.#disk.files.set(name, new Content(content))
+    this.#found = new Uint8Array(setting.create.size * SIZE_MAX_FACTOR)
+    this.#now = new Uint8Array(setting.create.size * SIZE_MAX_FACTOR)
   }
 
   get boundary(): number {
@@ -194,19 +215,19 @@ class Replay {
     let image = await openImage(this.#disk, this.#backing)
     try {
       this.#checkReference(image, died)
-      const found = await readAll(image)
+      const found = await readAll(image, this.#found)
       const wrong = this.#model.firstWrong(found, died, this.#place)
       assert.equal(wrong, undefined)
       await checkAsFound(image, died)
-      look?.(state, found, image)
+      look?.(state, found)
       await image.setAccess('write')
-      await expectSame(image, found, 'after the repair')
+      await expectSame(image, this.#now, found, 'after the repair')
       await checkClean(image, 'after the repair')
-      await useAgain(image, found, this.#place)
+      await useAgain(image, this.#now, found, this.#place)
       await image.close()
       image = await openImage(this.#disk, this.#backing)
       assert.equal(image.header.incompatible & INCOMPAT_DIRTY, 0, 'the dirty bit is clear after the close')
-      await expectSame(image, found, 'after writes and a close')
+      await expectSame(image, this.#now, found, 'after writes and a close')
       await checkClean(image, 'after writes and a close')
     } finally {
       // What a failure left open is forgotten; that it cannot be closed is no finding of its own.
@@ -351,15 +372,15 @@ async function checkClean(image: Qcow2Image, when: string): Promise<void> {
     assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
 }
 
-async function expectSame(image: Qcow2Image, expected: Uint8Array, when: string): Promise<void> {
-  const now = await readAll(image)
+async function expectSame(image: Qcow2Image, into: Uint8Array, expected: Uint8Array, when: string): Promise<void> {
+  const now = await readAll(image, into)
   if (Buffer.compare(now, expected) === 0) return
   const at = now.findIndex((byte, i) => byte !== expected[i])
   assert.fail(`sector ${Math.floor(at / SECTOR)} reads otherwise ${when}`)
 }
 
 /** Uses the image a little, and has `content` follow. */
-async function useAgain(image: Qcow2Image, content: Uint8Array, salt: number): Promise<void> {
+async function useAgain(image: Qcow2Image, into: Uint8Array, content: Uint8Array, salt: number): Promise<void> {
   const random = new Random(salt)
   const sectors = content.length / SECTOR
   for (let i = 0; i < 3; i++) {
@@ -376,5 +397,5 @@ async function useAgain(image: Qcow2Image, content: Uint8Array, salt: number): P
       if (i === 0) await image.flush()
     }
   }
-  await expectSame(image, content, 'after writes')
+  await expectSame(image, into, content, 'after writes')
 }

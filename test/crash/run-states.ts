@@ -1,0 +1,180 @@
+// Crash states of qcow2 images in any number: each run is a setting, a seed and its random operations; its states are judged at
+// every change. Runs are numbered from --seed on, so that a long campaign is done in parts.
+//
+//   node test/crash/run-states.ts --states 1000000 --jobs 2 --seed 1     from run 1 on, until there are so many
+//   node test/crash/run-states.ts --setting 512+late --states 50000
+//   node test/crash/run-states.ts --replay 512+late,17,5000,2310,3       one state, with its story
+
+import { parseArgs } from 'node:util'
+import { isMainThread, parentPort, Worker } from 'node:worker_threads'
+import { record } from './qcow2-run.ts'
+import { SETTINGS, settingNamed } from './qcow2-settings.ts'
+import { type Counts, type Finding, judge, MANNERS, sumOf } from './qcow2-states.ts'
+
+/** What a worker is asked to do. */
+interface Task {
+  readonly setting: string
+  readonly seed: number
+  readonly operations: number
+  readonly losses: number
+  readonly most: number
+}
+
+interface Report {
+  readonly task: Task
+  readonly counts: Counts
+  readonly boundaries: number
+  readonly findings: readonly Finding[]
+  readonly seconds: number
+}
+
+async function perform(task: Task): Promise<Report> {
+  const started = performance.now()
+  const recording = await record(settingNamed(task.setting), task.seed, task.operations)
+  const { counts, boundaries, findings } = await judge(recording, { losses: task.losses, most: task.most })
+  return { task, counts, boundaries, findings, seconds: (performance.now() - started) / 1000 }
+}
+
+interface Total {
+  states: number
+  boundaries: number
+  runs: number
+  findings: number
+  seconds: number
+}
+
+class Campaign {
+  readonly #totals = new Map<string, Total>()
+  readonly #counts = Object.fromEntries(MANNERS.map((manner) => [manner, 0])) as Counts
+  readonly #started = performance.now()
+  readonly #options: Options
+  #run: number
+  #states = 0
+  #findings = 0
+
+  constructor(options: Options) {
+    this.#options = options
+    this.#run = options.seed
+  }
+
+  async go(): Promise<boolean> {
+    await Promise.all(Array.from({ length: this.#options.jobs }, () => this.#work()))
+    this.#summarise()
+    return this.#findings === 0
+  }
+
+  async #work(): Promise<void> {
+    const worker = new Worker(new URL(import.meta.url))
+    try {
+      while (this.#states < this.#options.states) this.#add(await ask(worker, this.#nextTask()))
+    } finally {
+      await worker.terminate()
+    }
+  }
+
+  #nextTask(): Task {
+    const { setting, operations, losses, states } = this.#options
+    const seed = this.#run++
+    const name = setting ?? (SETTINGS[seed % SETTINGS.length] as { name: string }).name
+    return { setting: name, seed, operations, losses, most: states - this.#states }
+  }
+
+  #add({ task, counts, boundaries, findings, seconds }: Report): void {
+    const total = this.#totals.get(task.setting) ?? { states: 0, boundaries: 0, runs: 0, findings: 0, seconds: 0 }
+    this.#totals.set(task.setting, total)
+    const states = sumOf(counts)
+    total.states += states
+    total.boundaries += boundaries
+    total.runs++
+    total.findings += findings.length
+    total.seconds += seconds
+    for (const manner of MANNERS) this.#counts[manner] += counts[manner]
+    this.#states += states
+    this.#findings += findings.length
+    for (const finding of findings) {
+      const { setting, seed, operations, boundary, index, manner, message } = finding
+      console.log(`WRONG after ${manner}: --replay ${setting},${seed},${operations},${boundary},${index}\n${message}`)
+    }
+    const rate = Math.round(this.#states / this.#seconds)
+    console.log(`run ${task.seed} (${task.setting}): ${states} states; ${this.#states} so far, ${rate} a second`)
+  }
+
+  get #seconds(): number {
+    return (performance.now() - this.#started) / 1000
+  }
+
+  #summarise(): void {
+    console.log(
+      '\n| setting | runs | crashes at | states | states a second and thread | wrong |\n|---|---|---|---|---|---|',
+    )
+    for (const [name, { runs, boundaries, states, seconds, findings }] of this.#totals)
+      console.log(`| ${name} | ${runs} | ${boundaries} | ${states} | ${Math.round(states / seconds)} | ${findings} |`)
+    const manners = MANNERS.map((manner) => `${manner} ${this.#counts[manner]}`).join(', ')
+    const { seed, operations, jobs } = this.#options
+    console.log(`\n${this.#states} states (${manners})`)
+    console.log(
+      `runs ${seed} to ${this.#run - 1} of ${operations} operations, ${jobs} threads, ${Math.round(this.#seconds)} s`,
+    )
+    console.log(`${this.#findings} states were wrong`)
+  }
+}
+
+function ask(worker: Worker, task: Task): Promise<Report> {
+  return new Promise((resolve, reject) => {
+    worker.removeAllListeners()
+    worker.once('message', resolve)
+    worker.once('error', reject)
+    worker.postMessage(task)
+  })
+}
+
+/** Judges one state and tells all about it. */
+async function replay(words: string): Promise<boolean> {
+  const [name = '', ...numbers] = words.split(',')
+  const [seed = 0, operations = 0, boundary = 0, index = 0] = numbers.map(Number)
+  const recording = await record(settingNamed(name), seed, operations)
+  const tell = (lines: readonly string[]): void => lines.forEach((line) => console.log(line))
+  const { counts, findings } = await judge(recording, { losses: index, only: { boundary, index }, tell })
+  console.log(sumOf(counts) === 0 ? 'there is no such state' : (findings[0]?.message ?? 'nothing is wrong'))
+  return findings.length === 0
+}
+
+interface Options {
+  readonly states: number
+  readonly jobs: number
+  readonly seed: number
+  readonly operations: number
+  readonly losses: number
+  readonly setting: string | undefined
+}
+
+const { values } = parseArgs({
+  options: {
+    states: { type: 'string', default: '10000' },
+    jobs: { type: 'string', default: '1' },
+    seed: { type: 'string', default: '1' },
+    operations: { type: 'string', default: '5000' },
+    losses: { type: 'string', default: '3' },
+    setting: { type: 'string' },
+    replay: { type: 'string' },
+  },
+})
+
+if (!isMainThread) {
+  parentPort?.on('message', (task: Task) => {
+    void perform(task).then((report) => parentPort?.postMessage(report))
+  })
+} else {
+  const isGood =
+    values.replay === undefined
+      ? await new Campaign({
+          states: Number(values.states),
+          jobs: Number(values.jobs),
+          seed: Number(values.seed),
+          operations: Number(values.operations),
+          losses: Number(values.losses),
+          setting: values.setting,
+        }).go()
+      : await replay(values.replay)
+  process.exitCode = isGood ? 0 : 1
+}
