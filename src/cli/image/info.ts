@@ -3,7 +3,8 @@
 import type { Command } from 'commander'
 import { formatSize } from '../../base/size.ts'
 import { realHost } from '../../host/real.ts'
-import type { ImageInfo } from '../../image/info.ts'
+import type { BitmapDescription, ImageInfo, SnapshotInfo } from '../../image/info.ts'
+import { table } from '../context.ts'
 import {
   allowOption,
   formatOption,
@@ -48,10 +49,37 @@ function textOf(info: ImageInfo): string {
   }
   const format = info['backing-filename-format']
   if (format !== undefined) lines.push(`backing file format: ${format}`)
+  if (info.snapshots !== undefined) lines.push('Snapshot list:', ...indent(snapshotTable(info.snapshots)))
   const specific = info['format-specific']
-  if (specific !== undefined) {
-    lines.push('Format specific information:')
-    for (const [name, value] of Object.entries(specific.data)) lines.push(`    ${name.replaceAll('-', ' ')}: ${value}`)
+  if (specific === undefined) return lines.join('\n')
+  lines.push('Format specific information:')
+  for (const [name, value] of Object.entries(specific.data)) {
+    if (name !== 'bitmaps') lines.push(...indent(`${name.replaceAll('-', ' ')}: ${value}`))
   }
+  const { bitmaps } = specific.data
+  if (bitmaps !== undefined) lines.push(...indent('bitmaps:'), ...indent(bitmapTable(bitmaps)))
   return lines.join('\n')
+}
+
+function indent(text: string): string[] {
+  return text.split('\n').map((line) => `    ${line}`)
+}
+
+function snapshotTable(snapshots: readonly SnapshotInfo[]): string {
+  return table(
+    ['ID', 'TAG', 'VM SIZE', 'DATE'],
+    snapshots.map((snapshot) => [
+      snapshot.id,
+      snapshot.name,
+      formatSize(snapshot['vm-state-size']),
+      new Date(snapshot['date-sec'] * 1000).toISOString(),
+    ]),
+  )
+}
+
+function bitmapTable(bitmaps: readonly BitmapDescription[]): string {
+  return table(
+    ['NAME', 'GRANULARITY', 'FLAGS'],
+    bitmaps.map(({ name, granularity, flags }) => [name, formatSize(granularity), flags.join(', ')]),
+  )
 }
