@@ -34,6 +34,8 @@ export interface CheckResult {
 export interface CheckOptions {
   /** Told now and then how much is done, in clusters of the file. */
   readonly progress?: (done: number, total: number) => void
+  /** Clusters that are counted in one walk over the tables; as many as memory allows unless told. */
+  readonly window?: number
 }
 
 /** Collects findings; all are counted, a few kept. */
@@ -122,7 +124,7 @@ export async function findAll(
   const clusters = clustersOf(subject)
   let guest: Guest = { allocatedClusters: 0, fragmentedClusters: 0, compressedClusters: 0 }
   let end = 1
-  for (const { start, stop } of windowsOf(clusters)) {
+  for (const { start, stop } of windowsOf(clusters, options.window)) {
     const tally = new Tally(start, stop, subject.header.clusterSize)
     await markStoredOnes(stored, tally)
     const progress = (part: number): void => options.progress?.(start + Math.floor(part * (stop - start)), clusters)
@@ -139,10 +141,12 @@ export function clustersOf({ file, header }: Pick<Subject, 'file' | 'header'>): 
   return divideUp(file.size(), header.clusterSize)
 }
 
-/** The windows in which `clusters` clusters are counted. */
-export function* windowsOf(clusters: number): Generator<{ readonly start: number; readonly stop: number }> {
-  for (let start = 0; start < clusters; start += QCOW2_CHECK_WINDOW)
-    yield { start, stop: Math.min(clusters, start + QCOW2_CHECK_WINDOW) }
+/** The windows in which `clusters` clusters are counted, of `window` clusters each. */
+export function* windowsOf(
+  clusters: number,
+  window: number = QCOW2_CHECK_WINDOW,
+): Generator<{ readonly start: number; readonly stop: number }> {
+  for (let start = 0; start < clusters; start += window) yield { start, stop: Math.min(clusters, start + window) }
 }
 
 /** The offsets of the refcount blocks whose entries can be right. */

@@ -59,12 +59,15 @@ export class L2Walk {
     this.#fragmented = 0
     this.#compressed = 0
     this.#expected = 0
-    for (let at = 0; at < bytes.length; at += l2EntrySize) {
+    const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
+    const step = l2EntrySize / 4
+    for (let at = 0, word = 0; at < bytes.length; at += l2EntrySize, word += step) {
+      // Most entries of most tables are empty: passed over before anything is decoded.
+      if (words[word] === 0 && words[word + 1] === 0 && words[word + step - 1] === 0) continue
       const high = getUint32(bytes, at)
       const low = getUint32(bytes, at + 4)
       const zeros = extendedL2 ? getUint32(bytes, at + spec.SUBCLUSTERS_ZERO) : 0
       const data = extendedL2 ? getUint32(bytes, at + spec.SUBCLUSTERS_ALLOCATED) : 0
-      if (high === 0 && low === 0 && data === 0) continue
       const isCompressed = (high & spec.OFLAG_COMPRESSED_HIGH) !== 0
       const wait = isCompressed
         ? this.#visitCompressed(at, high, low, zeros !== 0 || data !== 0)
