@@ -13,7 +13,10 @@ import type { Host } from '../host/host.ts'
 export const FORMATS = ['raw', 'qcow2'] as const
 export type Format = (typeof FORMATS)[number]
 
-type OpenLayer = (host: Host, path: string, options: { name: string }) => Promise<Layer>
+/** Asked of a file that an image refers to as its own, by its real path, before it is opened; throws to refuse it. */
+export type AdmitFile = (filePath: string) => void
+
+type OpenLayer = (host: Host, path: string, options: { name: string; admit: AdmitFile }) => Promise<Layer>
 
 const openers: Record<Format, OpenLayer> = { raw: openRaw, qcow2: openQcow2 }
 
@@ -22,11 +25,11 @@ export interface OpenChainOptions {
   /** The active image. */
   readonly path: string
   readonly format: Format
-  /** Backing files are opened only in these folders and below; the active image's own folder is always allowed. */
+  /** Backing and data files are opened only in these folders and below; the active image's own folder is always allowed. */
   readonly allowedFolders?: readonly string[]
   /** Of the disk, for messages. */
   readonly name?: string
-  /** Asked of each image, by its real path, before it is opened; throws to refuse it. */
+  /** Asked of each image and data file, by its real path, before it is opened; throws to refuse it. */
   readonly admit?: (imagePath: string) => void
 }
 
@@ -35,9 +38,20 @@ export function isFormat(word: string): word is Format {
   return (FORMATS as readonly string[]).includes(word)
 }
 
-/** Opens one image on its own, with access 'read' and without its backing file. */
-export async function openLayer(host: Host, imagePath: string, format: Format, name: string): Promise<Layer> {
-  return openers[format](host, imagePath, { name: `${name}/${path.basename(imagePath)}` })
+/**
+ * Opens one image on its own, with access 'read' and without its backing file. Its external data file, if it has one, is opened when
+ * `admit` lets it; unless told, when it lies in the image's folder or below.
+ */
+export async function openLayer(
+  host: Host,
+  imagePath: string,
+  format: Format,
+  name: string,
+  admit?: AdmitFile,
+): Promise<Layer> {
+  const folder = path.dirname(await host.realPath(imagePath))
+  const inFolder: AdmitFile = (filePath) => refuseOutside(imagePath, filePath, [folder])
+  return openers[format](host, imagePath, { name: `${name}/${path.basename(imagePath)}`, admit: admit ?? inFolder })
 }
 
 /**
@@ -56,10 +70,18 @@ export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
   try {
     for (;;) {
       if (seen.has(imagePath)) throw invalid(imagePath, `the backing files of ${name} form a circle at ${imagePath}`)
-      if (seen.size >= CHAIN_LAYERS_MAX) throw invalid(imagePath, `${name} has more than ${CHAIN_LAYERS_MAX} layers`)
+      if (layers.length >= CHAIN_LAYERS_MAX)
+        throw invalid(imagePath, `${name} has more than ${CHAIN_LAYERS_MAX} layers`)
       seen.add(imagePath)
       options.admit?.(imagePath)
-      const layer = await openLayer(host, imagePath, format, name)
+      const image = imagePath
+      const layer = await openLayer(host, image, format, name, (dataFile) => {
+        refuseOutside(image, dataFile, allowed)
+        if (seen.has(dataFile))
+          throw invalid(image, `${image} has a data file that is part of ${name} already: ${dataFile}`)
+        seen.add(dataFile)
+        options.admit?.(dataFile)
+      })
       layers.unshift(layer)
       const reference = layer.backingReference
       if (reference === undefined) break
@@ -117,8 +139,14 @@ async function resolveBacking(
     throw new BlockError('not-found', `${imagePath}: its backing file ${target} does not exist`, { path: target })
   }
   const real = await host.realPath(target)
-  if (allowed.some((folder) => real.startsWith(folder.endsWith('/') ? folder : `${folder}/`))) return real
-  const message = `${imagePath}: its backing file ${real} is outside the allowed folders ${allowed.join(', ')}`
+  refuseOutside(imagePath, real, allowed)
+  return real
+}
+
+/** Refuses a file, by its real path, that the image refers to and that lies outside the allowed folders. */
+function refuseOutside(imagePath: string, real: string, allowed: readonly string[]): void {
+  if (allowed.some((folder) => real.startsWith(folder.endsWith('/') ? folder : `${folder}/`))) return
+  const message = `${imagePath} refers to ${real}, which is outside the allowed folders ${allowed.join(', ')}`
   throw new BlockError('permission', message, { path: real })
 }
 

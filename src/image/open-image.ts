@@ -42,8 +42,12 @@ export async function openImage(options: OpenImageOptions): Promise<Chain> {
 /** The image without its backing files: what it does not own reads as zeros. Kinds as for `openImage`. */
 export async function openImageAlone(options: OpenImageOptions): Promise<Layer> {
   const host = options.forceShare === true ? withoutClaims(options.host) : options.host
-  const format = options.format ?? (await probeFormat(host, options.path))
-  return openLayer(host, options.path, format, path.basename(options.path))
+  const name = path.basename(options.path)
+  if (options.format !== undefined) return openLayer(host, options.path, options.format, name)
+  const format = await probeFormat(host, options.path)
+  return openLayer(host, options.path, format, name, (dataFile) => {
+    throw refuseToFollow(options.path, `the data file ${dataFile}`)
+  })
 }
 
 function refuseToFollow(imagePath: string, what: string): BlockError {

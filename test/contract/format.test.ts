@@ -4,6 +4,7 @@
 
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
+import fs from 'node:fs'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { Random } from '../../src/base/random.ts'
@@ -12,7 +13,7 @@ import { Filter } from '../../src/block/filter.ts'
 import { guard } from '../../src/block/guard.ts'
 import { MemoryDevice } from '../../src/block/memory.ts'
 import { FileDevice } from '../../src/file/file-device.ts'
-import { createQcow2 } from '../../src/format/qcow2/create.ts'
+import { type CreateOptions, createQcow2 } from '../../src/format/qcow2/create.ts'
 import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { createRaw, openRaw } from '../../src/format/raw/raw.ts'
 import type { Host } from '../../src/host/host.ts'
@@ -43,9 +44,9 @@ async function qcow2Image(
   { host, path: at }: Place,
   size: number,
   clusterSize: number,
-  extendedL2 = false,
+  more: Partial<CreateOptions> = {},
 ): Promise<Qcow2Image> {
-  await createQcow2(host, at, { size, clusterSize, extendedL2 })
+  await createQcow2(host, at, { size, clusterSize, ...more })
   const image = await openQcow2(host, at, { name: 'qcow2' })
   await image.setAccess('write')
   return image
@@ -62,9 +63,9 @@ async function overlay(
   size: number,
   clusterSize: number,
   backingSize: number,
-  extendedL2 = false,
+  more: Partial<CreateOptions> = {},
 ): Promise<Qcow2Image> {
-  const image = await qcow2Image(place, size, clusterSize, extendedL2)
+  const image = await qcow2Image(place, size, clusterSize, more)
   image.backing = new MemoryDevice(backingSize)
   return image
 }
@@ -89,24 +90,41 @@ deviceContract('qcow2 over a backing device', (t, size) => overlay(real(t), size
 deviceContract('qcow2 over a shorter backing device', (t, size) => overlay(real(t), size, 16 * KIB, size / 2 + 513))
 deviceContract('qcow2 over a backing device, late host', (_t, size) => overlay(late(), size, 8 * KIB, size))
 
-deviceContract('qcow2, extended L2 entries', (t, size) => qcow2Image(real(t), size, 64 * KIB, true))
-deviceContract('qcow2, extended L2 entries, late host', (_t, size) => qcow2Image(late(), size, 16 * KIB, true))
+const extendedL2 = true
+const dataFile = 'data.raw'
+const raw = { dataFile, dataFileRaw: true }
+deviceContract('qcow2, extended L2 entries', (t, size) => qcow2Image(real(t), size, 64 * KIB, { extendedL2 }))
+deviceContract('qcow2, extended L2 entries, late host', (_t, size) =>
+  qcow2Image(late(), size, 16 * KIB, { extendedL2 }),
+)
 deviceContract('qcow2, extended L2 entries, over a backing device', (t, size) =>
-  overlay(real(t), size, 64 * KIB, size / 2 + 513, true),
+  overlay(real(t), size, 64 * KIB, size / 2 + 513, { extendedL2 }),
 )
 deviceContract('qcow2, extended L2 entries, over a backing device, late host', (_t, size) =>
-  overlay(late(), size, 16 * KIB, size, true),
+  overlay(late(), size, 16 * KIB, size, { extendedL2 }),
 )
+deviceContract('qcow2, data file', (t, size) => qcow2Image(real(t), size, 64 * KIB, { dataFile }))
+deviceContract('qcow2, data file, late host', (_t, size) => qcow2Image(late(), size, 4 * KIB, { dataFile }))
+deviceContract('qcow2, data file, over a backing device', (t, size) =>
+  overlay(real(t), size, 16 * KIB, size / 2 + 513, { dataFile }),
+)
+deviceContract('qcow2, data file and extended L2 entries, late host', (_t, size) =>
+  qcow2Image(late(), size, 64 * KIB, { dataFile, extendedL2 }),
+)
+deviceContract('qcow2, raw data file', (t, size) => qcow2Image(real(t), size, 64 * KIB, raw))
+deviceContract('qcow2, raw data file, late host', (_t, size) => qcow2Image(late(), size, 4 * KIB, raw))
 
-for (const [clusterSize, extendedL2] of [
-  [512, false],
-  [64 * KIB, false],
-  [64 * KIB, true],
-] as const) {
-  const how = extendedL2 ? ' and extended L2 entries' : ''
-  test(`random operations on a qcow2 image with clusters of ${clusterSize}${how} over data leave what an array has`, async (t) => {
+const OVER_DATA: readonly (readonly [name: string, clusterSize: number, more: Partial<CreateOptions>])[] = [
+  ['clusters of 512', 512, {}],
+  ['clusters of 65536', 64 * KIB, {}],
+  ['extended L2 entries', 64 * KIB, { extendedL2 }],
+  ['a data file', 4 * KIB, { dataFile }],
+  ['a data file and extended L2 entries', 16 * KIB, { dataFile, extendedL2 }],
+]
+for (const [name, clusterSize, more] of OVER_DATA) {
+  test(`random operations on a qcow2 image with ${name} over data leave what an array has`, async (t) => {
     const random = new Random(11)
-    const image = await qcow2Image(real(t), 2 * MIB + 4 * KIB, clusterSize, extendedL2)
+    const image = await qcow2Image(real(t), 2 * MIB + 4 * KIB, clusterSize, more)
     const below = new MemoryDevice(MIB + 1000)
     await below.write(0, below.size, random.fill(Buffer.alloc(below.size)), 0, 0)
     image.backing = below
@@ -118,6 +136,20 @@ for (const [clusterSize, extendedL2] of [
     await image.close()
   })
 }
+
+test('a raw data file holds at any time what the disk reads as', async (t) => {
+  for (const options of [raw, { ...raw, extendedL2 }]) {
+    const place = real(t)
+    const image = await qcow2Image(place, 2 * MIB + 4 * KIB, 64 * KIB, options)
+    for (let seed = 0; seed < 4; seed++) {
+      await againstModel(guard(image), new Random(seed), 60)
+      const disk = Buffer.alloc(image.size)
+      await image.read(0, disk.length, disk, 0)
+      assert.ok(fs.readFileSync(path.join(path.dirname(place.path), dataFile)).equals(disk), `seed ${seed}`)
+    }
+    await image.close()
+  }
+})
 
 test('writers of one new cluster at the same time keep each other’s data', async () => {
   for (let seed = 0; seed < 40; seed++) {

@@ -9,7 +9,7 @@ import { roundDown } from '../../src/base/round.ts'
 import { MAY_UNMAP, type Layer } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
 import { MemoryDevice } from '../../src/block/memory.ts'
-import { createQcow2 } from '../../src/format/qcow2/create.ts'
+import { type CreateOptions, createQcow2 } from '../../src/format/qcow2/create.ts'
 import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { SimulatedHost } from '../../src/host/simulated.ts'
 
@@ -21,7 +21,8 @@ interface Setting {
   readonly size: number
   readonly hasBacking: boolean
   readonly isLate: boolean
-  readonly extendedL2?: boolean
+  /** What else the image is made with. */
+  readonly more?: Partial<CreateOptions>
 }
 
 /** Sector by sector, what the disk may hold: any of the contents since the last flush. */
@@ -121,7 +122,7 @@ async function lifeOf(setting: Setting, seed: number): Promise<void> {
   // Its second half holds nothing: what reads as zeros is replaced without a sync.
   if (backing !== undefined) await backing.write(0, size / 2, random.fill(new Uint8Array(size)), 0, 0)
   const below = backing === undefined ? {} : { backing: { name: 'base', format: 'raw' } }
-  await createQcow2(host, PATH, { size, clusterSize, extendedL2: setting.extendedL2 ?? false, ...below })
+  await createQcow2(host, PATH, { size, clusterSize, ...setting.more, ...below })
 
   const open = async (): Promise<Qcow2Image> => {
     const image = await openQcow2(host, PATH, { name: 'disk' })
@@ -169,6 +170,13 @@ async function lifeOf(setting: Setting, seed: number): Promise<void> {
 
 const LIVES = 12
 
+const FEATURES: readonly (readonly [name: string, clusterSize: number, more: Partial<CreateOptions>])[] = [
+  ['extended L2 entries', 16_384, { extendedL2: true }],
+  ['a data file', 4096, { dataFile: 'data' }],
+  ['a data file and extended L2 entries', 16_384, { dataFile: 'data', extendedL2: true }],
+  ['a raw data file', 4096, { dataFile: 'data', dataFileRaw: true }],
+]
+
 suite('a qcow2 image outlives its process and its host', () => {
   const seed = seedOfRun()
   for (const hasBacking of [false, true]) {
@@ -181,11 +189,14 @@ suite('a qcow2 image outlives its process and its host', () => {
           for (let i = 0; i < LIVES; i++) await lifeOf({ clusterSize, size, hasBacking, isLate }, seed + i * 7919)
         })
       }
-      test(`extended L2 entries, ${how}`, async (t) => {
-        t.diagnostic(`VARVE_SEED=${seed}`)
-        const shape = { clusterSize: 16_384, size: 16_384 * 9 + SECTOR * 3, extendedL2: true }
-        for (let i = 0; i < 3 * LIVES; i++) await lifeOf({ ...shape, hasBacking, isLate }, seed + i * 7919)
-      })
+      for (const [name, clusterSize, more] of FEATURES) {
+        if (hasBacking && more.dataFileRaw === true) continue
+        test(`${name}, ${how}`, async (t) => {
+          t.diagnostic(`VARVE_SEED=${seed}`)
+          const setting = { clusterSize, size: clusterSize * 9 + SECTOR * 3, hasBacking, isLate, more }
+          for (let i = 0; i < 2 * LIVES; i++) await lifeOf(setting, seed + i * 7919)
+        })
+      }
     }
   }
 })

@@ -124,10 +124,14 @@ const BAD_HEADERS: readonly BadHeader[] = [
     name: 'has a feature nobody knows',
     spoil: at(INCOMPATIBLE, 1 << 20),
     status: failed,
-    says: /unknown incompatible/,
+    says: /features that Varve does not know: bit 52/,
   },
-  { name: 'has its data in another file', spoil: at(INCOMPATIBLE + 4, 4), status: failed, says: /external data file/ },
-  { name: 'has subclusters', spoil: at(INCOMPATIBLE + 4, 16), status: failed, says: /extended L2/ },
+  {
+    name: 'has its data in another file, and does not say which',
+    spoil: at(INCOMPATIBLE + 4, 4),
+    status: corrupt,
+    says: /external data file and does not say which/,
+  },
   { name: 'is encrypted', spoil: at(CRYPT, 2), status: failed, says: /is encrypted/ },
 ]
 

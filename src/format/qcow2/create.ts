@@ -9,8 +9,9 @@ import { QCOW2_L1_MAX } from '../../base/limits.ts'
 import { divideUp, isPowerOfTwo, roundUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { Host, HostFile } from '../../host/host.ts'
+import { dataFilePath } from './data-file.ts'
 import { featureNameTable } from './features.ts'
-import { encodeHeader, type Header, l1EntriesFor, mapShape, placeBackingName } from './header.ts'
+import { encodeHeader, type Header, type HeaderExtension, l1EntriesFor, mapShape, placeBackingName } from './header.ts'
 import * as spec from './spec.ts'
 
 export interface CreateOptions {
@@ -20,6 +21,10 @@ export interface CreateOptions {
   readonly clusterSize?: number
   /** Maps by subclusters, 32 to a cluster of at least 16 KiB; not unless told. */
   readonly extendedL2?: boolean
+  /** Name of an external data file, relative to the image's folder, which is made with the image; none unless told. */
+  readonly dataFile?: string
+  /** The data file is at all times what the disk reads as; not unless told. */
+  readonly dataFileRaw?: boolean
   readonly backing?: { readonly name: string; readonly format: string }
 }
 
@@ -31,22 +36,47 @@ const DEFAULT_CLUSTER_SIZE = 64 * 1024
  */
 export async function createQcow2(host: Host, imagePath: string, options: CreateOptions): Promise<void> {
   const header = newHeader(imagePath, options)
-  const file = await host.open(imagePath, { write: true, create: 'exclusive' })
+  const makeImage = (): Promise<void> => makeFile(host, imagePath, (file) => writeImage(file, header))
+  if (options.dataFile === undefined) return makeImage()
+  // The image leads to its data file, so that comes first.
+  const dataPath = dataFilePath(imagePath, options.dataFile)
+  await makeFile(host, dataPath, async (data) => {
+    await data.truncate(header.size)
+    await data.sync()
+  })
+  try {
+    await makeImage()
+  } catch (error) {
+    await host.unlink(dataPath)
+    throw error
+  }
+}
+
+/** Makes a file, where none may be, which is durable with its name on return, and gone when `fill` fails. */
+async function makeFile(host: Host, filePath: string, fill: (file: HostFile) => Promise<void>): Promise<void> {
+  const file = await host.open(filePath, { write: true, create: 'exclusive' })
   try {
     try {
-      await writeImage(file, header)
+      await fill(file)
     } finally {
       await file.close()
     }
   } catch (error) {
-    await host.unlink(imagePath)
+    await host.unlink(filePath)
     throw error
   }
-  await host.syncFolder(path.dirname(imagePath))
+  await host.syncFolder(path.dirname(filePath))
 }
 
 function newHeader(imagePath: string, options: CreateOptions): Header {
-  const { size, clusterSize = DEFAULT_CLUSTER_SIZE, extendedL2 = false, backing } = options
+  const {
+    size,
+    clusterSize = DEFAULT_CLUSTER_SIZE,
+    extendedL2 = false,
+    dataFile,
+    dataFileRaw = false,
+    backing,
+  } = options
   const invalid = (what: string): BlockError =>
     new BlockError('invalid-argument', `${imagePath}: ${what}`, { path: imagePath })
   const bits = Math.log2(clusterSize)
@@ -55,7 +85,9 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
   if (extendedL2 && bits < spec.MIN_CLUSTER_BITS_EXTL2)
     throw invalid(`extended L2 entries need clusters of 16 KiB or more, not ${clusterSize} bytes`)
   if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
-  const incompatible = extendedL2 ? spec.INCOMPAT_EXTL2 : 0
+  if (dataFileRaw && (dataFile === undefined || backing !== undefined))
+    throw invalid('a raw data file needs a name and excludes a backing file')
+  const incompatible = (extendedL2 ? spec.INCOMPAT_EXTL2 : 0) | (dataFile === undefined ? 0 : spec.INCOMPAT_DATA_FILE)
   const shape = mapShape(bits, incompatible)
   const l1Size = Math.max(1, l1EntriesFor(size, clusterSize, shape.l2EntrySize))
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
@@ -87,17 +119,26 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     compression: 'zlib',
     incompatible,
     ...shape,
-    dataFile: undefined,
+    dataFile: dataFile === undefined ? undefined : { name: dataFile, isRaw: dataFileRaw },
     compatible,
-    autoclear: new Uint8Array(8),
+    autoclear: dataFileRaw ? Uint8Array.of(0, 0, 0, 0, 0, 0, 0, spec.AUTOCLEAR_DATA_FILE_RAW) : new Uint8Array(8),
     moreFields: new Uint8Array(spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
-    // In a smaller cluster it would leave no room for the name of a backing file.
-    extensions: clusterSize > 4096 ? [{ type: spec.EXT_FEATURE_TABLE, data: featureNameTable() }] : [],
+    extensions: newExtensions(clusterSize, dataFile),
     bitmaps: undefined,
     backing: undefined,
     backingNameOffset: 0,
   }
+  if (encodeHeader(header).length > clusterSize)
+    throw invalid(`the data file name ${JSON.stringify(dataFile)} does not fit the header; use a shorter one`)
   return backing === undefined ? header : withBacking(header, backing.name, backing.format, imagePath)
+}
+
+function newExtensions(clusterSize: number, dataFile: string | undefined): HeaderExtension[] {
+  const extensions: HeaderExtension[] = []
+  if (dataFile !== undefined) extensions.push({ type: spec.EXT_DATA_FILE, data: utf8.encode(dataFile) })
+  // In a smaller cluster it would leave no room for the name of a backing file.
+  if (clusterSize > 4096) extensions.push({ type: spec.EXT_FEATURE_TABLE, data: featureNameTable() })
+  return extensions
 }
 
 /** The header with another backing reference, its name placed beside the old one; kind 'invalid-argument' when it does not fit. */

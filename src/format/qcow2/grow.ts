@@ -8,6 +8,7 @@ import type { BlockDevice } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
+import type { DataFile } from './data-file.ts'
 import { type Header, l1EntriesFor } from './header.ts'
 import * as spec from './spec.ts'
 import type { Tables } from './tables.ts'
@@ -20,6 +21,7 @@ export interface Growing {
   readonly allocator: Allocator
   readonly writer: Writer
   readonly backing: BlockDevice | undefined
+  readonly dataFile: DataFile | undefined
 }
 
 /** Grows to `size` bytes. Kind 'invalid-argument' for a smaller size, or one that needs larger clusters. */
@@ -31,6 +33,7 @@ export async function growImage(size: number, image: Growing): Promise<void> {
   const l1Size = l1EntriesFor(size, header.clusterSize, header.l2EntrySize)
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
     throw invalid(`its clusters of ${header.clusterSize} bytes are too small`)
+  if (image.dataFile !== undefined) await growDataFile(size, image.dataFile, header)
   if (l1Size > header.l1Size) await writer.withTables(() => moveL1(l1Size, image))
 
   // The rest of the last cluster may hold anything, and below the new area there may be a longer backing file.
@@ -44,6 +47,17 @@ export async function growImage(size: number, image: Growing): Promise<void> {
   await file.write(spec.HEADER.size, field.length, field, 0)
   await file.sync()
   header.size = size
+}
+
+/** Makes room for the data, and zeros of what an over-long file holds there. Kind 'unsupported' for a device too small. */
+async function growDataFile(size: number, { file, isBlockDevice }: DataFile, header: Header): Promise<void> {
+  const before = file.size()
+  if (isBlockDevice && before < size) {
+    const message = `${file.path} is a block device of ${before} bytes; make it larger first`
+    throw new BlockError('unsupported', message, { path: file.path })
+  }
+  if (before > header.size) await file.zero(header.size, Math.min(before, size) - header.size)
+  if (before < size) await file.truncate(size)
 }
 
 async function moveL1(l1Size: number, { file, header, tables, allocator }: Growing): Promise<void> {

@@ -14,13 +14,14 @@ import {
   type OwnershipVisitor,
   type Pending,
 } from '../../block/device.ts'
-import { BlockError, isBlockError } from '../../block/error.ts'
+import { BlockError } from '../../block/error.ts'
 import type { Host, HostFile } from '../../host/host.ts'
 import { Allocator } from './allocator.ts'
 import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
 import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
 import { removeBacking, rewriteBacking } from './create.ts'
+import { type Admit, type DataFile, openDataFile, openWritableOrNot, readyDataFile } from './data-file.ts'
 import { emptyImage } from './empty.ts'
 import { growImage } from './grow.ts'
 import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writeFeatures } from './header.ts'
@@ -39,34 +40,33 @@ export interface OpenQcow2Options {
   readonly name: string
   /** Hears, as sentences, of persistent bitmaps that are given up while the image is written. */
   readonly report?: (message: string) => void
+  /** Asked of an external data file, by its real path, before it is opened; throws to refuse it. Without it any is opened. */
+  readonly admit?: Admit
 }
 
 /**
- * Opens the image at `path` with access 'read', whether or not it could be written. Kinds: 'not-found', 'permission',
- * 'busy' when another program writes to it, 'invalid-format' and 'unsupported' as `readHeader` says.
+ * Opens the image at `path`, with its external data file, with access 'read', whether or not it could be written. Kinds:
+ * 'not-found', 'permission', 'busy' when another program writes to it, 'invalid-format' and 'unsupported' as `readHeader`
+ * says, and those of `openDataFile`.
  */
 export async function openQcow2(host: Host, path: string, options: OpenQcow2Options): Promise<Qcow2Image> {
   const file = await openWritableOrNot(host, path)
+  let dataFile: DataFile | undefined
   try {
     const header = await readHeader(file)
-    refuseDataFile(header, path)
-    const status = await host.status(path)
+    const isBlockDevice = (await host.status(path))?.kind === 'block'
+    if (header.dataFile !== undefined) dataFile = await openDataFile(host, path, header, options.admit)
     const tables = new Tables(file, header)
     await tables.open()
     const bitmaps = new Bitmaps(file, header, options.report ?? ignore)
-    const image = new Qcow2Image({ file, header, tables, bitmaps }, options.name, status?.kind === 'block')
+    const image = new Qcow2Image({ file, isBlockDevice, dataFile, header, tables, bitmaps }, options.name)
     await image.readDirectories()
     return image
   } catch (error) {
+    await dataFile?.file.close()
     await file.close()
     throw error
   }
-}
-
-function refuseDataFile(header: Header, path: string): void {
-  if (header.dataFile === undefined) return
-  const message = `${path} uses an external data file; convert it with qemu-img convert -O qcow2`
-  throw new BlockError('unsupported', message, { path })
 }
 
 /** What the header of the image at `path` says, and nothing else of it is read. Kinds as for `openQcow2`, without 'busy'. */
@@ -79,20 +79,14 @@ export async function readQcow2Info(host: Host, path: string): Promise<Readonly<
   }
 }
 
-async function openWritableOrNot(host: Host, path: string): Promise<HostFile> {
-  try {
-    return await host.open(path, { write: true, lock: 'read' })
-  } catch (error) {
-    if (!isBlockError(error, 'permission') && !isBlockError(error, 'read-only')) throw error
-    return host.open(path, { lock: 'read' })
-  }
-}
-
 function ignore(): void {}
 
 /** What an image is made of. */
 interface Parts {
   readonly file: HostFile
+  readonly isBlockDevice: boolean
+  /** Undefined without an external one. */
+  readonly dataFile: DataFile | undefined
   readonly header: Header
   readonly tables: Tables
   readonly bitmaps: Bitmaps
@@ -109,6 +103,7 @@ export class Qcow2Image implements Layer {
   readonly format = 'qcow2'
   backing: BlockDevice | undefined
   readonly #file: HostFile
+  readonly #dataFile: DataFile | undefined
   readonly #tables: Tables
   readonly #reader: Reader
   readonly #bitmaps: Bitmaps
@@ -119,12 +114,13 @@ export class Qcow2Image implements Layer {
   readonly #snapshots: Snapshots
 
   /** Use `openQcow2`. */
-  constructor({ file, header, tables, bitmaps }: Parts, name: string, isBlockDevice: boolean) {
+  constructor({ file, isBlockDevice, dataFile, header, tables, bitmaps }: Parts, name: string) {
     this.name = name
     this.#file = file
+    this.#dataFile = dataFile
     this.#header = header
     this.#tables = tables
-    this.#reader = new Reader(file, this, tables)
+    this.#reader = new Reader(file, dataFile?.file ?? file, this, tables)
     this.#bitmaps = bitmaps
     this.#snapshots = new Snapshots(file, header)
     this.#isBlockDevice = isBlockDevice
@@ -142,6 +138,11 @@ export class Qcow2Image implements Layer {
 
   get path(): string {
     return this.#file.path
+  }
+
+  /** The path of the external data file; undefined without one. */
+  get dataFile(): string | undefined {
+    return this.#dataFile?.file.path
   }
 
   get size(): number {
@@ -244,7 +245,7 @@ export class Qcow2Image implements Layer {
 
   async grow(size: number): Promise<void> {
     const { writer, allocator } = this.#mustWrite()
-    const surroundings = { header: this.#header, backing: this.backing }
+    const surroundings = { header: this.#header, backing: this.backing, dataFile: this.#dataFile }
     await this.#bitmaps.beforeResize()
     await growImage(size, { file: this.#file, tables: this.#tables, allocator, writer, ...surroundings })
     await this.#bitmaps.afterResize()
@@ -274,7 +275,8 @@ export class Qcow2Image implements Layer {
     tables.mayPassEnd = this.#tables.mayPassEnd
     await tables.open()
     const bitmaps = new Bitmaps(file, header, ignore)
-    const view = new Qcow2Image({ file, header, tables, bitmaps }, `${this.name}@${name}`, this.#isBlockDevice)
+    const parts: Parts = { file, isBlockDevice: this.#isBlockDevice, dataFile: undefined, header, tables, bitmaps }
+    const view = new Qcow2Image(parts, `${this.name}@${name}`)
     view.backing = this.backing
     return view
   }
@@ -362,6 +364,7 @@ export class Qcow2Image implements Layer {
     } finally {
       this.#tables.forget()
       this.#writing?.allocator.refcounts.forget()
+      await this.#dataFile?.file.close()
       await this.#file.close()
     }
   }
@@ -383,8 +386,9 @@ export class Qcow2Image implements Layer {
 
   async #beginWriting(): Promise<void> {
     this.#refuseToWrite()
-    this.#file.lock('write')
+    this.#claim('write')
     try {
+      if (this.#dataFile !== undefined) await readyDataFile(this.#dataFile, this.#header)
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
       const allocator = new Allocator(this.#file, this.#header, new Refcounts(this.#file, this.#header), deviceSize)
       // What stale bitmaps held is free, by a count of all that is still in use.
@@ -400,9 +404,21 @@ export class Qcow2Image implements Layer {
       await writeFeatures(this.#file, this.#header)
       this.#tables.mayPassEnd = false
       if (isStale) await this.#bitmaps.refound()
-      this.#writing = { allocator, writer: new Writer(this.#file, this.#file, this, this.#tables, allocator) }
+      const data = this.#dataFile?.file ?? this.#file
+      this.#writing = { allocator, writer: new Writer(this.#file, data, this, this.#tables, allocator) }
     } catch (error) {
-      this.#file.lock('read')
+      this.#claim('read')
+      throw error
+    }
+  }
+
+  /** Changes the claim on the image and on its data file, or on neither. */
+  #claim(access: Access): void {
+    this.#file.lock(access)
+    try {
+      this.#dataFile?.file.lock(access)
+    } catch (error) {
+      this.#file.lock(access === 'write' ? 'read' : 'write')
       throw error
     }
   }
@@ -421,7 +437,7 @@ export class Qcow2Image implements Layer {
     await this.#bitmaps.release()
     if (!allocator.isDamaged) this.#header.incompatible &= ~INCOMPAT_DIRTY
     await writeFeatures(this.#file, this.#header)
-    this.#file.lock('read')
+    this.#claim('read')
   }
 
   #refuseToWrite(): void {
@@ -435,8 +451,9 @@ export class Qcow2Image implements Layer {
       const message = `${path} is marked corrupt and can only be read; repair it with: qemu-img check -r all ${path}`
       throw new BlockError('corrupt', message, { path })
     }
-    if (this.#file.writable) return
-    const message = `${path} may not be written by this user; change its owner, mode or mount`
+    const fixed = [this.#file, this.#dataFile?.file].find((file) => file?.writable === false)
+    if (fixed === undefined) return
+    const message = `${fixed.path} may not be written by this user; change its owner, mode or mount`
     throw new BlockError('permission', message, { path })
   }
 }

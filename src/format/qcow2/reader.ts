@@ -44,13 +44,16 @@ export interface ReaderSurroundings {
 
 export class Reader {
   readonly #file: HostFile
+  readonly #data: HostFile
   readonly #image: ReaderSurroundings
   readonly #tables: Tables
   /** The compressed cluster that was read last: readers take it in pieces. */
   #inflated: { readonly host: number; readonly bytes: Uint8Array } | undefined
 
-  constructor(file: HostFile, image: ReaderSurroundings, tables: Tables) {
+  /** `data` is the file that holds the guest's data: `file` itself, or an external data file. */
+  constructor(file: HostFile, data: HostFile, image: ReaderSurroundings, tables: Tables) {
     this.#file = file
+    this.#data = data
     this.#image = image
     this.#tables = tables
   }
@@ -128,7 +131,7 @@ export class Reader {
   #readPiece(offset: number, length: number, into: Uint8Array, at: number): Pending {
     const { kind, host } = this.#tables
     if (kind === DATA) {
-      const wait = this.#file.read(host, length, into, at)
+      const wait = this.#data.read(host, length, into, at)
       return wait === undefined ? undefined : this.#image.track(wait)
     }
     if (kind === UNMAPPED) return this.#readBacking(offset, length, into, at)
@@ -172,6 +175,7 @@ export class Reader {
 
   #extentsOf(offset: number, length: number, visit: ExtentVisitor): Pending {
     const { kind, host } = this.#tables
+    if (kind === DATA && this.#data !== this.#file) return this.#extentsOfDataFile(offset, length, visit)
     if (kind === DATA || kind === COMPRESSED) return void visit(length, 0)
     if (kind === ZEROS) return void visit(length, host < 0 ? HOLE | ZERO : ZERO)
     const { backing } = this.#image
@@ -179,6 +183,16 @@ export class Reader {
     const below = shown === 0 ? undefined : backing?.extents(offset, shown, visit)
     return andThen(below, () => {
       if (shown < length) visit(length - shown, HOLE | ZERO)
+      return undefined
+    })
+  }
+
+  /** A data file may be mapped whole and be full of holes, so it is asked itself. */
+  #extentsOfDataFile(offset: number, length: number, visit: ExtentVisitor): Pending {
+    const present = Math.min(length, Math.max(0, this.#data.size() - offset))
+    const wait = present === 0 ? undefined : this.#data.extents(offset, present, visit)
+    return andThen(wait, () => {
+      if (present < length) visit(length - present, HOLE | ZERO)
       return undefined
     })
   }

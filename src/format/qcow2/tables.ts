@@ -11,7 +11,7 @@
 import { assert } from '../../base/assert.ts'
 import { copyBytes, getUint32, MAX_SAFE, setUint32 } from '../../base/bytes.ts'
 import { QCOW2_SLICE } from '../../base/limits.ts'
-import { roundUp } from '../../base/round.ts'
+import { roundDown, roundUp } from '../../base/round.ts'
 import { andThen, type Pending } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
@@ -39,6 +39,7 @@ export class Tables implements PieceOwner {
   readonly #entrySize: number
   /** Bits of the low half of an L2 entry that must be clear. */
   readonly #reservedLow: number
+  readonly #hasDataFile: boolean
   readonly #perSlice: number
   readonly #perTable: number
   readonly #tableReach: number
@@ -82,6 +83,9 @@ export class Tables implements PieceOwner {
     this.#reservedLow = hasZeroFlag ? spec.L2_RESERVED_LOW : spec.L2_RESERVED_LOW | spec.OFLAG_ZERO_LOW
     this.#tableReach = this.#perTable * header.clusterSize
     this.#scratch = new Uint8Array(sliceBytes)
+    this.#hasDataFile = header.dataFile !== undefined
+    // A data file ends where it ends: what lies after reads as zeros.
+    if (this.#hasDataFile) this.#hostEnd = Number.POSITIVE_INFINITY
     this.mayPassEnd = isDirty(header)
   }
 
@@ -358,7 +362,8 @@ export class Tables implements PieceOwner {
       throw this.corrupt('reserved bits set in its L2 entry', offset)
     const place = spec.entryOffset(high, low)
     const isZero = (low & spec.OFLAG_ZERO_LOW) !== 0
-    if (place === 0) {
+    const isNowhere = place === 0 && !(this.#hasDataFile && this.exclusive)
+    if (isNowhere) {
       if (this.exclusive) throw this.corrupt('a cluster at the header’s place', offset)
       this.kind = isZero ? ZEROS : UNMAPPED
       this.host = NO_PLACE
@@ -368,10 +373,12 @@ export class Tables implements PieceOwner {
     this.kind = isZero ? ZEROS : DATA
     this.host = place
     this.#step = this.#clusterSize
-    this.#checkHost(place, offset, 'cluster')
+    if (this.#hasDataFile) this.#checkDataPlace(place, offset)
+    else this.#checkHost(place, offset, 'cluster')
   }
 
   #decodeCompressed(high: number, low: number, offset: number): void {
+    if (this.#hasDataFile) throw this.corrupt('a compressed cluster, which has no place in a data file,', offset)
     this.kind = COMPRESSED
     this.exclusive = false
     this.host = spec.compressedOffset(high, low, this.#header.clusterBits)
@@ -399,7 +406,8 @@ export class Tables implements PieceOwner {
     }
     this.length = Math.min(length, (first + count) * unitSize - within)
     const clusters = Math.ceil((first + count) / spec.SUBCLUSTERS)
-    if (this.#step !== 0 && clusters > 1) this.#checkHost(this.host + (clusters - 1) * this.#step, offset, 'cluster')
+    if (this.#step !== 0 && this.host + clusters * this.#step > this.#hostEnd)
+      this.#checkHost(this.host + (clusters - 1) * this.#step, offset, 'cluster')
   }
 
   /** How many of the first subclusters of entry `index` are of the kind found; none when its bitmaps cannot be. */
@@ -424,6 +432,13 @@ export class Tables implements PieceOwner {
 
   #isEntry(bytes: Uint8Array, index: number, high: number, low: number): boolean {
     return getUint32(bytes, index * this.#entrySize) === high && getUint32(bytes, index * this.#entrySize + 4) === low
+  }
+
+  /** In a data file, each cluster has the place that it has on the disk, and nothing else refers to it. */
+  #checkDataPlace(place: number, offset: number): void {
+    if (place !== roundDown(offset, this.#clusterSize))
+      throw this.corrupt(`its cluster at ${place} of the data file, another’s place,`, offset)
+    this.exclusive = true
   }
 
   #checkHost(host: number, offset: number, what: string): void {
