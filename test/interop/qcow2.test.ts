@@ -275,18 +275,13 @@ suite('qcow2 between QEMU and Varve', { skip: missing('qemu-img', 'qemu-io') }, 
     assert.deepEqual([info['backing-filename'], info['backing-filename-format']], ['y.raw', 'raw'])
   })
 
-  for (const [feature, options] of [
-    ['an external data file', 'data_file=FOLDER/data.raw'],
-    ['encryption', 'encrypt.format=luks,encrypt.key-secret=s'],
-  ] as const) {
-    test(`an image with ${feature} is refused by name`, async (t) => {
-      const folder = tempFolder(t)
-      const target = path.join(folder, 'image.qcow2')
-      const secret = ['--object', 'secret,id=s,data=x']
-      peer('qemu-img', 'create', ...secret, '-f', 'qcow2', '-o', options.replace('FOLDER', folder), target, '1M')
-      await assert.rejects(open(target), (error) => isBlockError(error, 'unsupported'))
-    })
-  }
+  test('an encrypted image is refused by name', async (t) => {
+    const target = path.join(tempFolder(t), 'image.qcow2')
+    // LUKS would first measure how fast the machine is, which a busy one refuses.
+    const options = ['--object', 'secret,id=s,data=x', '-o', 'encrypt.format=aes,encrypt.key-secret=s']
+    peer('qemu-img', 'create', '-f', 'qcow2', ...options, target, '1M')
+    await assert.rejects(open(target), (error) => isBlockError(error, 'unsupported') && /encrypted/.test(error.message))
+  })
 
   test('an image that QEMU is writing cannot be opened, and one that is written here is locked for QEMU', async (t) => {
     const target = path.join(tempFolder(t), 'image.qcow2')

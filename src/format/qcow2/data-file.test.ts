@@ -1,0 +1,127 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { utf8 } from '../../base/bytes.ts'
+import { BlockError, isBlockError } from '../../block/error.ts'
+import { SimulatedHost } from '../../host/simulated.ts'
+import { createQcow2 } from './create.ts'
+import { encodeHeader, type HeaderExtension, readHeader } from './header.ts'
+import { openQcow2 } from './image.ts'
+import { EXT_DATA_FILE } from './spec.ts'
+
+const SIZE = 1024 * 1024
+const CLUSTER = 4096
+
+async function newImage(): Promise<SimulatedHost> {
+  const host = new SimulatedHost()
+  await createQcow2(host, '/disk', { size: SIZE, clusterSize: CLUSTER, dataFile: 'data' })
+  return host
+}
+
+/** Has the header name another data file, or none. */
+async function rename(host: SimulatedHost, name: string | undefined): Promise<void> {
+  const file = await host.open('/disk', { write: true })
+  const header = await readHeader(file)
+  const extension: HeaderExtension[] = name === undefined ? [] : [{ type: EXT_DATA_FILE, data: utf8.encode(name) }]
+  const bytes = Buffer.alloc(CLUSTER)
+  bytes.set(encodeHeader({ ...header, extensions: extension }))
+  await file.write(0, bytes.length, bytes, 0)
+  await file.close()
+}
+
+async function refuses(host: SimulatedHost, kind: string, message: RegExp): Promise<void> {
+  await assert.rejects(
+    openQcow2(host, '/disk', { name: 'disk' }),
+    (error) => isBlockError(error) && error.kind === kind && message.test(error.message),
+  )
+}
+
+suite('an external data file', () => {
+  test('holds the guest’s data at the guest’s own offsets', async () => {
+    const host = await newImage()
+    const image = await openQcow2(host, '/disk', { name: 'disk' })
+    assert.equal(image.dataFile, '/data')
+    await image.setAccess('write')
+    await image.write(300_000, 5, utf8.encode('varve'), 0, 0)
+    await image.close()
+    const data = await host.open('/data')
+    const found = new Uint8Array(5)
+    await data.read(300_000, 5, found, 0)
+    assert.equal(utf8.decode(found), 'varve')
+    assert.equal(data.size(), SIZE)
+  })
+
+  test('is claimed with the image: for reading when it is opened, alone while it is written', async () => {
+    const host = await newImage()
+    const image = await openQcow2(host, '/disk', { name: 'disk' })
+    await assert.rejects(host.open('/data', { write: true, lock: 'write' }), (error) => isBlockError(error, 'busy'))
+    const reader = await host.open('/data', { lock: 'read' })
+    await assert.rejects(image.setAccess('write'), (error) => isBlockError(error, 'busy'))
+    const other = await host.open('/disk', { lock: 'read' })
+    await other.close()
+    await reader.close()
+    await image.setAccess('write')
+    await assert.rejects(host.open('/data', { lock: 'read' }), (error) => isBlockError(error, 'busy'))
+    await image.setAccess('read')
+    await (await host.open('/data', { lock: 'read' })).close()
+    await image.close()
+  })
+
+  test('that is missing is refused, with what to do', async () => {
+    const host = await newImage()
+    await host.unlink('/data')
+    await refuses(host, 'not-found', /data file \/data does not exist; bring it back, or name it with: qemu-img amend/)
+  })
+
+  test('that the header does not name is refused, with what to do', async () => {
+    const host = await newImage()
+    await rename(host, undefined)
+    await refuses(host, 'invalid-format', /does not say which; name it with: qemu-img amend/)
+  })
+
+  for (const name of ['json:{"driver":"null-co"}', 'nbd:localhost:10809', 'https://example.org/data']) {
+    test(`${name} is no path, and is refused`, async () => {
+      const host = await newImage()
+      await rename(host, name)
+      await refuses(host, 'unsupported', /is no path/)
+    })
+  }
+
+  test('is never the image itself', async () => {
+    const host = await newImage()
+    await rename(host, '../disk')
+    await refuses(host, 'invalid-format', /names itself/)
+  })
+
+  test('is opened only when the caller admits it', async () => {
+    const host = await newImage()
+    const asked: string[] = []
+    const admit = (file: string): void => {
+      asked.push(file)
+      throw new BlockError('permission', `${file} is not for you`)
+    }
+    await assert.rejects(openQcow2(host, '/disk', { name: 'disk', admit }), (error) =>
+      isBlockError(error, 'permission'),
+    )
+    assert.deepEqual(asked, ['/data'])
+  })
+
+  test('that is raw excludes a backing file and needs a name', async () => {
+    const host = new SimulatedHost()
+    const backing = { name: 'base', format: 'raw' }
+    for (const options of [{ dataFile: 'data', backing }, {}])
+      await assert.rejects(createQcow2(host, '/disk', { size: SIZE, dataFileRaw: true, ...options }), (error) =>
+        isBlockError(error, 'invalid-argument'),
+      )
+    assert.deepEqual(await host.list('/'), [])
+  })
+
+  test('that exists is not overwritten by a new image, and one that was made goes when the image cannot be made', async () => {
+    const host = await newImage()
+    const options = { size: SIZE, dataFile: 'data' }
+    await assert.rejects(createQcow2(host, '/other', options), (error) => isBlockError(error, 'exists'))
+    await assert.rejects(createQcow2(host, '/disk', { size: SIZE, dataFile: 'more' }), (error) =>
+      isBlockError(error, 'exists'),
+    )
+    assert.deepEqual(await host.list('/'), ['data', 'disk'])
+  })
+})
