@@ -10,6 +10,7 @@ import { MemoryDevice } from '../../src/block/memory.ts'
 import { type CreateOptions, createQcow2 } from '../../src/format/qcow2/create.ts'
 import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { type Change, Content, CrashDisk, SECTOR, type Synced } from './crash-disk.ts'
+import { actsFor, bitmapStep, FIRST_WORLD, idsOf, snapshotStep, type World } from './qcow2-worlds.ts'
 import { type Act, BELOW, fillSectors, idOf, ZEROS } from './sector-model.ts'
 
 export const IMAGE = '/disk.qcow2'
@@ -23,12 +24,16 @@ export interface Setting {
   readonly isLate: boolean
   readonly isDevice: boolean
   readonly hasBacking: boolean
+  /** Internal snapshots and persistent bitmaps are used too. */
+  readonly keeps: boolean
   readonly create: Omit<CreateOptions, 'backing'>
 }
 
 export type Marker =
   | { readonly kind: 'issued'; readonly act: Act; readonly first: number; readonly count: number }
-  | { readonly kind: 'resizing' | 'referring' | 'acked'; readonly act: Act }
+  | { readonly kind: 'resizing' | 'referring' | 'keeping' | 'acked'; readonly act: Act }
+  /** The whole disk becomes something else, an act for each sector. */
+  | { readonly kind: 'applying'; readonly acts: readonly Act[] }
   /** What a read after a trim or a restart found, sector by sector. */
   | { readonly kind: 'seen'; readonly first: number; readonly ids: readonly number[]; readonly issued: number }
   | { readonly kind: 'flushing' | 'killed' }
@@ -41,6 +46,8 @@ export interface Recording {
   readonly setting: Setting
   readonly seed: number
   readonly log: readonly Entry[]
+  /** What the image kept beside the disk, one after the other. */
+  readonly worlds: readonly World[]
   /** The files when the log begins, all durable. */
   readonly start: ReadonlyMap<string, Content>
   readonly operations: number
@@ -86,8 +93,9 @@ export async function record(setting: Setting, seed: number, operations: number)
   // The new image is durable as it is; its making is not part of the log.
   log.length = 0
   const start = new Map(Array.from(disk.files, ([name, content]) => [name, new Content(content)]))
-  await new Run(setting, seed, disk, log).go(operations)
-  return { setting, seed, log, start, operations }
+  const run = new Run(setting, seed, disk, log)
+  await run.go(operations)
+  return { setting, seed, log, start, operations, worlds: run.worlds }
 }
 
 async function makeImage(disk: CrashDisk, setting: Setting): Promise<void> {
@@ -113,12 +121,14 @@ const WEIGHTS = {
   reopen: 10,
   rest: 5,
   kill: 8,
+  snapshot: 12,
+  bitmap: 8,
 } as const
 
 type Operation = keyof typeof WEIGHTS
 
 const DRAWN: readonly Operation[] = (Object.keys(WEIGHTS) as Operation[]).flatMap((operation) =>
-  Array.from({ length: WEIGHTS[operation] }, () => operation),
+  Array<Operation>(WEIGHTS[operation]).fill(operation),
 )
 
 /** Sectors that a request in flight may change. */
@@ -142,6 +152,7 @@ class Run {
   #life = 0
   #ids = BELOW
   #reference = 0
+  readonly worlds: World[] = [FIRST_WORLD]
 
   constructor(setting: Setting, seed: number, disk: CrashDisk, log: Entry[]) {
     this.#setting = setting
@@ -177,6 +188,7 @@ class Run {
     if (operation === 'refer') return this.#refer()
     if (operation === 'reopen') return this.#reopen()
     if (operation === 'rest') return this.#rest()
+    if (this.#setting.keeps && (operation === 'snapshot' || operation === 'bitmap')) return this.#keep(operation)
   }
 
   async #open(): Promise<void> {
@@ -286,6 +298,33 @@ class Run {
     this.#log.push({ kind: 'referring', act })
     await this.#opened.setBackingReference(REFERENCES[this.#reference] as string, 'raw')
     this.#end(act)
+  }
+
+  /** Something with snapshots or bitmaps. */
+  async #keep(operation: 'snapshot' | 'bitmap'): Promise<void> {
+    const image = this.#opened
+    const disk = idsOf(await readAll(image))
+    const world = this.worlds.at(-1) as World
+    const name = `${operation}-${this.worlds.length}`
+    const random = this.#random
+    const step =
+      operation === 'snapshot' ? snapshotStep(world, random, disk, name) : bitmapStep(world, image, random, disk, name)
+    const acts: Act[] = []
+    if (step.disk !== undefined) {
+      acts.push(...actsFor(step.disk, this.#log.length))
+      this.#log.push({ kind: 'applying', acts })
+      const resized = this.#begin(step.disk.length * SECTOR, true)
+      acts.push(resized)
+      this.#log.push({ kind: 'resizing', act: resized })
+    }
+    const act = this.#begin(this.worlds.push(step.next) - 1, true)
+    this.#log.push({ kind: 'keeping', act })
+    await step.make(image)
+    for (const each of acts) each.done = this.#log.length
+    for (const each of acts) this.#undone.delete(each)
+    this.#end(act)
+    const now = idsOf(await readAll(image))
+    assert(now.join() === (step.disk ?? disk).join(), 'the disk is what the step says')
   }
 
   async #reopen(): Promise<void> {

@@ -19,16 +19,23 @@ const SHAPES: readonly Shape[] = [
   { name: 'extended-l2', create: { clusterSize: 16 * KIB, size: 192 * KIB + 5 * SECTOR, extendedL2: true } },
 ]
 
-const HOSTS: readonly Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking'>[] = [
-  { isLate: false, isDevice: false, hasBacking: false },
-  { isLate: false, isDevice: false, hasBacking: true },
-  { isLate: true, isDevice: false, hasBacking: false },
-  { isLate: true, isDevice: false, hasBacking: true },
-  { isLate: true, isDevice: true, hasBacking: true },
+const HOSTS: readonly Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking' | 'keeps'>[] = [
+  { isLate: false, isDevice: false, hasBacking: false, keeps: false },
+  { isLate: false, isDevice: false, hasBacking: true, keeps: false },
+  { isLate: true, isDevice: false, hasBacking: false, keeps: true },
+  { isLate: true, isDevice: false, hasBacking: true, keeps: false },
+  { isLate: true, isDevice: true, hasBacking: true, keeps: false },
+  { isLate: false, isDevice: true, hasBacking: true, keeps: true },
 ]
 
 function nameOf(shape: Shape, host: (typeof HOSTS)[number]): string {
-  const words = [shape.name, host.hasBacking && 'backing', host.isLate && 'late', host.isDevice && 'device']
+  const words = [
+    shape.name,
+    host.hasBacking && 'backing',
+    host.isLate && 'late',
+    host.isDevice && 'device',
+    host.keeps && 'keeps',
+  ]
   return words.filter((word) => word !== false).join('+')
 }
 

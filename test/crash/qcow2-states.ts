@@ -24,6 +24,7 @@ import {
   REFERENCES,
   SIZE_MAX_FACTOR,
 } from './qcow2-run.ts'
+import { checkBitmaps, checkSnapshot, type Ids, idsOf, type World, worldOf } from './qcow2-worlds.ts'
 import { type Death, DiskModel, fillSectors } from './sector-model.ts'
 
 /** How a state came about. */
@@ -219,6 +220,7 @@ class Replay {
       const wrong = this.#model.firstWrong(found, died, this.#place)
       assert.equal(wrong, undefined)
       await checkAsFound(image, died)
+      const world = await this.#checkWorld(image, died, found)
       look?.(state, found)
       await image.setAccess('write')
       await expectSame(image, this.#now, found, 'after the repair')
@@ -229,10 +231,26 @@ class Replay {
       assert.equal(image.header.incompatible & INCOMPAT_DIRTY, 0, 'the dirty bit is clear after the close')
       await expectSame(image, this.#now, found, 'after writes and a close')
       await checkClean(image, 'after writes and a close')
+      await this.#checkKept(image, world, found, 'after writes and a close')
     } finally {
       // What a failure left open is forgotten; that it cannot be closed is no finding of its own.
       await image.close().catch(() => undefined)
     }
+  }
+
+  async #checkWorld(image: Qcow2Image, died: Death, found: Uint8Array): Promise<World> {
+    const { world } = this.#model
+    const now = worldOf(image, this.#recording.worlds, (id) => world.allows(id, died, this.#place))
+    await this.#checkKept(image, now, found, 'as found')
+    return now
+  }
+
+  /** All bitmaps and, of the snapshots, one. */
+  async #checkKept(image: Qcow2Image, world: World, disk: Uint8Array, when: string): Promise<void> {
+    if (world.bitmaps.size > 0) await checkBitmaps(image, world, idsOf(disk), when)
+    const names = [...world.snapshots.keys()]
+    const name = names[this.#place % names.length]
+    if (name !== undefined) await checkSnapshot(image, name, world.snapshots.get(name) as Ids, when)
   }
 
   #checkReference(image: Qcow2Image, died: Death): void {
@@ -252,9 +270,14 @@ class Replay {
         return model.size.add(entry.act)
       case 'referring':
         return model.reference.add(entry.act)
+      case 'keeping':
+        return model.world.add(entry.act)
+      case 'applying':
+        return entry.acts.forEach((act, i) => model.add(act, i, 1))
       case 'acked':
-        // Of these two, and of them alone, an acknowledgement says that they are durable.
+        // Of these, and of them alone, an acknowledgement says that they are durable.
         model.size.settle(this.#place + 1)
+        model.world.settle(this.#place + 1)
         return model.reference.settle(this.#place + 1)
       case 'seen':
         for (const [i, id] of entry.ids.entries())

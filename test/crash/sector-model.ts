@@ -89,6 +89,8 @@ export class Versions {
 export class DiskModel {
   readonly size: Versions
   readonly reference = new Versions(0)
+  /** What is kept beside the disk. */
+  readonly world = new Versions(0)
   readonly #sectors: Versions[] = []
 
   /** `backed`: how many sectors from the start show what the backing file holds. */
