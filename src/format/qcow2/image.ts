@@ -448,7 +448,7 @@ export class Qcow2Image implements Layer {
       throw new BlockError('unsupported', message, { path })
     }
     if (isMarkedCorrupt(this.#header)) {
-      const message = `${path} is marked corrupt and can only be read; repair it with: qemu-img check -r all ${path}`
+      const message = `${path} is marked corrupt and can only be read; repair it with: varve image check -r all ${path}`
       throw new BlockError('corrupt', message, { path })
     }
     const fixed = [this.#file, this.#dataFile?.file].find((file) => file?.writable === false)

@@ -58,7 +58,7 @@ export class SharedClusters {
       await this.#walk(l1, (cluster) => {
         const count = refcounts.get(cluster)
         if (count === 0)
-          throw this.#failure('corrupt', `cluster ${cluster} is used and not counted; see qemu-img check -r all`)
+          throw this.#failure('corrupt', `cluster ${cluster} is used and not counted; see varve image check -r all`)
         if (count >= refcounts.largest) {
           const what = `its refcounts of ${2 ** this.#header.refcountOrder} bits cannot hold one more snapshot`
           throw this.#failure('unsupported', what)
