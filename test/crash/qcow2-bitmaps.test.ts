@@ -85,7 +85,7 @@ class Lives {
     const any = usable[random.below(Math.max(1, usable.length))]?.name
     const kind = random.below(14)
     if (kind < 7) return this.#change(image)
-    if (kind === 7) return void (await image.flush())
+    if (kind === 7) return image.flush()
     if (kind === 8 && image.bitmaps.length < 5) {
       const name = `b${this.#names++}`
       this.#baselines.set(name, await contentOf(image))
