@@ -3,7 +3,8 @@
 
 import { roundDown, roundUp } from '../../../src/base/round.ts'
 import { peer } from '../../support/peer.ts'
-import { paintPattern, type Range, SECTOR, someRange, type Trial } from './state.ts'
+import { changeSnapshots } from './snapshots.ts'
+import { canResize, otherSize, paintPattern, type Range, resized, someRange, type Trial } from './state.ts'
 
 const COMMANDS = 24
 const COMPRESSED = 3
@@ -13,7 +14,8 @@ export function qemuIo(image: string, script: readonly string[]): void {
   if (script.length > 0) peer('qemu-io', '-f', 'qcow2', ...script.flatMap((command) => ['-c', command]), image)
 }
 
-export function qemuTurn(trial: Trial): void {
+export async function qemuTurn(trial: Trial): Promise<void> {
+  await changeSnapshots(trial)
   const isResizedFirst = trial.random.chance(0.5)
   if (isResizedFirst) resize(trial)
   const script = [...Array.from({ length: COMMANDS }, () => change(trial)).flat(), ...compressed(trial)]
@@ -80,25 +82,15 @@ function wholeClusters({ combination, model }: Trial, start: number, end: number
 
 function resize(trial: Trial): void {
   const { random, model } = trial
-  if (!random.chance(0.4)) return
-  const size = otherSize(trial)
+  if (!canResize(trial) || !random.chance(0.4)) return
+  const other = otherSize(trial)
+  // What is past the end in the last cluster QEMU keeps when a disk shrinks, and shows again when it grows.
+  const size = other < model.length ? roundUp(other, trial.combination.clusterSize) : other
+  if (size > other && size >= model.length) return
   // Version 2 cannot hide what a longer disk below would show in the new part.
   if (trial.combination.version === '0.10' && trial.backingSize > model.length) return
   trial.history.push(`qemu-img resize to ${size}`)
   const flags = size < model.length ? ['--shrink'] : []
   peer('qemu-img', 'resize', '-q', '-f', 'qcow2', ...flags, trial.image, String(size))
   trial.model = resized(model, size)
-}
-
-/** Another size, larger or smaller, in whole sectors. */
-export function otherSize({ random, model, combination }: Trial): number {
-  const step = SECTOR * random.between(1, random.pick([8, (3 * combination.clusterSize) / SECTOR]))
-  return random.chance(0.6) ? model.length + step : Math.max(SECTOR, model.length - step)
-}
-
-/** The content after a change of size: what is added reads as zeros. */
-export function resized(model: Buffer, size: number): Buffer {
-  const changed = Buffer.alloc(size)
-  model.copy(changed)
-  return changed
 }

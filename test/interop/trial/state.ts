@@ -1,6 +1,7 @@
 // What a trial of one combination holds: the image's files, the model of its content, the random numbers, and what was
 // done so far. Random content comes from here too: noise, runs of one byte and zeros, so that it compresses or not.
 
+import assert from 'node:assert/strict'
 import { Random } from '../../../src/base/random.ts'
 import type { Combination } from '../matrix.ts'
 
@@ -19,6 +20,8 @@ export interface Trial {
   model: Buffer
   /** Bytes of the disk below; 0 without one. */
   backingSize: number
+  /** What each internal snapshot holds, by name. */
+  readonly snapshots: Map<string, Buffer>
   readonly history: string[]
 }
 
@@ -66,4 +69,34 @@ export function paintSome(random: Random, bytes: Uint8Array, clusterSize: number
     else if (random.chance(0.4)) paintPattern(random, bytes, { offset, length })
     offset += length
   }
+}
+
+/** The content after a change of size: what is added reads as zeros. */
+export function resized(model: Buffer, size: number): Buffer {
+  const changed = Buffer.alloc(size)
+  model.copy(changed)
+  return changed
+}
+
+/** Another size for the disk, larger or smaller, in whole sectors. */
+export function otherSize({ random, model, combination }: Trial): number {
+  const step = SECTOR * random.between(1, random.pick([8, (3 * combination.clusterSize) / SECTOR]))
+  return random.chance(0.6) ? model.length + step : Math.max(SECTOR, model.length - step)
+}
+
+/** True when both programs can change the size: QEMU does not for an image of version 2 that has snapshots. */
+export function canResize({ combination, snapshots }: Trial): boolean {
+  return combination.version !== '0.10' || snapshots.size === 0
+}
+
+/** Fails, with the first difference, when the bytes are not the same. */
+export function assertSame(found: Buffer, expected: Buffer, what: string): void {
+  assert.equal(found.length, expected.length, `${what}: the size`)
+  if (found.equals(expected)) return
+  let at = 0
+  while (found[at] === expected[at]) at++
+  let end = at
+  while (end < expected.length && found[end] !== expected[end]) end++
+  const show = (bytes: Buffer): string => bytes.subarray(at, at + 8).toString('hex')
+  assert.fail(`${what}: from ${at}, ${end - at} bytes or more, ${show(found)} in place of ${show(expected)}`)
 }

@@ -7,8 +7,19 @@ import { FUA, type Layer, MAY_UNMAP } from '../../../src/block/device.ts'
 import { openChain } from '../../../src/chain/open.ts'
 import { Qcow2Image } from '../../../src/format/qcow2/image.ts'
 import { realHost } from '../../../src/host/real.ts'
-import { otherSize, resized } from './qemu-turn.ts'
-import { paintNoise, paintPattern, type Range, SECTOR, someRange, type Trial } from './state.ts'
+import { changeSnapshots } from './snapshots.ts'
+import {
+  assertSame,
+  canResize,
+  otherSize,
+  paintNoise,
+  paintPattern,
+  type Range,
+  resized,
+  SECTOR,
+  someRange,
+  type Trial,
+} from './state.ts'
 
 const CHANGES = 16
 
@@ -35,7 +46,8 @@ export async function varveTurn(trial: Trial): Promise<void> {
       else if (kind === 2) {
         await image.setAccess('read')
         await image.setAccess('write')
-      } else await changeTogether(trial, image)
+      } else if (kind === 3) await changeSnapshots(trial, image)
+      else await changeTogether(trial, image)
     }
     await assertReads(trial, image)
   })
@@ -101,6 +113,7 @@ async function learnTrim(image: Layer, { before, model, range }: Trimmed): Promi
 }
 
 async function resize(trial: Trial, image: Qcow2Image): Promise<void> {
+  if (!canResize(trial)) return
   const size = Math.max(trial.model.length, otherSize(trial))
   trial.history.push(`grow to ${size}`)
   await image.grow(size)
@@ -109,17 +122,7 @@ async function resize(trial: Trial, image: Qcow2Image): Promise<void> {
 
 /** Fails when the image holds anything other than the model. */
 export async function assertReads(trial: Trial, image: Layer): Promise<void> {
-  assert.equal(image.size, trial.model.length, 'the size of the disk')
-  const bytes = Buffer.allocUnsafe(image.size)
+  const bytes = Buffer.alloc(image.size)
   await image.read(0, bytes.length, bytes, 0)
-  if (!bytes.equals(trial.model)) assert.fail(`Varve reads other bytes: ${firstDifference(bytes, trial.model)}`)
-}
-
-export function firstDifference(found: Buffer, expected: Buffer): string {
-  let at = 0
-  while (at < expected.length && found[at] === expected[at]) at++
-  let end = at
-  while (end < expected.length && found[end] !== expected[end]) end++
-  const show = (bytes: Buffer): string => bytes.subarray(at, at + 8).toString('hex')
-  return `from ${at}, ${end - at} bytes or more: ${show(found)} in place of ${show(expected)}`
+  assertSame(bytes, trial.model, 'Varve reads')
 }
