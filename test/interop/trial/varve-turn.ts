@@ -3,8 +3,10 @@
 
 import assert from 'node:assert/strict'
 import type { Random } from '../../../src/base/random.ts'
+import { roundDown } from '../../../src/base/round.ts'
 import { FUA, type Layer, MAY_UNMAP } from '../../../src/block/device.ts'
 import { openChain } from '../../../src/chain/open.ts'
+import { ClusterCompressor } from '../../../src/format/qcow2/cluster-compressor.ts'
 import { Qcow2Image } from '../../../src/format/qcow2/image.ts'
 import { realHost } from '../../../src/host/real.ts'
 import { changeSnapshots } from './snapshots.ts'
@@ -39,6 +41,7 @@ export async function varveTurn(trial: Trial): Promise<void> {
   const { random } = trial
   await withImage(trial.image, async (image) => {
     await image.setAccess('write')
+    const compressor = new ClusterCompressor(image.header.compression, image.header.clusterSize)
     for (let i = 0; i < CHANGES; i++) {
       const kind = random.below(12)
       if (kind === 0) await resize(trial, image)
@@ -47,8 +50,10 @@ export async function varveTurn(trial: Trial): Promise<void> {
         await image.setAccess('read')
         await image.setAccess('write')
       } else if (kind === 3) await changeSnapshots(trial, image)
+      else if (kind < 6 && trial.combination.compression !== 'none') await pack(trial, image, compressor)
       else await changeTogether(trial, image)
     }
+    compressor.close()
     await assertReads(trial, image)
   })
 }
@@ -90,6 +95,20 @@ async function perform(image: Layer, model: Buffer, range: Range, kind: Kind): P
   else if (kind === 'unmap') await image.zero(offset, length, MAY_UNMAP)
   else if (kind === 'trim') await image.trim(offset, length, 0)
   else await image.write(offset, length, model, offset, kind === 'pattern' ? FUA : 0)
+}
+
+/** Stores a cluster compressed, whatever is there. */
+async function pack(trial: Trial, image: Qcow2Image, compressor: ClusterCompressor): Promise<void> {
+  const { random, model, history } = trial
+  const { clusterSize } = image.header
+  const offset = roundDown(random.below(model.length), clusterSize)
+  const length = Math.min(clusterSize, model.length - offset)
+  history.push(`packs ${offset} ${length}`)
+  paintPattern(random, model, { offset, length })
+  if (random.chance(0.7)) paintNoise(random, model, { offset, length: random.below(length) })
+  const cluster = Buffer.alloc(clusterSize)
+  model.copy(cluster, 0, offset, offset + length)
+  await image.writeCompressed(offset, await compressor.compress(cluster), cluster, 0, length)
 }
 
 interface Trimmed {
