@@ -52,8 +52,10 @@ export class CompressedStore {
     const changes = this.#changes
     const { tables, places } = changes
     for (;;) {
-      const wait = tables.find(offset, 1) ? changes.obstacle(offset, 1) : tables.load(offset)
-      if (wait === undefined && tables.find(offset, 1)) break
+      // A load may be done within the call: what was loaded still has to be asked for obstacles.
+      const isFound = tables.find(offset, 1)
+      const wait = isFound ? changes.obstacle(offset, 1) : tables.load(offset)
+      if (isFound && wait === undefined) break
       await wait
     }
     const old = { kind: tables.kind, host: tables.host, compressedLength: tables.compressedLength }
