@@ -6,7 +6,7 @@ import { BlockError } from '../block/error.ts'
 import type { CheckResult } from '../format/qcow2/check.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
 import { type RepairKind, repairQcow2 } from '../format/qcow2/repair.ts'
-import { openImageAlone, type OpenImageOptions, probeFormat } from './open-image.ts'
+import { type OpenImageOptions, openMetadata, probeFormat } from './open-image.ts'
 
 /** Counts that are zero are left out, as qemu-img does. */
 export interface CheckReport {
@@ -43,7 +43,7 @@ export interface CheckFileOptions extends OpenImageOptions {
 }
 
 /**
- * Checks the image. Kinds: those of `openImageAlone`, those of `repairQcow2`, and 'unsupported' for a raw image, which has
+ * Checks the image. Kinds: those of `openMetadata`, those of `repairQcow2`, and 'unsupported' for a raw image, which has
  * nothing to check.
  */
 export async function checkFile(options: CheckFileOptions): Promise<Checked> {
@@ -70,7 +70,7 @@ export async function checkFile(options: CheckFileOptions): Promise<Checked> {
 }
 
 async function checkOnly(options: OpenImageOptions): Promise<CheckResult> {
-  const layer = await openImageAlone(options)
+  const layer = await openMetadata(options)
   try {
     assert(layer instanceof Qcow2Image)
     return await layer.check()

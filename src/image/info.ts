@@ -7,7 +7,7 @@ import { isDirty, isMarkedCorrupt } from '../format/qcow2/header.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
 import type { Snapshot } from '../format/qcow2/snapshot-table.ts'
 import { COMPAT_LAZY_REFCOUNTS } from '../format/qcow2/spec.ts'
-import { openImage, openImageAlone, type OpenImageOptions } from './open-image.ts'
+import { openImage, type OpenImageOptions, openMetadata } from './open-image.ts'
 
 /** Sizes in bytes. */
 export interface ImageInfo {
@@ -60,9 +60,9 @@ export interface BitmapDescription {
   readonly flags: readonly ('in-use' | 'auto')[]
 }
 
-/** What the image at `options.path` says. Its backing files are not opened. Kinds as for `openImageAlone`. */
+/** What the image at `options.path` says. Its backing files are not opened. Kinds as for `openMetadata`. */
 export async function describeImage(options: OpenImageOptions): Promise<ImageInfo> {
-  const layer = await openImageAlone(options)
+  const layer = await openMetadata(options)
   try {
     return await describeLayer(options, layer, options.path)
   } finally {

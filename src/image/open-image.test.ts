@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { createQcow2 } from '../format/qcow2/create.ts'
+import { Qcow2Image } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import { SimulatedHost } from '../host/simulated.ts'
-import { openImage, openImageAlone, probeFormat } from './open-image.ts'
+import { openImage, openImageAlone, openMetadata, probeFormat } from './open-image.ts'
 
 const MIB = 1024 * 1024
 
@@ -103,10 +104,28 @@ test('formats that Varve does not open are recognized and refused by name', asyn
   }
 })
 
+test('a data file is followed by who names the format, and not needed for what the image says', async () => {
+  const host = await makeHost()
+  const path = '/vm/split.qcow2'
+  await createQcow2(host, path, { size: MIB, dataFile: 'split.data' })
+  await assert.rejects(openImage({ host, path }), { kind: 'permission', message: /data file .*split\.data.*-f qcow2/ })
+  const chain = await openImage({ host, path, format: 'qcow2' })
+  await chain.read(0, 512, Buffer.alloc(512), 0)
+  await chain.close()
+  await host.unlink('/vm/split.data')
+  await assert.rejects(openImage({ host, path, format: 'qcow2' }), { kind: 'not-found' })
+  const said = await openMetadata({ host, path })
+  assert.ok(said instanceof Qcow2Image)
+  assert.equal(said.header.dataFile?.name, 'split.data')
+  assert.equal((await said.check()).corruptions, 0)
+  await said.close()
+})
+
 test('an image that is not there is not found, with and without a format', async () => {
   const host = await makeHost()
   for (const format of [undefined, 'raw', 'qcow2'] as const) {
     await assert.rejects(openImage({ host, path: '/vm/none', format }), { kind: 'not-found' })
     await assert.rejects(openImageAlone({ host, path: '/vm/none', format }), { kind: 'not-found' })
+    await assert.rejects(openMetadata({ host, path: '/vm/none', format }), { kind: 'not-found' })
   }
 })

@@ -9,6 +9,8 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
 import { FORMATS, type Format, openChain, openLayer } from '../chain/open.ts'
+import { openQcow2 } from '../format/qcow2/image.ts'
+import { openRaw } from '../format/raw/raw.ts'
 import type { Host } from '../host/host.ts'
 import { withoutClaims } from '../host/unclaimed.ts'
 
@@ -24,16 +26,19 @@ export interface OpenImageOptions {
 }
 
 /**
- * The image with its backing files, all with access 'read'. Kinds: those of `openChain`, 'busy' when another process writes to
- * it, and 'permission' for an image that was recognized as qcow2 and leads to another file.
+ * The image with its backing and data files, all with access 'read'. Kinds: those of `openChain`, 'busy' when another process writes
+ * to it, and 'permission' for an image that was recognized as qcow2 and leads to another file.
  */
 export async function openImage(options: OpenImageOptions): Promise<Chain> {
-  const host = options.forceShare === true ? withoutClaims(options.host) : options.host
   const { format, allowedFolders = [] } = options
+  const host = hostFor(options)
   const name = path.basename(options.path)
   if (format !== undefined)
     return new Chain(name, await openChain({ host, path: options.path, format, name, allowedFolders }))
-  const layer = await openImageAlone(options)
+  const probed = await probeFormat(host, options.path)
+  const layer = await openLayer(host, options.path, probed, name, (dataFile) => {
+    throw refuseToFollow(options.path, `the data file ${dataFile}`)
+  })
   if (layer.backingReference === undefined) return new Chain(name, [layer])
   await layer.close()
   throw refuseToFollow(options.path, `the backing file ${layer.backingReference.name}`)
@@ -41,13 +46,28 @@ export async function openImage(options: OpenImageOptions): Promise<Chain> {
 
 /** The image without its backing files: what it does not own reads as zeros. Kinds as for `openImage`. */
 export async function openImageAlone(options: OpenImageOptions): Promise<Layer> {
-  const host = options.forceShare === true ? withoutClaims(options.host) : options.host
+  const host = hostFor(options)
+  const format = options.format ?? (await probeFormat(host, options.path))
+  return openLayer(host, options.path, format, path.basename(options.path))
+}
+
+/** What the image says, and no other file: the data of a disk with a data file cannot be read. Kinds as for `openImage`. */
+export async function openMetadata(options: OpenImageOptions): Promise<Layer> {
+  const host = hostFor(options)
   const name = path.basename(options.path)
-  if (options.format !== undefined) return openLayer(host, options.path, options.format, name)
-  const format = await probeFormat(host, options.path)
-  return openLayer(host, options.path, format, name, (dataFile) => {
-    throw refuseToFollow(options.path, `the data file ${dataFile}`)
-  })
+  const format = options.format ?? (await probeFormat(host, options.path))
+  if ((await host.status(options.path)) === undefined) throw notFound(options.path)
+  return format === 'raw'
+    ? openRaw(host, options.path, { name })
+    : openQcow2(host, options.path, { name, withoutData: true })
+}
+
+function hostFor({ host, forceShare }: OpenImageOptions): Host {
+  return forceShare === true ? withoutClaims(host) : host
+}
+
+function notFound(imagePath: string): BlockError {
+  return new BlockError('not-found', `the image ${imagePath} does not exist`, { path: imagePath })
 }
 
 function refuseToFollow(imagePath: string, what: string): BlockError {
@@ -77,8 +97,7 @@ const PROBED_BYTES = 512
 
 /** What the image's first bytes say; 'raw' when they say nothing. Kind 'unsupported' for a format that Varve does not open. */
 export async function probeFormat(host: Host, imagePath: string): Promise<Format> {
-  if ((await host.status(imagePath)) === undefined)
-    throw new BlockError('not-found', `the image ${imagePath} does not exist`, { path: imagePath })
+  if ((await host.status(imagePath)) === undefined) throw notFound(imagePath)
   const file = await host.open(imagePath)
   const start = Buffer.alloc(PROBED_BYTES)
   try {

@@ -69,6 +69,14 @@ const SUBJECTS: readonly Subject[] = [
   { what: 'with zstd', make: written(option('compression_type=zstd')) },
   { what: 'with extended L2 entries', make: written(option('extended_l2=on,cluster_size=128k')) },
   {
+    what: 'over an image with a data file',
+    make: (folder) => {
+      folder.create('base.qcow2', '3M', '-o', `data_file=${folder.path('base.data')}`)
+      folder.io('base.qcow2', 'write -P 3 1M 100k')
+      written(['-b', 'base.qcow2', '-F', 'qcow2'])(folder)
+    },
+  },
+  {
     what: 'over a raw backing file that is shorter',
     make: (folder) => {
       folder.create('base.raw', '3M')
@@ -100,6 +108,12 @@ const SUBJECTS: readonly Subject[] = [
       written([])(folder)
       setByte(folder.path(IMAGE), 79, 2)
     },
+  },
+  { what: 'with a data file', make: (folder) => written(option(`data_file=${folder.path('data.raw')}`))(folder) },
+  {
+    what: 'with a raw data file',
+    make: (folder) => written(option(`data_file=${folder.path('data.raw')},data_file_raw=on`))(folder),
+    differs: [{ tool: 'measure', field: 'required', why: 'Varve leaves out the holes of the data file' }],
   },
   {
     what: 'with compressed clusters',

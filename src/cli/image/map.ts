@@ -2,7 +2,9 @@
 
 import { once } from 'node:events'
 import type { Command } from 'commander'
+import type { Layer } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
+import { Qcow2Image } from '../../format/qcow2/image.ts'
 import { realHost } from '../../host/real.ts'
 import type { MapEntry } from '../../image/map.ts'
 import { sizeArgument } from '../context.ts'
@@ -45,11 +47,16 @@ async function mapCommand(path: string, options: MapOptions, command: Command): 
       throw new BlockError('invalid-argument', message, { path })
     }
     const entries = mapImage(chain, startOffset, maxLength)
-    const files = chain.layers.toReversed().map((layer) => layer.path)
+    const files = chain.layers.toReversed().map(fileOfData)
     await printAll(wantsJson(command) ? jsonLines(entries) : tableLines(entries, files))
   } finally {
     await chain.close()
   }
+}
+
+/** The file that holds a layer's data: the image or its data file. */
+function fileOfData(layer: Layer): string {
+  return (layer instanceof Qcow2Image ? layer.dataFile : undefined) ?? layer.path
 }
 
 async function* jsonLines(entries: AsyncIterable<MapEntry>): AsyncGenerator<string, void, undefined> {

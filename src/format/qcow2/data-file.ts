@@ -33,6 +33,29 @@ export async function openDataFile(host: Host, imagePath: string, header: Header
   throw invalid(imagePath, `its data file, the device ${real}, has ${sizes}; make it larger`)
 }
 
+/** In the place of a data file that is not opened: whoever asks the image for the disk's data is refused. */
+export function unopenedDataFile(imagePath: string, header: Header): DataFile {
+  const refuse = (): never => {
+    const message = `${imagePath} was opened without its data file ${header.dataFile?.name}`
+    throw new BlockError('unsupported', message, { path: imagePath })
+  }
+  const file: HostFile = {
+    path: imagePath,
+    writable: false,
+    size: refuse,
+    read: refuse,
+    write: refuse,
+    punch: refuse,
+    zero: refuse,
+    extents: refuse,
+    truncate: refuse,
+    sync: refuse,
+    lock: refuse,
+    close: () => Promise.resolve(),
+  }
+  return { file, isBlockDevice: false }
+}
+
 /** Opens an image, or what it refers to, with claim 'read', and so that it can be written later if it may be. */
 export async function openWritableOrNot(host: Host, filePath: string): Promise<HostFile> {
   try {

@@ -21,7 +21,14 @@ import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
 import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
 import { removeBacking, rewriteBacking } from './create.ts'
-import { type Admit, type DataFile, openDataFile, openWritableOrNot, readyDataFile } from './data-file.ts'
+import {
+  type Admit,
+  type DataFile,
+  openDataFile,
+  unopenedDataFile,
+  openWritableOrNot,
+  readyDataFile,
+} from './data-file.ts'
 import { emptyImage } from './empty.ts'
 import { growImage } from './grow.ts'
 import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writeFeatures } from './header.ts'
@@ -42,6 +49,8 @@ export interface OpenQcow2Options {
   readonly report?: (message: string) => void
   /** Asked of an external data file, by its real path, before it is opened; throws to refuse it. Without it any is opened. */
   readonly admit?: Admit
+  /** Leaves an external data file alone: what the image says can be read and checked, the disk's data cannot. */
+  readonly withoutData?: boolean
 }
 
 /**
@@ -55,7 +64,10 @@ export async function openQcow2(host: Host, path: string, options: OpenQcow2Opti
   try {
     const header = await readHeader(file)
     const isBlockDevice = (await host.status(path))?.kind === 'block'
-    if (header.dataFile !== undefined) dataFile = await openDataFile(host, path, header, options.admit)
+    if (header.dataFile !== undefined) {
+      const isLeft = options.withoutData === true
+      dataFile = isLeft ? unopenedDataFile(path, header) : await openDataFile(host, path, header, options.admit)
+    }
     const tables = new Tables(file, header)
     await tables.open()
     const bitmaps = new Bitmaps(file, header, options.report ?? ignore)
