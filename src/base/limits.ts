@@ -139,6 +139,11 @@ export const QCOW2_METADATA_MIN = MIB
 export const QCOW2_METADATA_PIECE_MIN = KIB
 /** Freed clusters that an image remembers for reuse; those above are found again when it is next opened for writing. */
 export const QCOW2_FREED_MAX = 65_536
+/** References to a cluster of compressed data that are counted ahead of use where that takes a sync. */
+export const QCOW2_COUNTED_AHEAD = 64
+/** Clusters that are made ready for use at a time where that takes a sync: at first, and at most, after doubling. */
+export const QCOW2_REFILL_MIN = 64
+export const QCOW2_REFILL_MAX = 1024
 /** Bytes that one copy-on-write step moves at most (a cluster, when that is larger). */
 export const QCOW2_COPY = MIB
 /**

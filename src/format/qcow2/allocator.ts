@@ -4,37 +4,52 @@
 //   free -> freed -> (flush: its freeing is durable) -> punched -> (flush: its zeros are durable) -> ready
 //
 // Clusters that were free when the image was opened are found by a scan, a page of refcounts at each flush.
+//
+// An image of version 2 has no dirty bit that would let the next opening count anew, so the counts in its file may be too
+// high, never too low: the allocator is strict. It counts some clusters ahead of use, durably, and gives out only those; and
+// it drops a reference only when its removal is durable. A crash leaks what was counted and not used.
+//
+//   free -> dropped -> (flush: its removal is durable) -> freed ... punched -> (flush) -> spare -> counted -> (sync) -> ready
 
-import { QCOW2_FREED_MAX, QCOW2_REFCOUNT_TABLE_MAX } from '../../base/limits.ts'
+import { QCOW2_FREED_MAX, QCOW2_REFCOUNT_TABLE_MAX, QCOW2_REFILL_MAX, QCOW2_REFILL_MIN } from '../../base/limits.ts'
 import { Mutex } from '../../base/mutex.ts'
 import { divideUp, roundDown } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
-import type { Refcounts, Run } from './refcounts.ts'
+import type { Refcounts } from './refcounts.ts'
+import { joined, type Run, takeSome } from './runs.ts'
+import type { SharedSync } from './shared-sync.ts'
 import * as spec from './spec.ts'
 
-/** What the sync of a flush makes durable: that clusters are free, and that others are zero. */
+/** What the sync of a flush makes durable: that references are gone, that clusters are free, and that others are zero. */
 export interface Settlement {
+  readonly dropped: Run[]
   readonly freed: Run[]
   readonly punched: Run[]
 }
 
-/** Clusters that a host block device gives to the allocator at a time, zeroed and synced. */
-const REFILL = 64
-
 export class Allocator {
   readonly refcounts: Refcounts
+  /** The syncs of the image. */
+  readonly sync: SharedSync
+  /** True for version 2: see above. */
+  readonly isStrict: boolean
   readonly #file: HostFile
   readonly #header: Header
   /** Clusters of a host block device, which has no end to grow; undefined for a file. */
   readonly #deviceClusters: number | undefined
   readonly #clusterSize: number
   readonly #mutex = new Mutex()
+  /** Of a strict allocator: references whose removal is not durable yet. */
+  #dropped: Run[] = []
   #freed: Run[] = []
   #punched: Run[] = []
+  /** Of a strict allocator: clusters that could be used, and are not counted yet. */
+  #spare: Run[] = []
   /** Sorted, the lowest last. */
   #ready: Run[] = []
+  #refill = QCOW2_REFILL_MIN
   #scanNext = 0
   #scanEnd = 0
 
@@ -45,8 +60,11 @@ export class Allocator {
   /** True after a failure that may have left the file's refcounts wrong: the dirty bit then stays. */
   isDamaged = false
 
-  constructor(file: HostFile, header: Header, refcounts: Refcounts, deviceSize: number | undefined) {
+  /** `deviceSize`: bytes of the host block device that the image is in; undefined for a file. */
+  constructor(file: HostFile, header: Header, refcounts: Refcounts, sync: SharedSync, deviceSize: number | undefined) {
     this.#file = file
+    this.sync = sync
+    this.isStrict = header.version === 2
     this.#header = header
     this.refcounts = refcounts
     this.#clusterSize = header.clusterSize
@@ -55,8 +73,10 @@ export class Allocator {
 
   /** Begins anew after the refcounts were opened. `usedEnd`: clusters before it are in use, whatever the counts say. */
   async open(usedEnd = 0): Promise<void> {
+    this.#dropped = []
     this.#freed = []
     this.#punched = []
+    this.#spare = []
     this.#ready = []
     this.#scanNext = 0
     const isFile = this.#deviceClusters === undefined
@@ -72,8 +92,23 @@ export class Allocator {
   allocate(most: number): number {
     const run = this.#ready.at(-1)
     if (run !== undefined) return this.#allocateReady(run, most)
+    if (this.#isRefilled || !this.refcounts.hasBlock(this.end) || !this.refcounts.atHand(this.end)) return -1
+    const first = this.#passEnd(most)
+    if (first >= 0) this.#take(first, this.granted)
+    return first
+  }
+
+  /** True when clusters from the end are made ready some at a time, since they need work and a sync first. */
+  get #isRefilled(): boolean {
+    return this.isStrict || this.#deviceClusters !== undefined
+  }
+
+  /**
+   * Moves the end past up to `most` clusters without a count, neighbours in one page that is at hand. Gives the first, and
+   * their number in `granted`; -1 when the page has none left.
+   */
+  #passEnd(most: number): number {
     const { refcounts } = this
-    if (this.#deviceClusters !== undefined || !refcounts.hasBlock(this.end) || !refcounts.atHand(this.end)) return -1
     // A count after the end of the file is a leak of somebody else's; such a cluster is passed over.
     const pageEnd = roundDown(this.end, refcounts.perPage) + refcounts.perPage
     while (this.end < pageEnd && refcounts.get(this.end) !== 0) this.end++
@@ -83,14 +118,15 @@ export class Allocator {
     let count = 1
     while (count < room && refcounts.get(first + count) === 0) count++
     this.end = first + count
-    this.#take(first, count)
+    this.granted = count
     return first
   }
 
   /** Makes the next `allocate` succeed, as far as memory and tables go. Kind 'no-space' when the image is full. */
   prepare(): Promise<void> {
     return this.#mutex.run(async () => {
-      if (this.#ready.length === 0 && this.#deviceClusters !== undefined) await this.#refill(this.#deviceClusters)
+      if (this.#ready.length === 0 && this.#isRefilled) await this.#makeReady()
+      if (this.isStrict) return
       const next = this.#ready.at(-1)?.start ?? this.end
       if (!this.refcounts.hasBlock(next)) await this.#cover(next)
       await this.refcounts.withPage(next, () => this.refcounts.hold(next))
@@ -110,12 +146,27 @@ export class Allocator {
       await this.#zeroOnDevice(first, count)
       await this.extendTo(first + count)
       await this.#setAll(first, count, 1)
+      await this.makeCountsDurable()
       return first
     })
   }
 
-  /** Drops one reference to each of the clusters, which are at hand. They are used again after two flushes. */
+  /** True when `free` can be called for clusters from `first` to `last`; else `freeLater` must. */
+  canFree(first: number, last: number): boolean {
+    if (this.isStrict) return this.#dropped.length < QCOW2_FREED_MAX
+    return this.refcounts.atHand(first) && this.refcounts.atHand(last)
+  }
+
+  /** Drops one reference to each of the clusters, when `canFree` says so. They are used again after two flushes. */
   free(first: number, count: number): void {
+    if (!this.isStrict) return this.release(first, count)
+    const last = this.#dropped.at(-1)
+    if (last !== undefined && last.start + last.count === first) last.count += count
+    else if (count > 0) this.#dropped.push({ start: first, count })
+  }
+
+  /** Drops one reference to each of the clusters, which are at hand, where its removal is durable already. */
+  release(first: number, count: number): void {
     for (let cluster = first; cluster < first + count; cluster++) {
       const before = this.refcounts.get(cluster)
       // A count that is zero already was wrong in the image; the cluster may have other users, so it is left alone.
@@ -125,10 +176,22 @@ export class Allocator {
     }
   }
 
-  /** Loads the counts of the clusters, then frees them. */
+  /** Drops one reference to each of the clusters, and brings about what that needs. */
   async freeLater(first: number, count: number): Promise<void> {
-    for (const piece of this.refcounts.pagesOf(first, count))
-      await this.refcounts.withPage(piece.start, () => this.free(piece.start, piece.count))
+    if (!this.isStrict) return this.#releaseAll([{ start: first, count }])
+    if (!this.canFree(first, first)) {
+      const dropped = this.#dropped
+      this.#dropped = []
+      await this.sync.run()
+      await this.#releaseAll(dropped)
+    }
+    this.free(first, count)
+  }
+
+  async #releaseAll(runs: readonly Run[]): Promise<void> {
+    for (const run of runs)
+      for (const { start, count } of this.refcounts.pagesOf(run.start, run.count))
+        await this.refcounts.withPage(start, () => this.release(start, count))
   }
 
   /** Before the sync of a flush: what that sync will make durable. To be passed to `settle`. */
@@ -138,15 +201,21 @@ export class Allocator {
     await this.#scan()
     const freed = joined(this.#freed)
     this.#freed = []
-    return { freed, punched }
+    const dropped = this.#dropped
+    this.#dropped = []
+    return { dropped, freed, punched }
   }
 
   /**
    * After the sync: gives out what an earlier flush deallocated, and deallocates what is free now. While requests are in
    * flight that may still use it (`isQuiet` false), it stays freed.
    */
-  async settle({ freed, punched }: Settlement, isQuiet: boolean): Promise<void> {
-    if (punched.length > 0) this.#ready = joined([...this.#ready, ...punched]).reverse()
+  async settle({ dropped, freed, punched }: Settlement, isQuiet: boolean): Promise<void> {
+    if (this.isStrict) this.#spare = joined([...this.#spare, ...punched])
+    else if (punched.length > 0) this.#ready = joined([...this.#ready, ...punched]).reverse()
+    await this.#orDamaged(() => this.#releaseAll(dropped))
+    // Nothing durable refers to what was released just now.
+    if (this.isStrict) freed = joined([...freed, ...this.#freed.splice(0)])
     for (const [index, run] of freed.entries()) {
       try {
         if (isQuiet) await this.#file.punch(run.start * this.#clusterSize, run.count * this.#clusterSize)
@@ -162,21 +231,44 @@ export class Allocator {
     }
   }
 
-  /** Gives block `index` of the refcounts a place at the end, and does not count it. Gives the place, as a cluster. */
-  async addBlock(index: number): Promise<number> {
+  /** Before a clean close, after the last flush: what was made ready and not used is free. */
+  async giveBack(): Promise<void> {
+    if (!this.isStrict) return
+    const ready = this.#ready
+    this.#ready = []
+    for (const { start, count } of ready) {
+      await this.#setAll(start, count, 0)
+      this.#spare.push({ start, count })
+    }
+    this.#spare = joined(this.#spare)
+    const last = this.#spare.at(-1)
+    if (last === undefined || last.start + last.count !== this.end) return
+    this.end = last.start
+    this.#spare.pop()
+  }
+
+  /** Gives block `index` of the refcounts a place at the end. */
+  async addBlock(index: number, isCounted: boolean): Promise<void> {
     this.#needRoom(1)
     const place = this.end++
     await this.#zeroOnDevice(place, 1)
     await this.extendTo(place + 1)
-    await this.refcounts.setBlock(index, place * this.#clusterSize)
-    return place
+    this.refcounts.showBlock(index, place * this.#clusterSize)
+    try {
+      if (isCounted) await this.#setAll(place, 1, 1)
+      await this.makeCountsDurable()
+      await this.refcounts.writeEntry(index)
+    } catch (error) {
+      this.refcounts.hideBlocks(index, 1)
+      this.isDamaged = true
+      throw error
+    }
   }
 
   /**
-   * Replaces the refcount table by one that reaches past the end, with blocks for the area that holds it. Gives the
-   * clusters that hold new table and blocks. The dirty bit is set: a crash in between costs a rebuild, no more.
+   * Replaces the refcount table by one that reaches past the end, with blocks for the area that holds it. Durable on return.
    */
-  async growTable(): Promise<Run> {
+  async growTable(isCounted: boolean): Promise<void> {
     const start = this.end
     const firstIndex = this.refcounts.table.length
     let blocks = 1
@@ -197,8 +289,27 @@ export class Allocator {
     const table = new Float64Array((clusters * this.#clusterSize) / spec.ENTRY_SIZE)
     table.set(this.refcounts.table)
     for (let i = 0; i < blocks; i++) table[firstIndex + i] = (start + clusters + i) * this.#clusterSize
-    await this.refcounts.replaceTable(table, start * this.#clusterSize, clusters)
-    return { start, count: clusters + blocks }
+    const old = this.refcounts.table
+    this.refcounts.showTable(table)
+    try {
+      if (isCounted) await this.#setAll(start, clusters + blocks, 1)
+      await this.refcounts.writeTable(start * this.#clusterSize)
+      if (this.isStrict) await this.refcounts.writeBack()
+      await this.sync.run()
+    } catch (error) {
+      this.refcounts.hideBlocks(firstIndex, blocks)
+      this.refcounts.showTable(old)
+      this.isDamaged = true
+      throw error
+    }
+    try {
+      await this.refcounts.leadToTable(start * this.#clusterSize, clusters)
+    } catch (error) {
+      // Which of the tables the file now has is unknown, so that no count is certain to be kept.
+      this.isDamaged = true
+      this.sync.fail(error)
+      throw error
+    }
   }
 
   /** Sees to it that every cluster from the end to `last`, and what this itself takes, has a refcount block. */
@@ -210,20 +321,34 @@ export class Allocator {
           start: this.#header.refcountTableOffset / this.#clusterSize,
           count: this.#header.refcountTableClusters,
         }
-        const taken = await this.growTable()
-        await this.#setAll(taken.start, taken.count, 1)
+        await this.growTable(true)
         await this.freeLater(old.start, old.count)
       } else if (this.refcounts.table[index] === 0) {
         // The block of the end itself comes first: it counts the clusters that the others take.
         const endIndex = Math.floor(this.end / this.refcounts.perBlock)
-        const place = await this.addBlock((this.refcounts.table[endIndex] ?? 0) === 0 ? endIndex : index)
-        await this.#setAll(place, 1, 1)
+        await this.addBlock((this.refcounts.table[endIndex] ?? 0) === 0 ? endIndex : index, true)
       } else {
         cluster = (index + 1) * this.refcounts.perBlock
         continue
       }
       cluster = this.end
     }
+  }
+
+  /** That counts stay too high costs space, which the next opening finds or a repair; the request stands. */
+  async #orDamaged(work: () => Promise<void>): Promise<void> {
+    try {
+      await work()
+    } catch {
+      this.isDamaged = true
+    }
+  }
+
+  /** What a strict allocator counts must be durable before anything refers to it. */
+  async makeCountsDurable(): Promise<void> {
+    if (!this.isStrict) return
+    await this.refcounts.writeBack()
+    await this.sync.run()
   }
 
   async #setAll(first: number, count: number, value: number): Promise<void> {
@@ -240,19 +365,19 @@ export class Allocator {
 
   #allocateReady(run: Run, most: number): number {
     const { refcounts } = this
-    if (!refcounts.atHand(run.start)) return -1
+    if (!this.isStrict && !refcounts.atHand(run.start)) return -1
     const first = run.start
     const count = Math.min(most, run.count, refcounts.perPage - (first % refcounts.perPage))
     run.start += count
     run.count -= count
     if (run.count === 0) this.#ready.pop()
-    this.#take(first, count)
+    this.granted = count
+    if (!this.isStrict) this.#take(first, count)
     return first
   }
 
   #take(first: number, count: number): void {
     for (let cluster = first; cluster < first + count; cluster++) this.refcounts.set(cluster, 1)
-    this.granted = count
   }
 
   #addFreed(cluster: number): void {
@@ -277,16 +402,40 @@ export class Allocator {
     })
   }
 
-  /** On a host block device nothing is known to be zero: takes a few clusters after the end and makes them so. */
-  async #refill(deviceClusters: number): Promise<void> {
-    await this.#cover(this.end)
-    const start = this.end
-    const count = Math.min(REFILL, deviceClusters - start, this.refcounts.perBlock - (start % this.refcounts.perBlock))
-    if (count <= 0) throw this.#full()
+  /** Makes some clusters ready: spare ones, or else from the end, zeroed on a device, counted when strict, and synced. */
+  async #makeReady(): Promise<void> {
+    const runs = takeSome(this.#spare, this.#refill)
+    if (runs.length === 0) runs.push(await this.#takeEnd(this.#refill))
+    try {
+      if (this.isStrict) for (const { start, count } of runs) await this.#setAll(start, count, 1)
+      if (this.isStrict) await this.refcounts.writeBack()
+      await this.sync.run()
+    } catch (error) {
+      await this.#orDamaged(async () => {
+        for (const { start, count } of runs) if (this.isStrict) await this.#setAll(start, count, 0)
+      })
+      this.#spare.push(...runs)
+      throw error
+    }
+    this.#ready = joined([...this.#ready, ...runs]).reverse()
+    this.#refill = Math.min(QCOW2_REFILL_MAX, this.#refill * 2)
+  }
+
+  /** Takes up to `most` clusters from the end, which then read as zeros. */
+  async #takeEnd(most: number): Promise<Run> {
+    let start = -1
+    while (start < 0) {
+      await this.#cover(this.end)
+      const left = this.#deviceClusters === undefined ? most : Math.min(most, this.#deviceClusters - this.end)
+      if (left <= 0) throw this.#full()
+      await this.refcounts.withPage(this.end, () => {
+        start = this.#passEnd(left)
+      })
+    }
+    const count = this.granted
     await this.#zeroOnDevice(start, count)
-    await this.#file.sync()
-    this.end = start + count
-    this.#ready.push({ start, count })
+    await this.extendTo(start + count)
+    return { start, count }
   }
 
   /** The end of what is in use on a host block device. */
@@ -330,15 +479,4 @@ export class Allocator {
     const { path } = this.#file
     return new BlockError('no-space', `${path} is full: no cluster is left that the image can hold`, { path })
   }
-}
-
-/** The runs in order, neighbours as one: few large holes in place of many small ones. */
-function joined(runs: Run[]): Run[] {
-  const result: Run[] = []
-  for (const run of runs.sort((a, b) => a.start - b.start)) {
-    const last = result.at(-1)
-    if (last !== undefined && last.start + last.count === run.start) last.count += run.count
-    else result.push(run)
-  }
-  return result
 }

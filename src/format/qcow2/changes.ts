@@ -24,7 +24,7 @@ import type { Header } from './header.ts'
 import { COMPRESSED, NO_PLACE, UNMAPPED, ZEROS } from './mapping.ts'
 import { structureAt } from './overlap.ts'
 import { Places, type Replacement } from './places.ts'
-import { SharedSync } from './shared-sync.ts'
+import type { SharedSync } from './shared-sync.ts'
 import { TableMaker } from './table-maker.ts'
 import type { Tables } from './tables.ts'
 
@@ -74,7 +74,7 @@ export class Changes {
     this.hasDataFile = header.dataFile !== undefined
     this.#clusterSize = header.clusterSize
     this.#unitSize = header.unitSize
-    this.sync = new SharedSync(data === file ? [file] : [data, file])
+    this.sync = allocator.sync
     this.places = new Places(allocator, header.clusterSize)
     this.tableMaker = new TableMaker(file, header, tables, this.places, this.sync)
     this.#filler = new Filler(data, image, tables)

@@ -4,10 +4,14 @@
 //   host cluster   |AAAABBBBBBBBBCC|CCCCCDDDD......|      counts 3 and 2, and one more while there is room at the end:
 //                                           ^ next        so long it is not free, whatever becomes of C and D
 //
+// A strict allocator (allocator.ts) has to count durably what is about to be used: then it is some at a time that are counted
+// ahead of use.
+//
 // What lies in place of compressed bytes after a power loss would not decompress, so the order is that of a replacement:
 // data -> sync -> L2 entry -> the old cluster is free. Those in flight together share the sync.
 
 import { assert } from '../../base/assert.ts'
+import { QCOW2_COUNTED_AHEAD } from '../../base/limits.ts'
 import { Mutex } from '../../base/mutex.ts'
 import type { Changes } from './changes.ts'
 import { COMPRESSED, NO_PLACE } from './mapping.ts'
@@ -19,6 +23,8 @@ export class CompressedStore {
   /** Where the next one begins, and the end of the host cluster that this is in; equal when there is none. */
   #next = 0
   #end = 0
+  /** References that this host cluster counts and that nothing uses yet; at least one while there is room. */
+  #ahead = 0
 
   constructor(changes: Changes) {
     this.#changes = changes
@@ -44,8 +50,8 @@ export class CompressedStore {
 
   /** Gives up the room at the end of the last host cluster. Nothing may be in flight. */
   async release(): Promise<void> {
-    if (this.#next < this.#end) await this.#changes.places.freeOld(this.#end / this.#clusterSize - 1, 1)
     this.#next = this.#end
+    await this.#dropAhead()
   }
 
   async #link(offset: number, host: number, length: number): Promise<void> {
@@ -75,33 +81,47 @@ export class CompressedStore {
 
   /** A place for `length` bytes, with a reference to each host cluster that they touch. */
   async #take(offset: number, length: number): Promise<number> {
+    const size = this.#clusterSize
     const room = this.#end - this.#next
     if (length <= room) {
       const host = this.#next
       this.#next += length
-      // The reference that kept the room becomes that of the data; another one keeps what is left.
+      this.#ahead--
       await this.#keepRoom()
       return host
     }
     const { cluster } = await this.#changes.places.take(offset, 1)
-    const start = cluster * this.#clusterSize
+    const start = cluster * size
     const isNeighbour = room > 0 && start === this.#end
-    if (!isNeighbour) await this.release()
+    if (isNeighbour) this.#ahead--
+    await this.#dropAhead()
     const host = isNeighbour ? this.#next : start
     this.#next = host + length
-    this.#end = start + this.#clusterSize
+    this.#end = start + size
     await this.#keepRoom()
     return host
   }
 
-  /** Counts a reference for the room at the end; without one, when the count can grow no more, the room is given up. */
+  /** Counts references for the room at the end; without one, when the count can grow no more, the room is given up. */
   async #keepRoom(): Promise<void> {
-    if (this.#next === this.#end) return
-    const { refcounts } = this.#changes.allocator
+    if (this.#next === this.#end) return this.#dropAhead()
+    if (this.#ahead > 0) return
+    const { allocator } = this.#changes
+    const { refcounts } = allocator
     const cluster = this.#end / this.#clusterSize - 1
-    await refcounts.load(cluster)
-    const count = refcounts.get(cluster)
-    if (count < refcounts.largest) refcounts.set(cluster, count + 1)
-    else this.#next = this.#end
+    await refcounts.withPage(cluster, () => {
+      const count = refcounts.get(cluster)
+      this.#ahead = Math.min(allocator.isStrict ? QCOW2_COUNTED_AHEAD : 1, refcounts.largest - count)
+      refcounts.set(cluster, count + this.#ahead)
+    })
+    if (this.#ahead === 0) this.#next = this.#end
+    else await allocator.makeCountsDurable()
+  }
+
+  /** Drops the references that were counted ahead and that nothing ever used. */
+  async #dropAhead(): Promise<void> {
+    const ahead = this.#ahead
+    this.#ahead = 0
+    if (ahead > 0) await this.#changes.places.dropUnused(this.#end / this.#clusterSize - 1, ahead)
   }
 }

@@ -19,6 +19,8 @@ export interface CreateOptions {
   readonly size: number
   /** Bytes, a power of two from 512 to 2 MiB; 64 KiB unless told. */
   readonly clusterSize?: number
+  /** Of the format; 3 unless told. */
+  readonly version?: 2 | 3
   /** Maps by subclusters, 32 to a cluster of at least 16 KiB; not unless told. */
   readonly extendedL2?: boolean
   /** Name of an external data file, relative to the image's folder, which is made with the image; none unless told. */
@@ -72,6 +74,7 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
   const {
     size,
     clusterSize = DEFAULT_CLUSTER_SIZE,
+    version = 3,
     extendedL2 = false,
     dataFile,
     dataFileRaw = false,
@@ -82,6 +85,7 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
   const bits = Math.log2(clusterSize)
   if (!isPowerOfTwo(clusterSize) || bits < spec.MIN_CLUSTER_BITS || bits > spec.MAX_CLUSTER_BITS)
     throw invalid(`a cluster size is a power of two from 512 bytes to 2 MiB, not ${clusterSize}`)
+  if (extendedL2 && version === 2) throw invalid('extended L2 entries need version 3')
   if (extendedL2 && bits < spec.MIN_CLUSTER_BITS_EXTL2)
     throw invalid(`extended L2 entries need clusters of 16 KiB or more, not ${clusterSize} bytes`)
   if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
@@ -103,9 +107,9 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     tableClusters = divideUp(blocks * spec.ENTRY_SIZE, clusterSize)
   }
   const compatible = new Uint8Array(8)
-  setUint64(compatible, 0, spec.COMPAT_LAZY_REFCOUNTS)
+  if (version === 3) setUint64(compatible, 0, spec.COMPAT_LAZY_REFCOUNTS)
   const header: Header = {
-    version: 3,
+    version,
     size,
     clusterBits: bits,
     clusterSize,
@@ -122,8 +126,8 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     dataFile: dataFile === undefined ? undefined : { name: dataFile, isRaw: dataFileRaw },
     compatible,
     autoclear: dataFileRaw ? Uint8Array.of(0, 0, 0, 0, 0, 0, 0, spec.AUTOCLEAR_DATA_FILE_RAW) : new Uint8Array(8),
-    moreFields: new Uint8Array(spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
-    extensions: newExtensions(clusterSize, dataFile),
+    moreFields: new Uint8Array(version === 2 ? 0 : spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
+    extensions: version === 2 ? [] : newExtensions(clusterSize, dataFile),
     bitmaps: undefined,
     backing: undefined,
     backingNameOffset: 0,

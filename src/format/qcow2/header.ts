@@ -305,10 +305,10 @@ export function l1EntriesFor(size: number, clusterSize: number, l2EntrySize: num
 
 /**
  * The header as bytes, to be written at offset 0: fields, extensions, end marker. The backing file's name is not in it
- * but at `header.backingNameOffset`. Only for version 3.
+ * but at `header.backingNameOffset`.
  */
 export function encodeHeader(header: Header): Uint8Array {
-  const fieldsLength = spec.HEADER_LENGTH_V3 + header.moreFields.length
+  const fieldsLength = header.version === 2 ? spec.HEADER_LENGTH_V2 : spec.HEADER_LENGTH_V3 + header.moreFields.length
   const extensions = [...header.extensions]
   const format = header.backing?.format
   if (format !== undefined) extensions.unshift({ type: spec.EXT_BACKING_FORMAT, data: utf8.encode(format) })
@@ -317,7 +317,7 @@ export function encodeHeader(header: Header): Uint8Array {
   const backingLength = header.backing === undefined ? 0 : utf8.encode(header.backing.name).length
   const { HEADER } = spec
   setUint32(bytes, HEADER.magic, spec.MAGIC)
-  setUint32(bytes, HEADER.version, 3)
+  setUint32(bytes, HEADER.version, header.version)
   setUint64(bytes, HEADER.backing_file_offset, header.backingNameOffset)
   setUint32(bytes, HEADER.backing_file_size, backingLength)
   setUint32(bytes, HEADER.cluster_bits, header.clusterBits)
@@ -328,12 +328,14 @@ export function encodeHeader(header: Header): Uint8Array {
   setUint32(bytes, HEADER.refcount_table_clusters, header.refcountTableClusters)
   setUint32(bytes, HEADER.nb_snapshots, header.snapshotCount)
   setUint64(bytes, HEADER.snapshots_offset, header.snapshotsOffset)
-  setUint64(bytes, HEADER.incompatible_features, header.incompatible)
-  bytes.set(header.compatible, HEADER.compatible_features)
-  bytes.set(header.autoclear, HEADER.autoclear_features)
-  setUint32(bytes, HEADER.refcount_order, header.refcountOrder)
-  setUint32(bytes, HEADER.header_length, fieldsLength)
-  bytes.set(header.moreFields, spec.HEADER_LENGTH_V3)
+  if (header.version === 3) {
+    setUint64(bytes, HEADER.incompatible_features, header.incompatible)
+    bytes.set(header.compatible, HEADER.compatible_features)
+    bytes.set(header.autoclear, HEADER.autoclear_features)
+    setUint32(bytes, HEADER.refcount_order, header.refcountOrder)
+    setUint32(bytes, HEADER.header_length, fieldsLength)
+    bytes.set(header.moreFields, spec.HEADER_LENGTH_V3)
+  }
   let at = fieldsLength
   for (const { type, data } of extensions) {
     setUint32(bytes, at, type)
@@ -368,8 +370,9 @@ export function knownAutoclear(header: Header): Uint8Array {
   return bytes
 }
 
-/** Writes the three feature fields, and syncs. */
+/** Writes the three feature fields, which version 2 does not have, and syncs. */
 export async function writeFeatures(file: HostFile, header: Header): Promise<void> {
+  if (header.version === 2) return
   const bytes = new Uint8Array(24)
   setUint64(bytes, 0, header.incompatible)
   bytes.set(header.compatible, 8)

@@ -35,6 +35,7 @@ import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writ
 import { type MappingVisitor, Reader } from './reader.ts'
 import { recoverRefcounts } from './recover.ts'
 import { Refcounts } from './refcounts.ts'
+import { SharedSync } from './shared-sync.ts'
 import type { Progress } from './shared-clusters.ts'
 import type { Snapshot } from './snapshot-table.ts'
 import { type SnapshotHome, Snapshots } from './snapshots.ts'
@@ -246,8 +247,8 @@ export class Qcow2Image implements Layer {
   }
 
   /**
-   * See Layer. To 'write' also repairs an image that was not closed cleanly. Kinds: 'busy', 'permission', 'corrupt', and
-   * 'unsupported' for version 2, which has no dirty bit.
+   * See Layer. To 'write' also repairs an image that was not closed cleanly; of version 2, which has no dirty bit to say so,
+   * clusters that a crash leaked stay leaked until a repair. Kinds: 'busy', 'permission', 'corrupt'.
    */
   async setAccess(access: Access): Promise<void> {
     if (access === this.access) return
@@ -364,8 +365,12 @@ export class Qcow2Image implements Layer {
 
   /** Checks the image; see `checkImage`. No request may be in flight. */
   async check(options: CheckOptions = {}): Promise<CheckResult> {
-    await this.#writing?.writer.finish()
-    await this.#writing?.allocator.refcounts.writeBack()
+    if (this.#writing !== undefined) {
+      const { writer, allocator } = this.#writing
+      await writer.finish()
+      await allocator.giveBack()
+      await allocator.refcounts.writeBack()
+    }
     return checkImage({ file: this.#file, header: this.#header, l1: this.#tables.l1 }, options)
   }
 
@@ -402,7 +407,10 @@ export class Qcow2Image implements Layer {
     try {
       if (this.#dataFile !== undefined) await readyDataFile(this.#dataFile, this.#header)
       const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
-      const allocator = new Allocator(this.#file, this.#header, new Refcounts(this.#file, this.#header), deviceSize)
+      const refcounts = new Refcounts(this.#file, this.#header)
+      const data = this.#dataFile?.file ?? this.#file
+      const sync = new SharedSync(data === this.#file ? [data] : [data, this.#file])
+      const allocator = new Allocator(this.#file, this.#header, refcounts, sync, deviceSize)
       // What stale bitmaps held is free, by a count of all that is still in use.
       const { isStale } = this.#bitmaps
       if (isDirty(this.#header) || isStale) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
@@ -410,13 +418,12 @@ export class Qcow2Image implements Layer {
       await allocator.open()
       const home = { file: this.#file, header: this.#header, allocator }
       await this.#bitmaps.begin(home)
-      this.#header.incompatible |= INCOMPAT_DIRTY
+      if (this.#header.version !== 2) this.#header.incompatible |= INCOMPAT_DIRTY
       // What only holds as long as every writer knows it ends with this writer, unless it is known here.
       this.#header.autoclear = knownAutoclear(this.#header)
       await writeFeatures(this.#file, this.#header)
       this.#tables.mayPassEnd = false
       if (isStale) await this.#bitmaps.refound()
-      const data = this.#dataFile?.file ?? this.#file
       this.#writing = { allocator, writer: new Writer(this.#file, data, this, this.#tables, allocator) }
     } catch (error) {
       this.#claim('read')
@@ -439,9 +446,10 @@ export class Qcow2Image implements Layer {
     const { allocator, writer } = this.#mustWrite()
     await writer.finish()
     await this.#bitmaps.store()
+    await allocator.giveBack()
     await allocator.refcounts.writeBack()
     const end = allocator.end * this.#header.clusterSize
-    if (!this.#isBlockDevice && this.#file.size() < end) await this.#file.truncate(end)
+    if (!this.#isBlockDevice && this.#file.size() !== end) await this.#file.truncate(end)
     await this.#file.sync()
     allocator.refcounts.forget()
     // Nothing is written any more, even when this fails: it says that all is as it should be.
@@ -454,11 +462,6 @@ export class Qcow2Image implements Layer {
 
   #refuseToWrite(): void {
     const { path } = this
-    if (this.#header.version === 2) {
-      const command = `qemu-img amend -f qcow2 -o compat=1.1 ${path}`
-      const message = `${path} has qcow2 version 2, which Varve only reads; upgrade it with: ${command}`
-      throw new BlockError('unsupported', message, { path })
-    }
     if (isMarkedCorrupt(this.#header)) {
       const message = `${path} is marked corrupt and can only be read; repair it with: varve image check -r all ${path}`
       throw new BlockError('corrupt', message, { path })

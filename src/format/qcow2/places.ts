@@ -58,6 +58,17 @@ export class Places {
     }
   }
 
+  /** Drops `times` references to a cluster that were counted and never used. As for `freeOld`, it does not fail. */
+  async dropUnused(cluster: number, times: number): Promise<void> {
+    try {
+      await this.#allocator.refcounts.withPage(cluster, () => {
+        for (let i = 0; i < times; i++) this.#allocator.release(cluster, 1)
+      })
+    } catch {
+      this.#allocator.isDamaged = true
+    }
+  }
+
   /** Throws the error of a change of a table: it may have reached the file or not, so that what is allocated is uncertain. */
   damaged(error: unknown): never {
     this.#allocator.isDamaged = true

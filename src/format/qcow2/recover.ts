@@ -148,7 +148,7 @@ async function dropLost(subject: Subject): Promise<number> {
 async function addBlocks(allocator: Allocator): Promise<void> {
   const { refcounts } = allocator
   for (let index = 0; index * refcounts.perBlock < allocator.end; index++) {
-    if (index >= refcounts.table.length) await allocator.growTable()
-    if (refcounts.table[index] === 0) await allocator.addBlock(index)
+    if (index >= refcounts.table.length) await allocator.growTable(false)
+    if (refcounts.table[index] === 0) await allocator.addBlock(index, false)
   }
 }

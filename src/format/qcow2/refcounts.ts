@@ -1,7 +1,7 @@
-// The refcounts of a qcow2 image: how many references each host cluster has. While an image is written its dirty bit is
-// set, so changed refcounts are kept here, in pages, and reach the file when a page makes room for another and at the end
-// (`writeBack`); a flush does not write them. Whoever opens a dirty image rebuilds them (check.ts). Which cluster to use next
-// is the allocator's work.
+// The refcounts of a qcow2 image: how many references each host cluster has. Changed ones are kept here, in pages, and reach
+// the file when a page makes room for another and by `writeBack`. When they must is the allocator's affair, as is which
+// cluster to use next: while an image of version 3 is written its dirty bit is set, and whoever opens a dirty image counts
+// anew (recover.ts).
 //
 //   cluster -> refcount table (in memory whole) -> refcount block, one cluster -> pages, loaded when needed
 //
@@ -11,19 +11,14 @@
 import { assert } from '../../base/assert.ts'
 import { getUint16, getUint64, setUint16, setUint32, setUint64 } from '../../base/bytes.ts'
 import { QCOW2_REFCOUNT_PAGE } from '../../base/limits.ts'
-import { roundDown } from '../../base/round.ts'
+import { roundDown, roundUp } from '../../base/round.ts'
 import type { Pending } from '../../block/device.ts'
 import { BlockError, isBlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
 import { metadataCache, type Piece, type PieceOwner } from './metadata-cache.ts'
+import type { Run } from './runs.ts'
 import * as spec from './spec.ts'
-
-/** Neighbouring clusters. */
-export interface Run {
-  start: number
-  count: number
-}
 
 export class Refcounts implements PieceOwner {
   readonly #file: HostFile
@@ -181,26 +176,51 @@ export class Refcounts implements PieceOwner {
     return this.#blockOf(cluster) !== 0
   }
 
-  /** Gives block `index` of the table, which has none, the zeroed cluster at `place`. */
-  async setBlock(index: number, place: number): Promise<void> {
-    const entry = new Uint8Array(spec.ENTRY_SIZE)
-    setUint64(entry, 0, place)
-    await this.#file.write(this.#header.refcountTableOffset + index * spec.ENTRY_SIZE, entry.length, entry, 0)
+  /** Gives block `index` of the table, which has none, the zeroed cluster at `place`, in memory alone. */
+  showBlock(index: number, place: number): void {
     this.#table[index] = place
   }
 
-  /** Writes another table to the clusters at `place`, and has the header lead to it. Durable on return. */
-  async replaceTable(table: Float64Array, place: number, clusters: number): Promise<void> {
-    const bytes = new Uint8Array(clusters * this.#clusterSize)
-    table.forEach((block, index) => setUint64(bytes, index * spec.ENTRY_SIZE, block))
+  /** Replaces the table in memory by a longer one that begins with the same blocks; the new ones are zeroed. */
+  showTable(table: Float64Array): void {
+    this.#table = table
+  }
+
+  /** Takes back blocks of the table in memory, with what was counted there. */
+  hideBlocks(first: number, count: number): void {
+    this.#table.fill(0, first, first + count)
+    const perBlock = this.#perBlock / this.#perPage
+    for (let number = first * perBlock; number < (first + count) * perBlock; number++) {
+      const page = this.#pages.get(number)
+      if (page === undefined) continue
+      metadataCache.remove(page)
+      this.dropped(number)
+      if (this.#held === page) this.#held = undefined
+      if (this.#stuck === page) this.#stuck = undefined
+    }
+  }
+
+  /** Writes entry `index` of the table to the file. */
+  async writeEntry(index: number): Promise<void> {
+    const entry = new Uint8Array(spec.ENTRY_SIZE)
+    setUint64(entry, 0, this.#table[index] as number)
+    await this.#file.write(this.#header.refcountTableOffset + index * spec.ENTRY_SIZE, entry.length, entry, 0)
+  }
+
+  /** Writes the table to the clusters at `place`. */
+  async writeTable(place: number): Promise<void> {
+    const bytes = new Uint8Array(roundUp(this.#table.length * spec.ENTRY_SIZE, this.#clusterSize))
+    this.#table.forEach((block, index) => setUint64(bytes, index * spec.ENTRY_SIZE, block))
     await this.#file.write(place, bytes.length, bytes, 0)
-    await this.#file.sync()
+  }
+
+  /** Has the header lead to the table at `place`, durably. */
+  async leadToTable(place: number, clusters: number): Promise<void> {
     const fields = new Uint8Array(12)
     setUint64(fields, 0, place)
     setUint32(fields, 8, clusters)
     await this.#file.write(spec.HEADER.refcount_table_offset, fields.length, fields, 0)
     await this.#file.sync()
-    this.#table = table
     this.#header.refcountTableOffset = place
     this.#header.refcountTableClusters = clusters
   }

@@ -73,11 +73,11 @@ export class SharedClusters {
     }
   }
 
-  /** Counts one reference less to all that `l1` leads to; what has none left is free. */
+  /** Counts one reference less to all that `l1`, which is durably in use no more, leads to; what has none left is free. */
   async remove(l1: Uint8Array): Promise<void> {
     try {
       await this.#walk(l1, (cluster) => {
-        this.#allocator.free(cluster, 1)
+        this.#allocator.release(cluster, 1)
         return true
       })
     } catch (error) {

@@ -21,6 +21,13 @@ export class SharedSync {
     return this.#failure
   }
 
+  /** Makes every sync from now on fail: what the file holds is no longer known. */
+  fail(cause: unknown): void {
+    const path = this.#files.at(-1)?.path ?? ''
+    const message = `${path}: a write or sync failed, so that writes may be lost; close the image and open it again`
+    this.#failure ??= new BlockError('io', message, { path }, cause)
+  }
+
   /** Resolves when everything that was written before the call is on stable storage. Kind 'io' when that is uncertain. */
   async run(): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure
@@ -29,9 +36,7 @@ export class SharedSync {
       await this.#next
     } catch (error) {
       if (isBlockError(error, 'closed')) throw error
-      const path = this.#files.at(-1)?.path ?? ''
-      const message = `${path}: a sync failed, so that writes may be lost; close the image and open it again`
-      this.#failure ??= new BlockError('io', message, { path }, error)
+      this.fail(error)
       throw this.#failure
     }
   }

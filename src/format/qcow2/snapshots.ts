@@ -94,6 +94,8 @@ export class Snapshots {
     const taken = { id: this.#nextId(), name, takenMs: Date.now(), diskSize, l1Offset: place, l1Size }
     const snapshot = newSnapshot(taken, header)
     await orDamaged(allocator, async () => {
+      await allocator.refcounts.writeBack()
+      await this.#file.sync()
       await clusters.mark(l1, header.l1Offset)
       // The copy in the snapshot has no marks: nobody writes through it.
       await this.#file.write(place, l1.length, l1, 0)

@@ -11,6 +11,7 @@ export class Zeros {
   readonly #clusterSize: number
   readonly #unitSize: number
   readonly #isRaw: boolean
+  readonly #hasZeroFlag: boolean
 
   constructor(changes: Changes) {
     const { header } = changes.image
@@ -18,6 +19,7 @@ export class Zeros {
     this.#clusterSize = header.clusterSize
     this.#unitSize = header.unitSize
     this.#isRaw = header.dataFile?.isRaw === true
+    this.#hasZeroFlag = header.version !== 2
   }
 
   /**
@@ -54,29 +56,42 @@ export class Zeros {
     const isZeroNow = kind === ZEROS && (host === NO_PLACE || !mayUnmap || !isCluster)
     // A trim takes no space: where it would need a new table, what shows from below goes on to show.
     const isLeft = !parts && !tables.isWritable(offset)
-    const isEmpty = kind === UNMAPPED && (isLeft || !this.#changes.mayShowBacking(offset))
-    if (isZeroNow || isEmpty || (!isWhole && !parts)) {
+    const mayShow = this.#changes.mayShowBacking(offset)
+    // Without the flag, what lies below can only be hidden by zeros in a place, which a trim does not take.
+    const needsPlace = mayShow && !this.#hasZeroFlag
+    const isEmpty = kind === UNMAPPED && (isLeft || !mayShow || (needsPlace && this.#isZeroBelow(offset, end - offset)))
+    if (isZeroNow || isEmpty || (!parts && (!isWhole || needsPlace))) {
       const isAll = isEmpty || (isZeroNow && (host === NO_PLACE || !mayUnmap))
       this.#changes.done = isAll ? end - offset : Math.min(span, end - offset)
       return undefined
     }
     this.#changes.isUnsynced = true
-    if (!isWhole && kind === DATA && tables.exclusive) {
-      this.#changes.protect(host, span, offset)
-      this.#changes.done = span
-      return this.#changes.track(this.#changes.data.zero(host, span))
-    }
+    const isKept = !isWhole || (!this.#hasZeroFlag && (mayShow || !mayUnmap))
+    if (isKept && kind === DATA && tables.exclusive) return this.#overwrite(offset, Math.min(span, end - offset))
     const wait = this.#changes.obstacle(offset, span)
     if (wait !== undefined) return wait
-    if (!isWhole) {
+    if (!isWhole || needsPlace) {
       const place = this.#changes.ownPlace(offset)
       if (place !== NO_PLACE) return this.#changes.settle(offset, span, place, undefined, 0)
-      return this.#changes.replace(offset, span, undefined, 0)
+      return this.#changes.replace(offset, Math.min(span, end - offset), undefined, 0)
     }
     this.#changes.done = Math.min(span, end - offset)
     if (!mayUnmap && kind === DATA && tables.exclusive) return this.#hide(offset, span)
     if (!isCluster) return this.#hideSubclusters(offset, span, mayUnmap)
     return this.#changes.hasDataFile ? this.#unlinkPlaces(offset, span) : this.#unlink(offset, span)
+  }
+
+  /** Writes zeros over data in its place. */
+  #overwrite(offset: number, length: number): Pending {
+    const { host } = this.#changes.tables
+    this.#changes.protect(host, length, offset)
+    this.#changes.done = length
+    return this.#changes.track(this.#changes.data.zero(host, length))
+  }
+
+  /** True when what lies below an unmapped range is known, and zeros. */
+  #isZeroBelow(offset: number, length: number): boolean {
+    return this.#changes.image.backing !== undefined && !this.#changes.needsCopy(offset, length)
   }
 
   /** The end of the whole units before `end`: the disk's short last cluster counts as whole. */
@@ -112,8 +127,7 @@ export class Zeros {
     const oldCount = host === NO_PLACE ? 0 : last - firstOld + 1
     const { tables, places, allocator } = this.#changes
     const wait = tables.unlink(offset, span, this.#changes.mayShowBacking(offset))
-    const isAtHand = allocator.refcounts.atHand(firstOld) && allocator.refcounts.atHand(last)
-    if (wait === undefined && (oldCount === 0 || isAtHand)) {
+    if (wait === undefined && (oldCount === 0 || allocator.canFree(firstOld, last))) {
       allocator.free(firstOld, oldCount)
       return undefined
     }
