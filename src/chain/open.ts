@@ -16,7 +16,20 @@ export type Format = (typeof FORMATS)[number]
 /** Asked of a file that an image refers to as its own, by its real path, before it is opened; throws to refuse it. */
 export type AdmitFile = (filePath: string) => void
 
-type OpenLayer = (host: Host, path: string, options: { name: string; admit: AdmitFile }) => Promise<Layer>
+/** Hears, as a sentence, what is given up of an image that is written: bitmaps of its own. */
+export type Report = (message: string) => void
+
+export interface OpenLayerOptions {
+  /** Asked of an external data file; unless told, those in the image's folder or below are opened. */
+  readonly admit?: AdmitFile | undefined
+  readonly report?: Report | undefined
+}
+
+type OpenLayer = (
+  host: Host,
+  path: string,
+  options: { name: string; admit: AdmitFile; report?: Report | undefined },
+) => Promise<Layer>
 
 const openers: Record<Format, OpenLayer> = { raw: openRaw, qcow2: openQcow2 }
 
@@ -31,6 +44,7 @@ export interface OpenChainOptions {
   readonly name?: string
   /** Asked of each image and data file, by its real path, before it is opened; throws to refuse it. */
   readonly admit?: (imagePath: string) => void
+  readonly report?: Report | undefined
 }
 
 /** True for a format that Varve opens. */
@@ -40,18 +54,19 @@ export function isFormat(word: string): word is Format {
 
 /**
  * Opens one image on its own, with access 'read' and without its backing file. Its external data file, if it has one, is opened when
- * `admit` lets it; unless told, when it lies in the image's folder or below.
+ * `admit` lets it.
  */
 export async function openLayer(
   host: Host,
   imagePath: string,
   format: Format,
   name: string,
-  admit?: AdmitFile,
+  { admit, report }: OpenLayerOptions = {},
 ): Promise<Layer> {
   const folder = path.dirname(await host.realPath(imagePath))
   const inFolder: AdmitFile = (filePath) => refuseOutside(imagePath, filePath, [folder])
-  return openers[format](host, imagePath, { name: `${name}/${path.basename(imagePath)}`, admit: admit ?? inFolder })
+  const fullName = `${name}/${path.basename(imagePath)}`
+  return openers[format](host, imagePath, { name: fullName, admit: admit ?? inFolder, report })
 }
 
 /**
@@ -75,13 +90,14 @@ export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
       seen.add(imagePath)
       options.admit?.(imagePath)
       const image = imagePath
-      const layer = await openLayer(host, image, format, name, (dataFile) => {
+      const admit: AdmitFile = (dataFile) => {
         refuseOutside(image, dataFile, allowed)
         if (seen.has(dataFile))
           throw invalid(image, `${image} has a data file that is part of ${name} already: ${dataFile}`)
         seen.add(dataFile)
         options.admit?.(dataFile)
-      })
+      }
+      const layer = await openLayer(host, image, format, name, { admit, report: options.report })
       layers.unshift(layer)
       const reference = layer.backingReference
       if (reference === undefined) break

@@ -99,6 +99,11 @@ export class Progress {
   }
 }
 
+/** One line on standard error, about what goes on all the same. */
+export function warn(message: string): void {
+  process.stderr.write(`varve: ${message}\n`)
+}
+
 /** One line on standard error, and the exit status that the error's kind has. */
 export function reportError(error: unknown, json: boolean): number {
   if (isBlockError(error)) {

@@ -13,6 +13,7 @@ import { addMapCommand } from './image/map.ts'
 import { addMeasureCommand } from './image/measure.ts'
 import { addRebaseCommand } from './image/rebase.ts'
 import { addResizeCommand } from './image/resize.ts'
+import { addSnapshotCommand } from './image/snapshot.ts'
 
 /** One line per command, in alphabetical order. */
 const COMMANDS: readonly ((image: Command) => void)[] = [
@@ -27,6 +28,7 @@ const COMMANDS: readonly ((image: Command) => void)[] = [
   addMeasureCommand,
   addRebaseCommand,
   addResizeCommand,
+  addSnapshotCommand,
 ]
 
 export function addImageCommands(program: Command): void {

@@ -12,7 +12,7 @@ import { type Export, NbdServer } from '../nbd/server.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { loadServerTls, type ServerTls } from '../nbd/tls.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
-import { metadataCacheOption, portArgument } from './context.ts'
+import { metadataCacheOption, portArgument, warn } from './context.ts'
 import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 
 interface ServeImageOptions extends TlsOptions {
@@ -58,7 +58,7 @@ async function serveImage(image: string, options: ServeImageOptions): Promise<vo
   const tls = credentials === undefined ? undefined : await loadServerTls(credentials)
   const stop = stopSignal()
   const name = path.basename(image)
-  const chain = new Chain(name, await openChain({ host: realHost, path: image, format, name }))
+  const chain = new Chain(name, await openChain({ host: realHost, path: image, format, name, report: warn }))
   try {
     if (options.readOnly !== true) await chain.active.setAccess('write')
     await serveUntil(stop, chain, options, tls)

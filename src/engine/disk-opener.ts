@@ -28,6 +28,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     format: formatOf(active),
     allowedFolders: await existingFolders(context, record),
     name: record.name,
+    report: context.report,
   })
   let log: DirtyLog | undefined
   try {
@@ -87,7 +88,7 @@ async function redoBackingNames(context: EngineContext, record: DiskRecord): Pro
     const child = record.layers[index] as LayerRecord
     const backing = record.layers[index - 1] as LayerRecord
     if ((await context.host.status(child.path)) === undefined) continue
-    const layer = await openLayer(context.host, child.path, formatOf(child), record.name)
+    const layer = await openLayer(context.host, child.path, formatOf(child), record.name, { report: context.report })
     try {
       const reference = layer.backingReference
       if (reference === undefined || !garbage.has(backingPath(child.path, reference.name))) continue

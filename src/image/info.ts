@@ -110,7 +110,8 @@ async function describeLayer({ host }: OpenImageOptions, layer: Layer, filename:
   }
 }
 
-function describeSnapshot(snapshot: Snapshot): SnapshotInfo {
+/** A snapshot in the fields of qemu-img's JSON. */
+export function describeSnapshot(snapshot: Snapshot): SnapshotInfo {
   return {
     id: snapshot.id,
     name: snapshot.name,

@@ -8,7 +8,7 @@ import path from 'node:path'
 import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
-import { FORMATS, type Format, openChain, openLayer } from '../chain/open.ts'
+import { type AdmitFile, FORMATS, type Format, openChain, openLayer, type Report } from '../chain/open.ts'
 import { openQcow2 } from '../format/qcow2/image.ts'
 import { openRaw } from '../format/raw/raw.ts'
 import type { Host } from '../host/host.ts'
@@ -23,6 +23,8 @@ export interface OpenImageOptions {
   readonly allowedFolders?: readonly string[] | undefined
   /** Also reads what another process writes to. What is read may then be half of a change; nothing can be written. */
   readonly forceShare?: boolean | undefined
+  /** Hears what is given up of an image that is written: bitmaps of its own. */
+  readonly report?: Report | undefined
 }
 
 /**
@@ -30,15 +32,16 @@ export interface OpenImageOptions {
  * to it, and 'permission' for an image that was recognized as qcow2 and leads to another file.
  */
 export async function openImage(options: OpenImageOptions): Promise<Chain> {
-  const { format, allowedFolders = [] } = options
+  const { format, allowedFolders = [], report } = options
   const host = hostFor(options)
   const name = path.basename(options.path)
   if (format !== undefined)
-    return new Chain(name, await openChain({ host, path: options.path, format, name, allowedFolders }))
+    return new Chain(name, await openChain({ host, path: options.path, format, name, allowedFolders, report }))
   const probed = await probeFormat(host, options.path)
-  const layer = await openLayer(host, options.path, probed, name, (dataFile) => {
+  const admit: AdmitFile = (dataFile) => {
     throw refuseToFollow(options.path, `the data file ${dataFile}`)
-  })
+  }
+  const layer = await openLayer(host, options.path, probed, name, { admit, report })
   if (layer.backingReference === undefined) return new Chain(name, [layer])
   await layer.close()
   throw refuseToFollow(options.path, `the backing file ${layer.backingReference.name}`)
@@ -48,7 +51,7 @@ export async function openImage(options: OpenImageOptions): Promise<Chain> {
 export async function openImageAlone(options: OpenImageOptions): Promise<Layer> {
   const host = hostFor(options)
   const format = options.format ?? (await probeFormat(host, options.path))
-  return openLayer(host, options.path, format, path.basename(options.path))
+  return openLayer(host, options.path, format, path.basename(options.path), { report: options.report })
 }
 
 /** What the image says, and no other file: the data of a disk with a data file cannot be read. Kinds as for `openImage`. */

@@ -184,3 +184,32 @@ test('what an overlay holds is committed to its backing file, or to one further 
   assert.ok(images.content(base).equals(before))
   for (const image of [base, middle, top]) isClean(image)
 })
+
+test('internal snapshots are made, listed, applied and deleted by id or name', SKIP, async (t) => {
+  const images = new Images(t)
+  const image = images.make('image.qcow2', '4M', undefined, 'write -P 1 0 1M')
+  const before = images.content(image)
+  assert.equal(await done('snapshot', '-c', 'before', image), 'made snapshot before\n')
+  peer('qemu-io', '-f', 'qcow2', '-c', 'write -P 2 512k 1M', image)
+  assert.equal(await done('snapshot', '-q', '-c', 'after', image), '')
+  const listed = JSON.parse(await done('snapshot', '--output=json', image)) as { id: string; name: string }[]
+  assert.deepEqual(
+    listed.map(({ id, name }) => [id, name]),
+    [
+      ['1', 'before'],
+      ['2', 'after'],
+    ],
+  )
+  assert.match(await done('snapshot', '-l', image), /^ID +TAG .*\n1 +before .*\n2 +after /)
+  await done('snapshot', '-a', 'before', image)
+  assert.ok(images.content(image).equals(before))
+  await done('snapshot', '-d', '2', image)
+  isClean(image)
+  assert.match(peer('qemu-img', 'snapshot', '-l', image), /before/)
+  assert.doesNotMatch(peer('qemu-img', 'snapshot', '-l', image), /after/)
+  assert.equal((await run('snapshot', '-a', 'after', image)).status, STATUS.notFound)
+  assert.equal((await run('snapshot', '-l', '-d', '1', image)).status, STATUS.usage)
+  const raw = images.path('disk.raw')
+  fs.writeFileSync(raw, Buffer.alloc(4096))
+  assert.equal((await run('snapshot', '-c', 'x', '-f', 'raw', raw)).status, STATUS.failed)
+})

@@ -65,7 +65,8 @@ function indent(text: string): string[] {
   return text.split('\n').map((line) => `    ${line}`)
 }
 
-function snapshotTable(snapshots: readonly SnapshotInfo[]): string {
+/** One line for each snapshot, under heads as qemu-img has them. */
+export function snapshotTable(snapshots: readonly SnapshotInfo[]): string {
   return table(
     ['ID', 'TAG', 'VM SIZE', 'DATE'],
     snapshots.map((snapshot) => [

@@ -2,7 +2,7 @@
 
 import { type Command, Option } from 'commander'
 import { FORMATS, type Format } from '../../chain/open.ts'
-import { type GlobalOptions, Progress } from '../context.ts'
+import { type GlobalOptions, Progress, warn } from '../context.ts'
 
 export interface ImageOptions {
   readonly format?: Format
@@ -15,6 +15,7 @@ export interface WhatToOpen {
   readonly format: Format | undefined
   readonly allowedFolders: readonly string[]
   readonly forceShare: boolean
+  readonly report: (message: string) => void
 }
 
 export const formatOption = (): Option =>
@@ -41,7 +42,7 @@ export const createOption = (): Option =>
   )
 
 export function whatToOpen({ format, allow = [], forceShare = false }: ImageOptions): WhatToOpen {
-  return { format, allowedFolders: allow, forceShare }
+  return { format, allowedFolders: allow, forceShare, report: warn }
 }
 
 /** True for --json and --output=json. */

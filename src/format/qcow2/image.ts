@@ -47,7 +47,7 @@ export interface OpenQcow2Options {
   /** For messages. */
   readonly name: string
   /** Hears, as sentences, of persistent bitmaps that are given up while the image is written. */
-  readonly report?: (message: string) => void
+  readonly report?: ((message: string) => void) | undefined
   /** Asked of an external data file, by its real path, before it is opened; throws to refuse it. Without it any is opened. */
   readonly admit?: Admit
   /** Leaves an external data file alone: what the image says can be read and checked, the disk's data cannot. */
