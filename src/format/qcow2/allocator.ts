@@ -17,6 +17,7 @@ import { divideUp, roundDown } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
+import { structureAt } from './overlap.ts'
 import type { Refcounts } from './refcounts.ts'
 import { joined, type Run, takeSome } from './runs.ts'
 import type { SharedSync } from './shared-sync.ts'
@@ -383,6 +384,8 @@ export class Allocator {
   #addFreed(cluster: number): void {
     // What the scan has yet to pass, it finds.
     if (cluster >= this.#scanNext && cluster < this.#scanEnd) return
+    // Whatever the counts of a damaged image say, what the header leads to is in use.
+    if (structureAt(this.#header, cluster * this.#clusterSize, this.#clusterSize) !== undefined) return
     const last = this.#freed.at(-1)
     if (last !== undefined && last.start + last.count === cluster) last.count++
     else if (this.#freed.length < QCOW2_FREED_MAX) this.#freed.push({ start: cluster, count: 1 })

@@ -191,9 +191,14 @@ export class Changes {
       !isSeen && !this.#arePlacesUncertain && this.#filler.isZeroAt(place - (offset - start), stop - start)
     if (!isClean || from === undefined)
       return this.track(this.#settleOver({ offset, end, from, at }, start, stop, place))
-    const wait = this.data.write(place, end - offset, from, at)
-    const cluster = roundDown(offset, this.#clusterSize)
-    const host = place - (offset - cluster)
+    const host = place - (offset - roundDown(offset, this.#clusterSize))
+    let wait: Pending
+    try {
+      wait = this.data.write(place, end - offset, from, at)
+    } catch (error) {
+      this.#arePlacesUncertain = true
+      throw error
+    }
     if (wait === undefined) return this.holding(offset, end - offset, this.#link(offset, end - offset, host))
     return this.#linkSettled(wait, offset, end - offset, host)
   }
@@ -211,7 +216,7 @@ export class Changes {
     }
   }
 
-  /** As `#settle`, where something is seen, or lies in the place: all of it is written, and synced before it shows. */
+  /** As `settle`, where something is seen, or lies in the place: all of it is written, and synced before it shows. */
   async #settleOver(content: Content, start: number, stop: number, place: number): Promise<void> {
     const { offset, end } = content
     const token = this.lock(offset, end - offset)

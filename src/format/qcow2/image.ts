@@ -253,7 +253,7 @@ export class Qcow2Image implements Layer {
   async setAccess(access: Access): Promise<void> {
     if (access === this.access) return
     if (access === 'write') await this.#beginWriting()
-    else await this.#endWriting()
+    else if (this.#writing !== undefined) await this.#endWriting(this.#writing)
   }
 
   async grow(size: number): Promise<void> {
@@ -368,8 +368,10 @@ export class Qcow2Image implements Layer {
     if (this.#writing !== undefined) {
       const { writer, allocator } = this.#writing
       await writer.finish()
-      await allocator.giveBack()
-      await allocator.refcounts.writeBack()
+      if (!writer.isCorrupt) {
+        await allocator.giveBack()
+        await allocator.refcounts.writeBack()
+      }
     }
     return checkImage({ file: this.#file, header: this.#header, l1: this.#tables.l1 }, options)
   }
@@ -377,7 +379,7 @@ export class Qcow2Image implements Layer {
   /** Leaves the image clean, unless writes failed; a failed flush fails here again. */
   async close(): Promise<void> {
     try {
-      if (this.#writing !== undefined) await this.#endWriting()
+      if (this.#writing !== undefined) await this.#endWriting(this.#writing)
     } finally {
       this.#tables.forget()
       this.#writing?.allocator.refcounts.forget()
@@ -398,6 +400,7 @@ export class Qcow2Image implements Layer {
   #mustWrite(): Writing {
     if (this.#writing === undefined)
       throw new BlockError('read-only', `${this.name} is open for reading only`, { device: this.name, path: this.path })
+    if (this.#writing.writer.isCorrupt) throw this.#corrupt()
     return this.#writing
   }
 
@@ -442,9 +445,16 @@ export class Qcow2Image implements Layer {
     }
   }
 
-  async #endWriting(): Promise<void> {
-    const { allocator, writer } = this.#mustWrite()
+  /** An image found corrupt is left as it is, marked so. */
+  async #endWriting({ allocator, writer }: Writing): Promise<void> {
     await writer.finish()
+    if (!writer.isCorrupt) await this.#leaveClean(allocator)
+    allocator.refcounts.forget()
+    this.#writing = undefined
+    this.#claim('read')
+  }
+
+  async #leaveClean(allocator: Allocator): Promise<void> {
     await this.#bitmaps.store()
     await allocator.giveBack()
     await allocator.refcounts.writeBack()
@@ -457,18 +467,20 @@ export class Qcow2Image implements Layer {
     await this.#bitmaps.release()
     if (!allocator.isDamaged) this.#header.incompatible &= ~INCOMPAT_DIRTY
     await writeFeatures(this.#file, this.#header)
-    this.#claim('read')
   }
 
   #refuseToWrite(): void {
     const { path } = this
-    if (isMarkedCorrupt(this.#header)) {
-      const message = `${path} is marked corrupt and can only be read; repair it with: varve image check -r all ${path}`
-      throw new BlockError('corrupt', message, { path })
-    }
+    if (isMarkedCorrupt(this.#header)) throw this.#corrupt()
     const fixed = [this.#file, this.#dataFile?.file].find((file) => file?.writable === false)
     if (fixed === undefined) return
     const message = `${fixed.path} may not be written by this user; change its owner, mode or mount`
     throw new BlockError('permission', message, { path })
+  }
+
+  #corrupt(): BlockError {
+    const { path } = this
+    const message = `${path} is marked corrupt and can only be read; repair it with: varve image check -r all ${path}`
+    return new BlockError('corrupt', message, { path })
   }
 }

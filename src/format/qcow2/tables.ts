@@ -28,6 +28,7 @@ import {
   ZEROS,
 } from './mapping.ts'
 import { metadataCache, type Piece, type PieceOwner } from './metadata-cache.ts'
+import { structureAt } from './overlap.ts'
 import * as spec from './spec.ts'
 
 const TWO_32 = 0x1_0000_0000
@@ -49,7 +50,7 @@ export class Tables implements PieceOwner {
   #l1: Uint8Array = new Uint8Array(0)
   #scratch: Uint8Array
   #hostEnd = 0
-  #damage: BlockError | undefined
+  readonly #found = new WeakSet<BlockError>()
 
   // What the last successful `find` found; in fields, so that a request allocates nothing.
   /** How the range is mapped. */
@@ -142,6 +143,8 @@ export class Tables implements PieceOwner {
     const table = this.tableAt(l1Index)
     if (table === 0 || this.#slices.has(number)) return undefined
     this.#checkHost(table, offset, 'L2 table')
+    const structure = structureAt(this.#header, table, this.#clusterSize)
+    if (structure !== undefined) throw this.corrupt(`its ${structure} where its L2 table goes`, offset)
     const bytes = new Uint8Array(this.#perSlice * this.#entrySize)
     const wait = this.#file.read(this.#entryPlace(table, number * this.#perSlice), bytes.length, bytes, 0)
     if (wait === undefined) {
@@ -454,16 +457,17 @@ export class Tables implements PieceOwner {
     return this.#hostEnd
   }
 
-  /** The error, of kind 'corrupt', of a map that cannot be right; it is remembered as `damage`. */
+  /** The error, of kind 'corrupt', of a map that cannot be right: `what` is said of the guest offset. */
   corrupt(what: string, offset: number): BlockError {
     const path = this.#file.path
     const message = `${path} is corrupt: ${what} for guest offset ${offset}; repair it with: varve image check -r all ${path}`
-    this.#damage = new BlockError('corrupt', message, { path, offset })
-    return this.#damage
+    const error = new BlockError('corrupt', message, { path, offset })
+    this.#found.add(error)
+    return error
   }
 
-  /** What `corrupt` made last. */
-  get damage(): BlockError | undefined {
-    return this.#damage
+  /** True for an error of `corrupt`, of this image and no other. */
+  hasFoundCorrupt(error: unknown): error is BlockError {
+    return error instanceof BlockError && this.#found.has(error)
   }
 }

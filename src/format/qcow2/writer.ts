@@ -1,58 +1,69 @@
-// What changes a qcow2 image: write, zero, trim and flush, and when a sync is due. A write over data in place is done here; where other
-// data goes is in changes.ts, zeros are in zeros.ts.
+// What changes a qcow2 image: write, zero, trim and flush, when a sync is due, and the mark on an image that a change finds
+// corrupt. A write over data in place is done here; where other data goes is in changes.ts, zeros are in zeros.ts.
 
 import type { Pending } from '../../block/device.ts'
+import type { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import { Changes, type Surroundings } from './changes.ts'
 import { CompressedStore } from './compressed-store.ts'
+import { writeFeatures } from './header.ts'
 import { DATA, NO_PLACE } from './mapping.ts'
+import { INCOMPAT_CORRUPT } from './spec.ts'
 import type { Tables } from './tables.ts'
 import { Zeros } from './zeros.ts'
 
 export class Writer {
+  readonly #file: HostFile
   readonly #changes: Changes
   readonly #zeros: Zeros
   readonly #compressed: CompressedStore
   /** Flushes under way: until they are over, what they cover is not durable. */
   #flushes = 0
+  #isCorrupt = false
 
   /** `data` is the file that holds the guest's data: `file` itself, or an external data file. */
   constructor(file: HostFile, data: HostFile, image: Surroundings, tables: Tables, allocator: Allocator) {
+    this.#file = file
     this.#changes = new Changes(file, data, image, tables, allocator)
     this.#zeros = new Zeros(this.#changes)
     this.#compressed = new CompressedStore(this.#changes)
   }
 
+  /** True after a change found the image corrupt: it is marked so, and nothing more may be changed. */
+  get isCorrupt(): boolean {
+    return this.#isCorrupt
+  }
+
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
-    const end = offset + length
-    while (offset < end) {
-      const wait = this.#writePiece(offset, end - offset, from, at)
-      const { done } = this.#changes
-      if (wait !== undefined)
-        return wait.then(() => {
-          this.#changes.isUnsynced = true
-          return this.write(offset + done, end - offset - done, from, at + done)
-        })
-      offset += done
-      at += done
+    try {
+      return this.#watched(this.#writePieces(offset, length, from, at))
+    } catch (error) {
+      return this.#failed(error)
     }
-    return undefined
   }
 
   /** Makes the cluster at `offset` hold what `packed` decompresses to. */
-  writeCompressed(offset: number, packed: Uint8Array): Promise<void> {
-    return this.#compressed.write(offset, packed)
+  writeCompressed(offset: number, packed: Uint8Array): Pending {
+    return this.#watched(this.#compressed.write(offset, packed))
   }
 
   /** Makes the range read as zeros; whole clusters give up their place when they may. */
   zero(offset: number, length: number, mayUnmap: boolean): Pending {
-    return this.#zeros.zero(offset, length, mayUnmap, true)
+    try {
+      return this.#watched(this.#zeros.zero(offset, length, mayUnmap, true))
+    } catch (error) {
+      return this.#failed(error)
+    }
   }
 
   /** Gives up the whole units of the range, which then read as zeros; leaves parts, and most of what it never held. */
   trim(offset: number, length: number): Pending {
-    return this.#zeros.zero(offset, length, true, false)
+    try {
+      return this.#watched(this.#zeros.zero(offset, length, true, false))
+    } catch (error) {
+      return this.#failed(error)
+    }
   }
 
   /** Counts a request of a reader. See `Changes.track`. */
@@ -74,6 +85,8 @@ export class Writer {
   async flushAll(): Promise<void> {
     const changes = this.#changes
     changes.isUnsynced = false
+    // What a corrupt image has freed may be in use.
+    if (this.#isCorrupt) return changes.sync.run()
     this.#flushes++
     try {
       const settlement = await changes.allocator.collect()
@@ -86,18 +99,47 @@ export class Writer {
 
   /** The last flush before the refcounts are written or compared. No request may be in flight. */
   async finish(): Promise<void> {
-    await this.#compressed.release()
+    if (!this.#isCorrupt) await this.#compressed.release()
     await this.flushAll()
-  }
-
-  /** Syncs what was written, and nothing else: for an image found corrupt. */
-  async syncOnly(): Promise<void> {
-    await this.#changes.sync.run()
   }
 
   /** Runs `work` while no L2 table is made: for who replaces the L1 table. */
   withTables(work: () => Promise<void>): Promise<void> {
     return this.#changes.tableMaker.pause(work)
+  }
+
+  #watched(wait: Pending): Pending {
+    return wait === undefined ? undefined : wait.catch((error) => this.#failed(error))
+  }
+
+  /** Fails as the change did; first durably marks the image when it is corrupt. */
+  #failed(error: unknown): Promise<never> {
+    if (!this.#changes.tables.hasFoundCorrupt(error)) throw error
+    return this.#markCorrupt(error)
+  }
+
+  async #markCorrupt(error: BlockError): Promise<never> {
+    this.#isCorrupt = true
+    const { header } = this.#changes.image
+    header.incompatible |= INCOMPAT_CORRUPT
+    await writeFeatures(this.#file, header)
+    throw error
+  }
+
+  #writePieces(offset: number, length: number, from: Uint8Array, at: number): Pending {
+    const end = offset + length
+    while (offset < end) {
+      const wait = this.#writePiece(offset, end - offset, from, at)
+      const { done } = this.#changes
+      if (wait !== undefined)
+        return wait.then(() => {
+          this.#changes.isUnsynced = true
+          return this.#writePieces(offset + done, end - offset - done, from, at + done)
+        })
+      offset += done
+      at += done
+    }
+    return undefined
   }
 
   #writePiece(offset: number, length: number, from: Uint8Array, at: number): Pending {
