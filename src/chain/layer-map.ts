@@ -111,6 +111,8 @@ export class LayerMap {
     for (let index = 1; index < this.#layers.length; index++) {
       const layer = this.#layers[index] as Layer
       let position = start
+      // Past its end a layer shows zeros, and hides what a longer one below it holds there.
+      if (layer.size < end) found.fill(index + 1, Math.max(0, Math.floor(layer.size / this.#unit) - from))
       const length = Math.min(end, layer.size) - start
       if (length <= 0) continue
       const pending = layer.allocation(start, length, (piece, ownership) => {

@@ -9,10 +9,11 @@
 
 import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
-import { type Layer, UNALLOCATED } from '../block/device.ts'
+import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
 import { isBlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 
@@ -97,7 +98,11 @@ async function findTodo(options: CommitOptions, isActive: boolean): Promise<Logg
   options.disk.undrain()
   await begun
   const owned = new Bitmap(options.disk.size)
-  for (const layer of options.disk.chain.layers.slice(options.to + 1, options.from + 1)) await addOwned(layer, owned)
+  const { layers } = options.disk.chain
+  for (let index = options.to + 1; index <= options.from; index++) {
+    await addOwned(layers[index] as Layer, owned)
+    await addHidden(layers[index] as Layer, layers[index - 1] as Layer, owned)
+  }
   const scan = `${bitmap}:scan`
   await log.edit([
     { kind: 'add', name: scan, recording: false, fill: owned, meta: SCANNING },
@@ -125,9 +130,21 @@ async function addOwned(layer: Layer, owned: Bitmap): Promise<void> {
   if (pending !== undefined) await pending
 }
 
+/** What a longer layer below holds past the end of `layer`: it does not show, so it becomes zeros in the target. */
+async function addHidden(layer: Layer, below: Layer, owned: Bitmap): Promise<void> {
+  const end = Math.min(below.size, owned.size)
+  let position = layer.size
+  if (position >= end) return
+  await below.extents(position, end - position, (length, extent) => {
+    if ((extent & ZERO) === 0) owned.set(position, length)
+    position += length
+    return true
+  })
+}
+
 async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer, isActive: boolean): Promise<Copier> {
   const { job, disk } = options
-  const upper = disk.chain.layers[options.from] as Layer
+  const upper = new PaddedFilter(disk.chain.layers[options.from] as Layer, disk.size)
   const make = (): Copier => {
     const pending = todo.bits.copy()
     let total = Math.max(job.status.total, pending.bytes)
