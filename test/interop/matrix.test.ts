@@ -29,6 +29,7 @@ import {
 import { tryCombination } from './trial/trial.ts'
 
 const SAMPLE = 60
+const ROUNDS = 2
 const isWhole = process.env['VARVE_MATRIX'] === 'all'
 
 function chosenNumbers(random: Random): number[] {
@@ -84,16 +85,12 @@ suite('the interop matrix', { skip: missing('qemu-img', 'qemu-io') }, () => {
   test('QEMU and Varve take turns on an image, and agree on it after each', { timeout: 3_600_000 }, async (t) => {
     const random = new Random(seedOfRun())
     t.diagnostic(`VARVE_SEED=${random.seed}`)
-    const missed: string[] = []
-    const numbers = chosenNumbers(random)
-    for (const number of numbers) {
+    for (const number of chosenNumbers(random)) {
       const folder = path.join(tempFolder(t), 'trial')
       fs.mkdirSync(folder)
-      const result = await tryCombination(number, seedOf(random.seed, number), folder)
+      await tryCombination(number, { seed: seedOf(random.seed, number), folder, rounds: ROUNDS })
       fs.rmSync(folder, { recursive: true })
-      if (result !== 'agreed') missed.push(describe(COMBINATIONS[number] as Combination))
     }
-    t.diagnostic(`${numbers.length - missed.length} combinations agreed, ${missed.length} cannot be written yet`)
   })
 
   test('an image that QEMU has open is not written, and one that is written here QEMU does not open', async (t) => {

@@ -22,7 +22,7 @@ const OPTIONS = {
   keep: { type: 'boolean' },
 } as const
 
-type Result = 'agreed' | 'not yet' | 'failed'
+const ROUNDS = 3
 
 async function main(): Promise<void> {
   const { values } = parseArgs({ options: OPTIONS })
@@ -33,7 +33,7 @@ async function main(): Promise<void> {
   const wanted = new RegExp(values.match ?? '')
   const seedFor = only === undefined ? seedOf : (seed: number): number => seed
   process.stdout.write(`seed of the run: ${runSeed}\n`)
-  const counts: Record<Result, number> = { agreed: 0, 'not yet': 0, failed: 0 }
+  let agreed = 0
   const failures: string[] = []
   const start = performance.now()
   for (const number of only ?? COMBINATIONS.keys()) {
@@ -43,23 +43,24 @@ async function main(): Promise<void> {
     const seed = seedFor(runSeed, number)
     const before = performance.now()
     const folder = fs.mkdtempSync(path.join(process.env['VARVE_TEST_DIR'] ?? os.tmpdir(), 'varve-matrix-'))
-    let result: Result
+    let isAgreed = false
     try {
-      result = await tryCombination(number, seed, folder)
+      await tryCombination(number, { seed, folder, rounds: ROUNDS })
+      isAgreed = true
+      agreed++
     } catch (error) {
-      result = 'failed'
       failures.push(error instanceof Error ? error.message : String(error))
     }
-    if (result === 'failed' && values.keep === true) process.stdout.write(`kept: ${folder}\n`)
+    if (!isAgreed && values.keep === true) process.stdout.write(`kept: ${folder}\n`)
     else fs.rmSync(folder, { recursive: true })
-    counts[result]++
     const columns = [String(number).padStart(4), describe(combination).padEnd(44), `seed ${seed}`.padEnd(15)]
-    process.stdout.write(`${columns.join('  ')}  ${result}  ${(performance.now() - before).toFixed(0)} ms\n`)
+    process.stdout.write(
+      `${columns.join('  ')}  ${isAgreed ? 'agreed' : 'FAILED'}  ${(performance.now() - before).toFixed(0)} ms\n`,
+    )
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(0)
   for (const failure of failures) process.stdout.write(`\n${failure}\n`)
-  const words = Object.entries(counts).map(([result, count]) => `${count} ${result}`)
-  process.stdout.write(`\n${words.join(', ')} in ${seconds} s; seed of the run: ${runSeed}\n`)
+  process.stdout.write(`\n${agreed} agreed, ${failures.length} failed, in ${seconds} s; seed of the run: ${runSeed}\n`)
   if (failures.length > 0) process.exitCode = 1
 }
 

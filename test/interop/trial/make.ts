@@ -43,8 +43,15 @@ export async function makeImage(trial: Trial): Promise<void> {
   if (isCompressed && below === undefined) return convertCompressed(trial)
   if (canVarveCreate(combination) && random.chance(0.5)) {
     history.push('made by Varve')
-    const backing = below === undefined ? {} : { backing: { name: below.name, format: below.format } }
-    await createQcow2(realHost, image, { size, clusterSize: combination.clusterSize, ...backing })
+    await createQcow2(realHost, image, {
+      size,
+      version: combination.version === '0.10' ? 2 : 3,
+      clusterSize: combination.clusterSize,
+      extendedL2: combination.extendedL2,
+      ...(combination.dataFile === 'none' ? {} : { dataFile: trial.dataFile }),
+      dataFileRaw: combination.dataFile === 'raw',
+      ...(below === undefined ? {} : { backing: { name: below.name, format: below.format } }),
+    })
   } else {
     history.push('made by qemu-img create')
     const backing = below === undefined ? [] : ['-b', below.name, '-F', below.format]
@@ -60,8 +67,7 @@ function someSize(random: Random, { clusterSize }: Combination): number {
 }
 
 function canVarveCreate(c: Combination): boolean {
-  const isPlain = c.compression !== 'zstd' && !c.extendedL2 && c.dataFile === 'none'
-  return isPlain && c.version === '1.1' && c.refcountBits === 16 && c.lazyRefcounts
+  return c.compression !== 'zstd' && c.refcountBits === 16 && (c.lazyRefcounts || c.version === '0.10')
 }
 
 function convertCompressed(trial: Trial): void {
