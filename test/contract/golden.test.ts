@@ -56,6 +56,8 @@ interface GoldenImage {
   readonly files: readonly string[]
   readonly size: number
   readonly sha256: string
+  /** SHA-256 of what each internal snapshot holds, cut or filled up with zeros to the size of the disk. */
+  readonly snapshots?: Readonly<Record<string, string>>
 }
 
 const IMAGES = JSON.parse(fs.readFileSync(path.join(FOLDER, 'images.json'), 'utf8')) as Record<string, GoldenImage>
@@ -95,13 +97,50 @@ async function assertSound(image: Qcow2Image): Promise<void> {
   assert.deepEqual([corruptions, leaks], [0, 0], problems.join('\n'))
 }
 
-for (const [name, { files, size, sha256 }] of Object.entries(IMAGES)) {
+function hashOf(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex')
+}
+
+async function assertSnapshots(image: Qcow2Image, { size, snapshots = {} }: GoldenImage): Promise<void> {
+  assert.deepEqual(
+    image.snapshots.map(({ name }) => name),
+    Object.keys(snapshots),
+  )
+  for (const [name, sha256] of Object.entries(snapshots)) {
+    const snapshot = await image.openSnapshot(name)
+    const bytes = Buffer.alloc(Math.max(size, snapshot.size))
+    await snapshot.read(0, snapshot.size, bytes, 0)
+    await snapshot.close()
+    assert.equal(hashOf(bytes.subarray(0, size)), sha256, name)
+  }
+}
+
+/** By image, the bitmaps that recorded the changes of make-golden.ts, which touch this many granules. */
+const MARKED: Readonly<Record<string, readonly (readonly [name: string, granularity: number, granules: number])[]>> = {
+  'qemu-bitmaps': [
+    ['coarse', 65_536, 4],
+    ['fine', 4096, 65],
+  ],
+  'varve-bitmaps': [['fine', 4096, 65]],
+}
+
+async function assertBitmaps(image: Qcow2Image, name: string): Promise<void> {
+  const found = image.bitmaps.map((bitmap) => [bitmap.name, bitmap.granularity, bitmap.isConsistent] as const)
+  const marked = MARKED[name] ?? []
+  assert.deepEqual(new Set(found), new Set(marked.map(([bitmap, granularity]) => [bitmap, granularity, true])))
+  for (const [bitmap, , granules] of marked) assert.equal((await image.readBitmap(bitmap)).count, granules, bitmap)
+}
+
+for (const [name, golden] of Object.entries(IMAGES)) {
+  const { files, size, sha256 } = golden
   test(`${name} reads as when it was made, and can be written`, async () => {
     const withImage = await unpack(files)
     let expected: Buffer = Buffer.alloc(0)
     await withImage(async (image) => {
       expected = await readAll(image)
-      assert.deepEqual([image.size, createHash('sha256').update(expected).digest('hex')], [size, sha256])
+      assert.deepEqual([image.size, hashOf(expected)], [size, sha256])
+      await assertSnapshots(image, golden)
+      await assertBitmaps(image, name)
       if (!name.includes('killed')) await assertSound(image)
       if (name.includes('corrupt')) {
         await assert.rejects(image.setAccess('write'), (error) => isBlockError(error, 'corrupt'))
@@ -118,6 +157,7 @@ for (const [name, { files, size, sha256 }] of Object.entries(IMAGES)) {
     })
     await withImage(async (image) => {
       assert.ok((await readAll(image)).equals(expected))
+      await assertSnapshots(image, golden)
       await assertSound(image)
     })
   })

@@ -11,6 +11,7 @@ import path from 'node:path'
 import zlib from 'node:zlib'
 import { MAY_UNMAP } from '../../src/block/device.ts'
 import { type CreateOptions, createQcow2 } from '../../src/format/qcow2/create.ts'
+import { ClusterCompressor } from '../../src/format/qcow2/cluster-compressor.ts'
 import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { realHost } from '../../src/host/real.ts'
 import { peer, runPeer } from '../support/peer.ts'
@@ -118,7 +119,6 @@ const PACKED = ['write -c -P 0x66 0 64k', 'write -c -P 0x77 128k 64k', 'write -P
 async function varveChanges(image: Qcow2Image): Promise<void> {
   const bytes = new Uint8Array(SIZE)
   for (let offset = 0; offset < SIZE; offset += KIB) bytes.fill(offset / KIB, offset, offset + KIB)
-  await image.setAccess('write')
   await image.write(0, 40 * KIB, bytes, 0, 0)
   await image.write(100 * KIB + 7, 3 * KIB, bytes, 0, 0)
   await image.write(200 * KIB, 140 * KIB, bytes, 200 * KIB, 0)
@@ -129,18 +129,41 @@ async function varveChanges(image: Qcow2Image): Promise<void> {
   await image.write(500 * KIB, 12 * KIB, bytes, 0, 0)
 }
 
-/** `createQcow2`, then changes; with `isKilled` the file is taken as it is while it is being written. */
-function byVarve(what: string, options: Partial<CreateOptions>, isKilled = false): Recipe {
+interface VarveRecipe {
+  readonly options?: Partial<CreateOptions>
+  /** Before the changes, and after them; the image is open to be written. */
+  readonly before?: (image: Qcow2Image) => Promise<unknown>
+  readonly after?: (image: Qcow2Image) => Promise<unknown>
+  /** The file is taken as it is while it is being written. */
+  readonly isKilled?: boolean
+}
+
+/** `createQcow2`, then changes. */
+function byVarve(what: string, { options, before, after, isKilled = false }: VarveRecipe): Recipe {
   const make = async (name: string): Promise<void> => {
     const file = path.resolve(`${name}.qcow2`)
-    await createQcow2(realHost, file, { size: SIZE, ...options })
+    const dataFile = options?.dataFile?.replaceAll('NAME', name)
+    await createQcow2(realHost, file, { size: SIZE, ...options, ...(dataFile === undefined ? {} : { dataFile }) })
     const image = await openQcow2(realHost, file, { name })
+    await image.setAccess('write')
+    await before?.(image)
     await varveChanges(image)
+    await after?.(image)
     if (isKilled) fs.copyFileSync(file, `${file}.left`)
     await image.close()
     if (isKilled) fs.renameSync(`${file}.left`, file)
   }
   return { by: 'Varve', what, make }
+}
+
+async function packByVarve(image: Qcow2Image): Promise<void> {
+  const { compression, clusterSize } = image.header
+  const compressor = new ClusterCompressor(compression, clusterSize)
+  for (const offset of [0, 256 * KIB, 384 * KIB]) {
+    const cluster = Buffer.alloc(clusterSize, `packed at ${offset} `)
+    await image.writeCompressed(offset, await compressor.compress(cluster), cluster, 0, clusterSize)
+  }
+  compressor.close()
 }
 
 const RECIPES: Readonly<Record<string, Recipe>> = {
@@ -163,9 +186,18 @@ const RECIPES: Readonly<Record<string, Recipe>> = {
   'qemu-chain': { by: 'QEMU', what: 'three layers over a raw disk, of versions 2 and 3', make: chainByQemu },
   'qemu-corrupt': { by: 'QEMU', what: 'marked corrupt, and not so', make: markedCorrupt },
   'varve-v3': byVarve('version 3', {}),
-  'varve-512': byVarve('clusters of 512', { clusterSize: 512 }),
-  'varve-2m': byVarve('clusters of 2 MiB', { clusterSize: 2048 * KIB }),
-  'varve-killed': byVarve('killed while it was written', { clusterSize: 4 * KIB }, true),
+  'varve-512': byVarve('clusters of 512', { options: { clusterSize: 512 } }),
+  'varve-2m': byVarve('clusters of 2 MiB', { options: { clusterSize: 2048 * KIB } }),
+  'varve-killed': byVarve('killed while it was written', { options: { clusterSize: 4 * KIB }, isKilled: true }),
+  'varve-v2': byVarve('version 2', { options: { version: 2, clusterSize: 4 * KIB } }),
+  'varve-extl2': byVarve('extended L2 entries', { options: { extendedL2: true, clusterSize: 16 * KIB } }),
+  'varve-data-raw': byVarve('a raw data file', { options: { dataFile: 'NAME.data', dataFileRaw: true } }),
+  'varve-packed': byVarve('clusters compressed with zlib', { after: packByVarve }),
+  'varve-snapshots': byVarve('two internal snapshots', {
+    before: (image) => image.createSnapshot('first'),
+    after: (image) => image.createSnapshot('second'),
+  }),
+  'varve-bitmaps': byVarve('a bitmap', { before: (image) => image.bitmapEdits.add('fine', 4096, true) }),
 }
 
 export interface GoldenImage {
