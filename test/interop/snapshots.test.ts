@@ -185,6 +185,8 @@ const SETTINGS: readonly Setting[] = [
   },
   { name: 'clusters of 2 MiB', options: 'cluster_size=2M' },
   { name: 'extended L2 entries', options: 'cluster_size=64k,extended_l2=on' },
+  { name: 'version 2', options: 'compat=0.10,cluster_size=4k' },
+  { name: 'version 2, compressed', options: 'compat=0.10', isCompressed: true },
   { name: 'over a backing file', options: 'cluster_size=64k', hasBacking: true },
 ]
 

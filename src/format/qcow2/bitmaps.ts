@@ -264,9 +264,21 @@ export class Bitmaps {
     await this.#settle()
   }
 
-  /** Before the disk changes its size: takes all that is consistent into memory. Kind 'unsupported' when that is too much. */
-  async beforeResize(): Promise<void> {
-    for (const held of this.#held) if (this.#isConsistent(held)) await this.#take(held)
+  /** Before the disk gets `size` bytes: takes all that is consistent into memory. Kind 'unsupported' when that is too much. */
+  async beforeResize(size: number): Promise<void> {
+    const kept = this.#held.filter((held) => this.#isConsistent(held))
+    let bytes = 0
+    for (const { entry } of kept) {
+      const granularity = 2 ** entry.granularityBits
+      bytes += bitmapBytes(Math.max(size, this.#header.size), granularity)
+      const isTooLarge = bytes > QCOW2_BITMAPS_BYTES || bitmapBytes(size, granularity) > QCOW2_BITMAP_MAX
+      if (isTooLarge || size === 0)
+        throw this.#failure(
+          'unsupported',
+          `with ${size} bytes it cannot keep its bitmap ${JSON.stringify(entry.name)}; remove that first`,
+        )
+    }
+    for (const held of kept) await this.#take(held)
   }
 
   /** After it has changed: cuts what is past the end, and leaves what is new clear, as QEMU does. */

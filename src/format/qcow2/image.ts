@@ -259,7 +259,7 @@ export class Qcow2Image implements Layer {
   async grow(size: number): Promise<void> {
     const { writer, allocator } = this.#mustWrite()
     const surroundings = { header: this.#header, backing: this.backing, dataFile: this.#dataFile }
-    await this.#bitmaps.beforeResize()
+    await this.#bitmaps.beforeResize(size)
     await growImage(size, { file: this.#file, tables: this.#tables, allocator, writer, ...surroundings })
     await this.#bitmaps.afterResize()
   }
@@ -309,8 +309,7 @@ export class Qcow2Image implements Layer {
    */
   async applySnapshot(wanted: string, progress: Progress = ignore): Promise<void> {
     const home = this.#home
-    this.#snapshots.find(wanted)
-    await this.#bitmaps.beforeResize()
+    await this.#bitmaps.beforeResize(this.#snapshots.find(wanted).diskSize)
     this.#bitmaps.record(0, this.size)
     await this.#snapshots.apply(home, wanted, progress)
     this.#reader.forget()

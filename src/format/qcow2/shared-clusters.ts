@@ -93,7 +93,7 @@ export class SharedClusters {
     const { refcounts } = this.#allocator
     let isL1Changed = false
     for (let at = 0; at < l1.length; at += spec.ENTRY_SIZE) {
-      const table = tableOf(l1, at)
+      const table = this.#tableAt(l1, at)
       if (table === 0) continue
       await refcounts.withPage(table / clusterSize, () => {
         if (setCopied(l1, at, refcounts.get(table / clusterSize) === 1)) isL1Changed = true
@@ -128,12 +128,9 @@ export class SharedClusters {
   async #walk(l1: Uint8Array, visit: (cluster: number) => boolean): Promise<void> {
     const { clusterSize, l2EntrySize } = this.#header
     const { refcounts } = this.#allocator
-    const fileSize = this.#file.size()
     for (let at = 0; at < l1.length; at += spec.ENTRY_SIZE) {
-      const table = tableOf(l1, at)
+      const table = this.#tableAt(l1, at)
       if (table === 0) continue
-      if (table % clusterSize !== 0 || table < clusterSize || table >= fileSize)
-        throw this.#failure('corrupt', `an L1 entry leads to ${table}, where no L2 table can be; see qemu-img check`)
       const own = table / clusterSize
       for (let wait = refcounts.load(own); wait !== undefined; wait = refcounts.load(own)) await wait
       if (!visit(own)) return
@@ -148,6 +145,15 @@ export class SharedClusters {
       }
       await this.#step()
     }
+  }
+
+  /** Where the L2 table of an L1 entry is; 0 for none. */
+  #tableAt(l1: Uint8Array, at: number): number {
+    const table = tableOf(l1, at)
+    if (table === 0) return 0
+    const { clusterSize } = this.#header
+    if (table % clusterSize === 0 && table >= clusterSize && table < this.#file.size()) return table
+    throw this.#failure('corrupt', `an L1 entry leads to ${table}, where no L2 table can be; see varve image check`)
   }
 
   /** The host cluster where the data of an L2 entry begin; 0 for none. */
@@ -174,7 +180,7 @@ export class SharedClusters {
     const host = spec.entryOffset(high, getUint32(this.#l2, entry + 4))
     const { clusterSize } = this.#header
     if (host % clusterSize === 0) return host / clusterSize
-    throw this.#failure('corrupt', `an L2 entry leads to ${host}, no cluster's start; see qemu-img check`)
+    throw this.#failure('corrupt', `an L2 entry leads to ${host}, no cluster's start; see varve image check`)
   }
 
   async #step(): Promise<void> {

@@ -56,7 +56,7 @@ export async function readSnapshots(file: HostFile, header: Header): Promise<Sna
   let at = header.snapshotsOffset
   for (let index = 0; index < header.snapshotCount; index++) {
     const fail = (what: string): BlockError => {
-      const message = `${file.path}: its internal snapshot number ${index + 1} ${what}; see qemu-img check`
+      const message = `${file.path}: its internal snapshot number ${index + 1} ${what}; see varve image check`
       return new BlockError('invalid-format', message, { path: file.path, offset: at })
     }
     await file.read(at, fixed.length, fixed, 0)

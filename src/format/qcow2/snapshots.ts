@@ -79,7 +79,7 @@ export class Snapshots {
     const { tables, allocator, writer } = home
     const header = this.#header
     this.#refuseToCreate(name)
-    await writer.flushAll()
+    await writer.finish()
     const l1 = tables.l1.slice()
     const clusters = new SharedClusters(this.#homeOf(allocator), progress)
     clusters.expect(l1, l1)
@@ -112,7 +112,7 @@ export class Snapshots {
     const header = this.#header
     const snapshot = this.find(wanted)
     this.#refuseDataFile()
-    await writer.flushAll()
+    await writer.finish()
     const { diskSize } = snapshot
     const l1Size = Math.max(snapshot.l1Size, l1EntriesFor(diskSize, header.clusterSize, header.l2EntrySize), 1)
     const l1 = new Uint8Array(l1Size * spec.ENTRY_SIZE)
@@ -147,7 +147,7 @@ export class Snapshots {
     this.#refuseDataFile()
     if (this.#open.includes(snapshot.id))
       throw this.#failure('busy', `its internal snapshot ${JSON.stringify(snapshot.name)} is open; close it first`)
-    await writer.flushAll()
+    await writer.finish()
     const l1 = new Uint8Array(snapshot.l1Size * spec.ENTRY_SIZE)
     await this.#file.read(snapshot.l1Offset, l1.length, l1, 0)
     const active = tables.l1.slice()
