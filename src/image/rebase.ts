@@ -42,7 +42,7 @@ export async function rebaseImage(options: RebaseOptions): Promise<void> {
       await overlay.setAccess('write')
       // Where nothing shows through, the overlay would keep no zeros; but under the new backing file it may need them.
       overlay.backing = new PaddedFilter(overlay.backing ?? new MemoryDevice(0), overlay.size)
-      await new Difference(chain, below, options.progress).copy()
+      await new Difference(overlay, chain, below, options.progress).copy()
       await overlay.flush()
     } finally {
       await below?.close()
@@ -79,12 +79,20 @@ async function openNewBacking(options: RebaseOptions, old: Chain): Promise<Chain
 /** What the overlay must take over, so that it reads over the new backing file as over the old. */
 class Difference {
   readonly #overlay: Layer
+  /** Version 2 keeps no zeros: it would leave a range alone that reads as zeros now. */
+  readonly #hasZeros: boolean
   readonly #old: readonly Layer[]
   readonly #new: readonly Layer[]
   readonly #progress: ((done: number, total: number) => void) | undefined
 
-  constructor(chain: Chain, below: Chain | undefined, progress?: (done: number, total: number) => void) {
-    this.#overlay = chain.active
+  constructor(
+    overlay: Qcow2Image,
+    chain: Chain,
+    below: Chain | undefined,
+    progress?: (done: number, total: number) => void,
+  ) {
+    this.#overlay = overlay
+    this.#hasZeros = overlay.header.version === 3
     this.#old = chain.layers.toReversed().slice(1)
     this.#new = below?.layers.toReversed() ?? []
     this.#progress = progress
@@ -132,7 +140,7 @@ class Difference {
         // Up to the next start of a cluster, which is what the overlay takes as a whole anyway.
         const piece = Math.min(length - done, unit - ((at + done) % unit))
         if (!equalBytes(old.subarray(done, done + piece), fresh.subarray(done, done + piece))) {
-          if (isZero(old, done, piece)) await this.#overlay.zero(at + done, piece, MAY_UNMAP)
+          if (this.#hasZeros && isZero(old, done, piece)) await this.#overlay.zero(at + done, piece, MAY_UNMAP)
           else await this.#overlay.write(at + done, piece, old, done, 0)
         }
         done += piece

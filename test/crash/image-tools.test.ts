@@ -34,7 +34,7 @@ async function fill(host: SimulatedHost, path: string, random: Random): Promise<
 }
 
 /** base <- middle <- top, and another base. The middle is shorter than the others, and every image holds something. */
-async function makeImages(random: Random): Promise<SimulatedHost> {
+async function makeImages(random: Random, version: 2 | 3 = 3): Promise<SimulatedHost> {
   const host = new SimulatedHost()
   await host.makeFolder('/images')
   const images = [
@@ -45,7 +45,7 @@ async function makeImages(random: Random): Promise<SimulatedHost> {
   ]
   for (const { name, size, below } of images) {
     const backing = below === undefined ? {} : { backingName: below, backingFormat: 'qcow2' as const }
-    const settings = { size, clusterSize: CLUSTER, ...backing }
+    const settings = { size, clusterSize: CLUSTER, version, ...backing }
     await createImage({ host, path: `/images/${name}`, format: 'qcow2', settings })
     await fill(host, `/images/${name}`, random)
   }
@@ -67,15 +67,19 @@ async function stateOf(host: SimulatedHost, path = TOP): Promise<State> {
   }
 }
 
-/** Whoever opens the images for writing, which completes their refcounts, finds nothing wrong. */
+/** Whoever opens the images for writing, which completes their refcounts, finds nothing corrupt. */
 async function areSound(host: SimulatedHost, path: string): Promise<void> {
   const chain = await openImage({ host, path, format: 'qcow2' })
   try {
     for (const layer of chain.layers) {
       await layer.setAccess('write')
       await layer.setAccess('read')
-      const { corruptions, leaks, problems } = await (layer as Qcow2Image).check()
-      assert.deepEqual({ corruptions, leaks }, { corruptions: 0, leaks: 0 }, `${layer.path}: ${problems.join('\n')}`)
+      const image = layer as Qcow2Image
+      const { corruptions, leaks, problems } = await image.check()
+      const note = `${layer.path}: ${problems.join('\n')}`
+      // Version 2 does not say that it was not closed, so that what was lost stays lost.
+      if (image.header.version === 3) assert.equal(leaks, 0, note)
+      assert.equal(corruptions, 0, note)
     }
   } finally {
     await chain.close()
@@ -150,25 +154,26 @@ const TOOLS: Readonly<
 suite('the offline tools may die at any moment', () => {
   const seed = seedOfRun()
   for (const [what, { run, image, below }] of Object.entries(TOOLS)) {
-    test(`${what} leaves the disk as it was`, async (t) => {
-      t.diagnostic(`VARVE_SEED=${seed}`)
-      const random = new Random(seed)
-      const host = await makeImages(random)
-      const before = await stateOf(host, image)
-      const steps = await dieEverywhere(host, random, run, async (left, note, isDone) => {
-        const after = await stateOf(left, image)
-        assert.ok(after.bytes.equals(before.bytes), `seed ${seed}, ${note}: the disk has changed`)
-        if (isDone) assert.equal(after.below, below, note)
-        else assert.ok([before.below, below].includes(after.below), note)
-        // Whoever goes on with the image finds it whole.
-        await run(left).catch((error: unknown) => assert.ok(isBlockError(error, 'invalid-argument'), String(error)))
-        assert.ok(
-          (await stateOf(left, image)).bytes.equals(before.bytes),
-          `seed ${seed}, ${note}: changed by the second run`,
-        )
+    for (const version of [3, 2] as const)
+      test(`${what}, version ${version}, leaves the disk as it was`, async (t) => {
+        t.diagnostic(`VARVE_SEED=${seed}`)
+        const random = new Random(seed)
+        const host = await makeImages(random, version)
+        const before = await stateOf(host, image)
+        const steps = await dieEverywhere(host, random, run, async (left, note, isDone) => {
+          const after = await stateOf(left, image)
+          assert.ok(after.bytes.equals(before.bytes), `seed ${seed}, ${note}: the disk has changed`)
+          if (isDone) assert.equal(after.below, below, note)
+          else assert.ok([before.below, below].includes(after.below), note)
+          // Whoever goes on with the image finds it whole.
+          await run(left).catch((error: unknown) => assert.ok(isBlockError(error, 'invalid-argument'), String(error)))
+          assert.ok(
+            (await stateOf(left, image)).bytes.equals(before.bytes),
+            `seed ${seed}, ${note}: changed by the second run`,
+          )
+        })
+        t.diagnostic(`${steps} moments`)
       })
-      t.diagnostic(`${steps} moments`)
-    })
   }
 
   test('a growing disk has its old size or the new one, and its data', async (t) => {
