@@ -193,6 +193,8 @@ export const IMAGE_WALK_BYTES = 4 * 1024 * MIB
 /** Pieces at work at once, at most and unless told. */
 export const IMAGE_LANES_MAX = 16
 export const IMAGE_LANES = 8
+/** Threads that compress clusters, at most. */
+export const IMAGE_COMPRESSING_MAX = 8
 /** Unreadable ranges that a salvaging conversion lists; it counts the rest. */
 export const IMAGE_LOST_RANGES_MAX = 1000
 /** Longest run of zeros that the option for it can ask for, in bytes. */

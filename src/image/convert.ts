@@ -2,23 +2,29 @@
 // compressed. The target appears under its name when it is whole and durable; an existing one is filled in place only when
 // that was asked for.
 
-import type { Chain } from '../chain/chain.ts'
-import { type Format, openChain } from '../chain/open.ts'
-import { IMAGE_LANES, IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
-import { type BlockDevice, OWNED_ZERO, UNALLOCATED, ZERO } from '../block/device.ts'
+import os from 'node:os'
+import { IMAGE_COMPRESSING_MAX, IMAGE_LANES, IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
+import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
+import { type Format, openChain } from '../chain/open.ts'
+import { Qcow2Image } from '../format/qcow2/image.ts'
+import { withBackgroundFiles } from '../host/background.ts'
 import type { Host } from '../host/host.ts'
-import { copyImage, LEFT_ALONE } from './copy.ts'
+import { withLateSync } from '../host/late-sync.ts'
+import { Qcow2ClusterStore } from './cluster-store.ts'
+import { type ConvertSource, openSource } from './convert-source.ts'
+import { copyBitmaps } from './copy-bitmaps.ts'
+import { copyImage } from './copy.ts'
 import { createImage } from './create.ts'
 import type { ImageSettings } from './create-options.ts'
-import type { AskExtents } from './extent-walk.ts'
-import { JoinedDevice } from './joined-device.ts'
-import { openImage, type OpenImageOptions } from './open-image.ts'
+import type { OpenImageOptions } from './open-image.ts'
 import { makeWholeFile } from './whole-file.ts'
 
 export interface ConvertOptions {
   readonly host: Host
   readonly sources: readonly OpenImageOptions[]
+  /** Reads this internal snapshot of the one source, by its id or name. */
+  readonly snapshot?: string | undefined
   readonly target: string
   readonly format: Format
   readonly allowedFolders?: readonly string[] | undefined
@@ -26,8 +32,12 @@ export interface ConvertOptions {
   readonly settings?: ImageSettings | undefined
   /** Replaces a target that is there. */
   readonly force?: boolean | undefined
-  /** Fills a target that is there, of any format; with 'zero' it is known to read as zeros. */
+  /** Fills a target that is there, of any content; with 'zero' it is known to read as zeros. */
   readonly existing?: 'any' | 'zero' | undefined
+  /** Writes compressed clusters; for a target of format qcow2. */
+  readonly compress?: boolean | undefined
+  /** Copies the persistent bitmaps of the one source; 'consistent' leaves out those that are not. */
+  readonly bitmaps?: 'all' | 'consistent' | undefined
   /** Bytes of zeros that are left out, 4096 unless told; 0 writes everything. */
   readonly sparse?: number | undefined
   /** Pieces at work at once. */
@@ -56,89 +66,95 @@ export interface Converted {
 
 const SPARSE = 4096
 
+/** How many threads of Node's pool a conversion that compresses can use: what UV_THREADPOOL_SIZE is best. */
+export function compressingThreads(): number {
+  return Math.min(IMAGE_COMPRESSING_MAX, os.availableParallelism())
+}
+
 /** Kinds: 'exists', 'invalid-argument', 'cancelled' by the signal, those of opening and of making images, and of copying. */
 export async function convertImage(options: ConvertOptions): Promise<Converted> {
-  const source = await openSources(options)
+  const source = await openSource(
+    options.compress === true ? options.sources : readAhead(options.sources),
+    options.snapshot,
+  )
   try {
-    const { host, target, force } = options
-    if (options.existing !== undefined) return await fill(options, source, target, false)
+    const { host, target, force, format, settings, allowedFolders = [] } = options
+    if (options.existing !== undefined) return await fill(options, source, host, target, options.existing === 'zero')
     return await makeWholeFile({ host, path: target, force }, async (partial) => {
-      const { format, settings, allowedFolders = [] } = options
-      await createImage({
-        host,
-        path: partial,
-        format,
-        settings: { ...settings, size: source.device.size },
-        allowedFolders,
-      })
-      return fill(options, source, partial, settings?.backingName === undefined)
+      const late = withLateSync(host)
+      const sized = { ...settings, size: source.device.size }
+      await createImage({ host: late, path: partial, format, settings: sized, allowedFolders })
+      return fill(options, source, late, partial, settings?.backingName === undefined)
     })
   } finally {
-    await source.device.close()
+    await source.close()
   }
 }
 
-interface Source {
-  readonly device: BlockDevice
-  /** With a backing file behind the target: what the source owns itself. */
-  readonly owned: AskExtents | undefined
+/** Reads in other threads, which leaves this one to write; they are not to be had where they compress. */
+function readAhead(sources: readonly OpenImageOptions[]): OpenImageOptions[] {
+  return sources.map((source) => ({ ...source, host: withBackgroundFiles(source.host) }))
 }
 
-async function openSources({ sources, settings }: ConvertOptions): Promise<Source> {
-  const chains: Chain[] = []
+/** Copies the source to the image at `imagePath`; `isZero` when that reads as zeros. */
+async function fill(
+  options: ConvertOptions,
+  source: ConvertSource,
+  host: Host,
+  imagePath: string,
+  isZero: boolean,
+): Promise<Converted> {
+  const { format, settings, allowedFolders = [] } = options
+  const layers = await openChain({ host, path: imagePath, format, allowedFolders })
   try {
-    for (const source of sources) chains.push(await openImage(source))
-  } catch (error) {
-    for (const chain of chains) await chain.close()
-    throw error
-  }
-  const [first] = chains
-  if (first === undefined) throw new BlockError('invalid-argument', 'name an image to convert')
-  if (chains.length === 1)
-    return { device: first, owned: settings?.backingName === undefined ? undefined : ownedBy(first) }
-  return { device: new JoinedDevice(chains), owned: undefined }
-}
-
-/** What the active layer owns; the rest is left to the target's backing file. */
-function ownedBy({ active }: Chain): AskExtents {
-  const bits = (ownership: number): number =>
-    ownership === UNALLOCATED ? LEFT_ALONE : ownership === OWNED_ZERO ? ZERO : 0
-  return (offset, length, visit) =>
-    active.allocation(offset, length, (piece, ownership) => visit(piece, bits(ownership)))
-}
-
-async function fill(options: ConvertOptions, source: Source, imagePath: string, isNew: boolean): Promise<Converted> {
-  const { host, format, allowedFolders = [], sparse = SPARSE, lanes = IMAGE_LANES } = options
-  const target = await openChain({ host, path: imagePath, format, allowedFolders })
-  const layer = target.at(-1) as (typeof target)[0]
-  const lost = new LostRanges()
-  try {
+    const layer = layers.at(-1) as Layer
     if (layer.size < source.device.size) {
       const message = `${imagePath} has ${layer.size} bytes, and the source ${source.device.size}: make it larger first`
       throw new BlockError('invalid-argument', message, { path: imagePath })
     }
     await layer.setAccess('write')
-    await copyImage({
-      source: source.device,
-      target: layer,
-      unit: layer.clusterSize,
-      sparse,
-      lanes,
-      outOfOrder: options.outOfOrder,
-      targetIsZero: isNew || options.existing === 'zero',
-      extents: source.owned,
-      lost: options.salvage === true ? (...range) => lost.add(...range) : undefined,
-      signal: options.signal,
-      progress: options.progress,
-    })
+    const owned = settings?.backingName === undefined ? undefined : source.owned
+    const lost = await copy(options, source, layer, isZero, owned)
+    if (options.bitmaps !== undefined) {
+      if (source.image === undefined || !(layer instanceof Qcow2Image))
+        throw new BlockError('invalid-argument', 'bitmaps can be copied from one qcow2 image to another one only')
+      await copyBitmaps(source.image, layer, options.bitmaps === 'consistent')
+    }
     await layer.setAccess('read')
+    return { size: source.device.size, lost: lost.ranges, lostBytes: lost.bytes }
   } finally {
-    for (const each of target.toReversed()) await each.close()
+    for (const layer of layers.toReversed()) await layer.close()
   }
-  return { size: source.device.size, lost: lost.ranges, lostBytes: lost.bytes }
 }
 
-/** The ranges that could not be read, neighbours with one reason as one. */
+async function copy(
+  options: ConvertOptions,
+  source: ConvertSource,
+  target: Layer,
+  targetIsZero: boolean,
+  extents: ConvertSource['owned'],
+): Promise<LostRanges> {
+  const { sparse = SPARSE, lanes = IMAGE_LANES, outOfOrder, signal, progress, salvage = false } = options
+  const compressed = options.compress === true ? clusterStore(target) : undefined
+  const ranges = new LostRanges()
+  const lost = salvage ? (...range: Parameters<LostRanges['add']>) => ranges.add(...range) : undefined
+  // One for each thread that compresses, and one that is read or written: more would only push each other out of the caches.
+  const busy = compressed === undefined ? lanes : Math.min(lanes, compressingThreads() + 1)
+  const to = { target, unit: target.clusterSize, targetIsZero, compressed }
+  try {
+    await copyImage({ source: source.device, extents, ...to, sparse, lanes: busy, outOfOrder, lost, signal, progress })
+  } finally {
+    compressed?.close()
+  }
+  return ranges
+}
+
+function clusterStore(target: Layer): Qcow2ClusterStore {
+  if (target instanceof Qcow2Image) return new Qcow2ClusterStore(target)
+  throw new BlockError('invalid-argument', `${target.path} is a raw image, which cannot be compressed; use -O qcow2`)
+}
+
+/** The ranges that could not be read, neighbours as one. */
 class LostRanges {
   readonly ranges: { start: number; length: number; reason: string }[] = []
   bytes = 0

@@ -78,7 +78,7 @@ async function findBacking(options: CreateImageOptions, target: string): Promise
 }
 
 /** Settings that images are not made with yet. */
-const NOT_YET = ['refcountBits', 'compression', 'extendedL2', 'dataFile', 'dataFileRaw', 'lazyRefcounts'] as const
+const NOT_YET = ['refcountBits', 'extendedL2', 'dataFile', 'dataFileRaw', 'lazyRefcounts'] as const
 
 function refuseMissing({ path, format, settings }: CreateImageOptions): void {
   const missing = NOT_YET.find((name) => settings[name] !== undefined)

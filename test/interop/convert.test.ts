@@ -7,6 +7,7 @@ import path from 'node:path'
 import { suite, type TestContext, test } from 'node:test'
 import { Random } from '../../src/base/random.ts'
 import type { Format } from '../../src/chain/open.ts'
+import { openQcow2 } from '../../src/format/qcow2/image.ts'
 import { realHost } from '../../src/host/real.ts'
 import { type ConvertOptions, type Converted, convertImage } from '../../src/image/convert.ts'
 import { breakCompressedCluster, contentByQemu, qemuIo, writeRawDisk } from '../support/images.ts'
@@ -136,6 +137,57 @@ suite('Conversions, beside qemu-img', SKIP, () => {
     assert.ok(content.equals(Buffer.concat([bench.bytes, bench.bytes, bench.bytes])))
   })
 
+  for (const compression of ['zlib', 'zstd'] as const) {
+    test(`compressed with ${compression}: as many clusters compressed as by qemu-img, in no more space`, async (t) => {
+      const bench = new Bench(t, 21, 9 * MIB + 512)
+      await bench.convert('source.raw', 'made.qcow2', { compress: true, settings: { compression } })
+      bench.assertSame('made.qcow2')
+      const option = `compression_type=${compression}`
+      peer('qemu-img', 'convert', '-c', '-O', 'qcow2', '-o', option, bench.path('source.raw'), bench.path('qemu.qcow2'))
+      assert.equal(bench.clustersOf('made.qcow2'), bench.clustersOf('qemu.qcow2'))
+      const size = (name: string): number => fs.statSync(bench.path(name)).size
+      assert.ok(size('made.qcow2') <= size('qemu.qcow2') * 1.02 + 64 * KIB, `${size('made.qcow2')} bytes`)
+      await bench.convert('made.qcow2', 'back.raw')
+      bench.assertSame('back.raw')
+    })
+  }
+
+  test('compressed over an existing image, what was there is replaced and freed', async (t) => {
+    const bench = new Bench(t, 22, 3 * MIB)
+    peer('qemu-img', 'create', '-q', '-f', 'qcow2', bench.path('there.qcow2'), '3M')
+    qemuIo(bench.path('there.qcow2'), 'qcow2', 'write -P 5 0 3M')
+    await bench.convert('source.raw', 'there.qcow2', { existing: 'any', compress: true })
+    bench.assertSame('there.qcow2')
+  })
+
+  test('an internal snapshot is read by its name or id', async (t) => {
+    const bench = new Bench(t, 23, 2 * MIB)
+    peer('qemu-img', 'snapshot', '-c', 'before', bench.path('source.qcow2'))
+    qemuIo(bench.path('source.qcow2'), 'qcow2', 'write -P 1 0 2M')
+    for (const [snapshot, target] of [
+      ['before', 'name.raw'],
+      ['1', 'id.qcow2'],
+    ] as const) {
+      await bench.convert('source.qcow2', target, { snapshot })
+      bench.assertSame(target)
+    }
+    await assert.rejects(bench.convert('source.qcow2', 'none.raw', { snapshot: 'never' }), { kind: 'not-found' })
+  })
+
+  test('bitmaps go along, as with qemu-img --bitmaps', async (t) => {
+    const bench = new Bench(t, 24, 4 * MIB)
+    const source = bench.path('source.qcow2')
+    peer('qemu-img', 'bitmap', '--add', '-g', '32k', source, 'one')
+    qemuIo(source, 'qcow2', 'write -P 1 1M 100k', 'write -P 2 3M 4k')
+    peer('qemu-img', 'bitmap', '--add', '--disable', source, 'two')
+    peer('qemu-img', 'convert', '--bitmaps', '-O', 'qcow2', source, bench.path('qemu.qcow2'))
+    await bench.convert('source.qcow2', 'made.qcow2', { bitmaps: 'all' })
+    peer('qemu-img', 'compare', source, bench.path('made.qcow2'))
+    const [made, qemu] = await Promise.all(['made.qcow2', 'qemu.qcow2'].map((name) => bitmapsOf(bench.path(name))))
+    assert.deepEqual(made, qemu)
+    peer('qemu-img', 'check', bench.path('made.qcow2'))
+  })
+
   test('an existing target is filled in place, whatever it held', async (t) => {
     const bench = new Bench(t, 17, 3 * MIB)
     for (const target of ['there.raw', 'there.qcow2']) {
@@ -187,3 +239,16 @@ suite('Conversions, beside qemu-img', SKIP, () => {
     assert.ok(fs.readFileSync(bench.path('made.raw')).equals(expected))
   })
 })
+
+/** What QEMU says of an image's bitmaps, and the granules that are set. */
+async function bitmapsOf(image: string): Promise<unknown> {
+  const info = JSON.parse(peer('qemu-img', 'info', '--output=json', image)) as {
+    'format-specific': { data: { bitmaps: { name: string }[] } }
+  }
+  const { bitmaps } = info['format-specific'].data
+  const opened = await openQcow2(realHost, image, { name: 'image' })
+  const bits: string[] = []
+  for (const { name } of bitmaps) bits.push(Buffer.from((await opened.readBitmap(name)).toBytes()).toString('hex'))
+  await opened.close()
+  return { bitmaps, bits }
+}

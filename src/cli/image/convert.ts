@@ -26,6 +26,10 @@ interface ConvertFlags extends ImageOptions {
   readonly options?: readonly string[]
   readonly backing?: string
   readonly backingFormat?: Format
+  readonly compress?: boolean
+  readonly snapshot?: string
+  readonly bitmaps?: boolean
+  readonly skipBrokenBitmaps?: boolean
   readonly sparse?: number
   readonly parallel?: number
   readonly outOfOrder?: boolean
@@ -45,6 +49,10 @@ export function addConvertCommand(image: Command): void {
     .addOption(formatOption())
     .addOption(new Option('-O, --target-format <format>', 'format of the target').choices(FORMATS).default('raw'))
     .addOption(createOption())
+    .option('-c, --compress', 'compress the clusters of a qcow2 target')
+    .option('-l, --snapshot <name>', 'read this internal snapshot of the source, by id or name')
+    .option('--bitmaps', 'copy the persistent bitmaps of the source')
+    .option('--skip-broken-bitmaps', 'with --bitmaps: leave out those that are inconsistent')
     .option('-S, --sparse <size>', 'leave out runs of zeros from this length on; 0 writes all', sparseArgument)
     .option('-m, --parallel <number>', `pieces at work at once, ${IMAGE_LANES} unless told`, parallelArgument)
     .option('-W, --out-of-order', 'write pieces in any order')
@@ -64,13 +72,15 @@ export function addConvertCommand(image: Command): void {
 async function convert(images: readonly string[], flags: ConvertFlags, command: Command): Promise<void> {
   const target = images.at(-1) as string
   const sources = images.slice(0, -1)
-  const { convertImage } = await import('../../image/convert.ts')
+  const { compressingThreads, convertImage } = await import('../../image/convert.ts')
   const { parseCreateOptions } = await import('../../image/create-options.ts')
   const { backing, backingFormat, sparse, outOfOrder, force, salvage, targetFormat: format } = flags
   const settings = parseCreateOptions(format, flags.options ?? [])
   if (backing !== undefined) settings.backingName = backing
   if (backingFormat !== undefined) settings.backingFormat = backingFormat
   refuse(flags, settings, sources)
+  // Read when the pool is first used, which is later.
+  if (flags.compress === true) process.env['UV_THREADPOOL_SIZE'] ??= String(compressingThreads())
   const stop = new AbortController()
   const abort = (): void => stop.abort()
   process.once('SIGINT', abort).once('SIGTERM', abort)
@@ -84,6 +94,9 @@ async function convert(images: readonly string[], flags: ConvertFlags, command: 
         settings,
         allowedFolders: flags.allow,
         existing: flags.create ? undefined : flags.targetIsZero === true ? 'zero' : 'any',
+        snapshot: flags.snapshot,
+        compress: flags.compress,
+        bitmaps: flags.bitmaps !== true ? undefined : flags.skipBrokenBitmaps === true ? 'consistent' : 'all',
         sparse,
         lanes: flags.parallel,
         outOfOrder,
@@ -102,6 +115,7 @@ async function convert(images: readonly string[], flags: ConvertFlags, command: 
 
 /** What cannot be meant together. */
 function refuse(flags: ConvertFlags, settings: ImageSettings, sources: readonly string[]): void {
+  const { targetFormat: format } = flags
   const fail = (message: string): never => {
     throw new BlockError('invalid-argument', message)
   }
@@ -110,6 +124,11 @@ function refuse(flags: ConvertFlags, settings: ImageSettings, sources: readonly 
     if (sources.length > 1) fail('a backing file of the target cannot be combined with several sources')
     if (!flags.create) fail('-B is for a new target: with -n it has the backing file that it has')
   }
+  if (flags.compress === true) {
+    if (format !== 'qcow2') fail('-c is for a target of format qcow2')
+    if (flags.outOfOrder === true) fail('-W cannot be combined with -c')
+  }
+  if (flags.skipBrokenBitmaps === true && flags.bitmaps !== true) fail('--skip-broken-bitmaps goes with --bitmaps')
   if (flags.targetIsZero === true && flags.create) fail('--target-is-zero is for a target that is there, with -n')
   if (!flags.create && flags.options !== undefined) fail('-o is for a new target: with -n it is as it is')
   if (flags.force === true && !flags.create) fail('--force replaces the target, -n fills it: give one of them')

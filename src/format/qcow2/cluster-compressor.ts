@@ -8,11 +8,12 @@ import zlib from 'node:zlib'
 const ZLIB_OPTIONS = { windowBits: 12, memLevel: 9, flush: zlib.constants.Z_FINISH } as const
 const ZSTD_OPTIONS = { flush: zlib.constants.ZSTD_e_end } as const
 
-/** Compressed clusters are cut out of larger buffers, of so many clusters. */
-const CLUSTERS_PER_BUFFER = 16
+/** Compressed clusters are cut out of buffers of so many clusters: with room to spare, they are compressed in one go. */
+const CLUSTERS_PER_BUFFER = 2
 
 export class ClusterCompressor {
   readonly #stream: zlib.DeflateRaw | zlib.ZstdCompress
+  readonly #deflate: zlib.DeflateRaw | undefined
   readonly #clusterSize: number
   #pieces: Buffer[] = []
   #failure: Error | undefined
@@ -20,10 +21,8 @@ export class ClusterCompressor {
   constructor(type: 'zlib' | 'zstd', clusterSize: number) {
     const chunkSize = clusterSize * CLUSTERS_PER_BUFFER
     this.#clusterSize = clusterSize
-    this.#stream =
-      type === 'zlib'
-        ? zlib.createDeflateRaw({ ...ZLIB_OPTIONS, chunkSize })
-        : zlib.createZstdCompress({ ...ZSTD_OPTIONS, chunkSize })
+    this.#deflate = type === 'zlib' ? zlib.createDeflateRaw({ ...ZLIB_OPTIONS, chunkSize }) : undefined
+    this.#stream = this.#deflate ?? zlib.createZstdCompress({ ...ZSTD_OPTIONS, chunkSize })
     this.#stream.on('data', (piece: Buffer) => this.#pieces.push(piece))
     this.#stream.on('error', (error) => {
       this.#failure = error
@@ -36,7 +35,8 @@ export class ClusterCompressor {
    */
   async compress(cluster: Uint8Array): Promise<Uint8Array | undefined> {
     this.#pieces = []
-    if ('reset' in this.#stream) this.#stream.reset()
+    // A frame of zstd ends with the cluster, and the next begins by itself; deflate has to be told.
+    this.#deflate?.reset()
     await new Promise<void>((resolve, reject) =>
       this.#stream.write(cluster, (error) => (error === null || error === undefined ? resolve() : reject(error))),
     )

@@ -27,6 +27,8 @@ export interface CreateOptions {
   readonly dataFile?: string
   /** The data file is at all times what the disk reads as; not unless told. */
   readonly dataFileRaw?: boolean
+  /** Of clusters that are written compressed; zlib unless told. */
+  readonly compression?: 'zlib' | 'zstd'
   readonly backing?: { readonly name: string; readonly format: string }
 }
 
@@ -76,6 +78,7 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     clusterSize = DEFAULT_CLUSTER_SIZE,
     version = 3,
     extendedL2 = false,
+    compression = 'zlib',
     dataFile,
     dataFileRaw = false,
     backing,
@@ -91,7 +94,8 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
   if (!Number.isSafeInteger(size) || size < 0) throw invalid(`a disk cannot have ${size} bytes`)
   if (dataFileRaw && (dataFile === undefined || backing !== undefined))
     throw invalid('a raw data file needs a name and excludes a backing file')
-  const incompatible = (extendedL2 ? spec.INCOMPAT_EXTL2 : 0) | (dataFile === undefined ? 0 : spec.INCOMPAT_DATA_FILE)
+  if (compression === 'zstd' && version === 2) throw invalid('zstd compression needs version 3')
+  const incompatible = incompatibleBits(options)
   const shape = mapShape(bits, incompatible)
   const l1Size = Math.max(1, l1EntriesFor(size, clusterSize, shape.l2EntrySize))
   if (l1Size * spec.ENTRY_SIZE > QCOW2_L1_MAX)
@@ -120,13 +124,13 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
     refcountOrder: spec.DEFAULT_REFCOUNT_ORDER,
     snapshotCount: 0,
     snapshotsOffset: 0,
-    compression: 'zlib',
+    compression,
     incompatible,
     ...shape,
     dataFile: dataFile === undefined ? undefined : { name: dataFile, isRaw: dataFileRaw },
     compatible,
     autoclear: dataFileRaw ? Uint8Array.of(0, 0, 0, 0, 0, 0, 0, spec.AUTOCLEAR_DATA_FILE_RAW) : new Uint8Array(8),
-    moreFields: new Uint8Array(version === 2 ? 0 : spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3),
+    moreFields: version === 2 ? new Uint8Array(0) : newFields(compression),
     extensions: version === 2 ? [] : newExtensions(clusterSize, dataFile),
     bitmaps: undefined,
     backing: undefined,
@@ -135,6 +139,19 @@ function newHeader(imagePath: string, options: CreateOptions): Header {
   if (encodeHeader(header).length > clusterSize)
     throw invalid(`the data file name ${JSON.stringify(dataFile)} does not fit the header; use a shorter one`)
   return backing === undefined ? header : withBacking(header, backing.name, backing.format, imagePath)
+}
+
+function incompatibleBits({ extendedL2, dataFile, compression }: CreateOptions): number {
+  const map = extendedL2 === true ? spec.INCOMPAT_EXTL2 : 0
+  const data = dataFile === undefined ? 0 : spec.INCOMPAT_DATA_FILE
+  return map | data | (compression === 'zstd' ? spec.INCOMPAT_COMPRESSION : 0)
+}
+
+/** The fields after those of version 3: the compression type in the first byte. */
+function newFields(compression: 'zlib' | 'zstd'): Uint8Array {
+  const fields = new Uint8Array(spec.HEADER_LENGTH - spec.HEADER_LENGTH_V3)
+  fields[0] = compression === 'zstd' ? spec.COMPRESSION_TYPE_ZSTD : spec.COMPRESSION_TYPE_ZLIB
+  return fields
 }
 
 function newExtensions(clusterSize: number, dataFile: string | undefined): HeaderExtension[] {
