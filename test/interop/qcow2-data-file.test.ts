@@ -146,6 +146,24 @@ suite('external data files between QEMU and Varve', { skip: missing('qemu-img', 
     await image.close()
   })
 
+  test('the check counts what QEMU’s counts, also a first cluster whose place is 0', async (t) => {
+    const folder = tempFolder(t)
+    const target = path.join(folder, 'image.qcow2')
+    peer('qemu-img', 'create', '-f', 'qcow2', '-o', `data_file=${path.join(folder, 'data')}`, target, '1M')
+    for (const commands of [['write 0 256k'], ['write -z 0 64k', 'write -z 128k 64k']]) {
+      qemuIo(target, 'qcow2', ...commands)
+      const theirs = JSON.parse(peer('qemu-img', 'check', '-f', 'qcow2', '--output=json', target)) as object
+      const image = await open(target)
+      const ours = await image.check()
+      await image.close()
+      const { 'allocated-clusters': allocated, 'fragmented-clusters': fragmented = 0 } = theirs as Record<
+        string,
+        number
+      >
+      assert.deepEqual([ours.allocatedClusters, ours.fragmentedClusters], [allocated, fragmented])
+    }
+  })
+
   test('an overlay over an image with a data file shows it, and leaves it alone', async (t) => {
     const folder = tempFolder(t)
     const base = path.join(folder, 'base.qcow2')

@@ -91,13 +91,16 @@ export class L2Walk {
       (isPlaced ? host % clusterSize !== 0 : data !== 0 || isCopied) ||
       (version === 2 && isZero)
     if (isFlawed) return this.#visitFlawed(at, { host, isCopied, isZero, isReserved, isPlaced, zeros, data })
-    return isPlaced ? this.#visitPlaced(at, host, isCopied) : undefined
+    if (!isPlaced) return undefined
+    // Of a zero flag at place 0 of a data file, QEMU does not say whether a place is kept, and does not count it.
+    const isCounted = host !== 0 || !isZero || extendedL2
+    return this.#visitPlaced(at, host, isCopied, isCounted)
   }
 
-  #visitPlaced(at: number, host: number, isCopied: boolean): Pending {
+  #visitPlaced(at: number, host: number, isCopied: boolean, isCounted: boolean): Pending {
     const { clusterSize } = this.#header
     const place = this.#place + at
-    this.#countGuest(host)
+    if (isCounted) this.#countGuest(host)
     if (this.#hasDataFile) return this.#visitInDataFile(at, host, isCopied)
     if (host >= this.#fileSize) return this.#visitPastEnd(place, host, isCopied)
     this.#visitor.area(host, clusterSize, 'data', this.#weight.all)
@@ -145,7 +148,7 @@ export class L2Walk {
     }
     // What an unaligned entry touches counts as used, so that nothing else is put there.
     if (host % clusterSize !== 0) await this.#flaw(isZero ? 'unaligned zeros' : 'unaligned', at)
-    await this.#visitPlaced(at, host, isCopied)
+    await this.#visitPlaced(at, host, isCopied, true)
   }
 
   #visitCompressed(at: number, high: number, low: number, hasSubclusters: boolean): Pending {
