@@ -166,3 +166,56 @@ test('freed clusters are used again after two flushes, so that a disk that is tr
   assert.deepEqual([corruptions, leaks], [0, 0])
   await last.close()
 })
+
+test('a bitmap whose saving failed, at any write or sync, is never trusted, or whole', async () => {
+  let faults = 0
+  for (const kind of ['write', 'sync'] as const) {
+    for (let isFaulty = true, at = 0; isFaulty; at++, faults++) {
+      const host = new SimulatedHost()
+      const image = await newImage(host, 4096)
+      await image.bitmapEdits.add('on', 512, true)
+      await image.write(0, PIECE, Buffer.alloc(PIECE, 1), 0, 0)
+      await image.setAccess('read')
+      let left = at
+      isFaulty = false
+      host.beforeOperation = (operation: HostOperation) => {
+        if (operation.kind !== kind || left-- !== 0) return
+        isFaulty = true
+        throw new BlockError('io', `${operation.path}: made to fail`, { path: operation.path })
+      }
+      // Whoever is refused tries again, and goes on with what there is.
+      const tries = [
+        () => image.setAccess('write'),
+        () => image.setAccess('write'),
+        async () => image.write(PIECE, PIECE, Buffer.alloc(PIECE, 2), 0, 0),
+        () => image.bitmapEdits.add('off', 512, false),
+        () => image.setAccess('read'),
+        () => image.setAccess('read'),
+        () => image.setAccess('write'),
+        async () => image.write(2 * PIECE, PIECE, Buffer.alloc(PIECE, 3), 0, 0),
+        () => image.setAccess('read'),
+        () => image.setAccess('read'),
+      ]
+      for (const attempt of tries)
+        await attempt().catch((error) => assert.ok(error instanceof BlockError, String(error)))
+      host.beforeOperation = undefined
+      // What a failed sync lost is lost: only what is on the disk counts.
+      host.crash('none')
+      const again = await openQcow2(host, '/disk', { name: 'disk' })
+      const content = await contentOf(again)
+      for (const { name, isConsistent } of again.bitmaps) {
+        if (!isConsistent) continue
+        const bits = await again.readBitmap(name)
+        if (name !== 'on') assert.equal(bits.count, 0)
+        else
+          for (let i = 0; i < 3; i++)
+            if (content[i * PIECE] !== 0) assert.ok(bits.hasAll(i * PIECE, PIECE), `${kind} ${at}, piece ${i}`)
+      }
+      await again.setAccess('write')
+      const { corruptions, problems } = await again.check()
+      assert.equal(corruptions, 0, `${kind} ${at}: ${problems.join('\n')}`)
+      await again.close()
+    }
+  }
+  assert.ok(faults > 40, `${faults} faults`)
+})

@@ -12,6 +12,7 @@ import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import { type BitmapEntry, tableEntriesFor } from './bitmap-directory.ts'
+import { bitmapBytes } from './bitmap-shape.ts'
 import type { Header } from './header.ts'
 import * as spec from './spec.ts'
 
@@ -24,11 +25,6 @@ export interface StorageHome {
 /** Where a bitmap's bits are: offsets in the file, or these two for clusters of one value. */
 const ZEROS = 0
 const ONES = -1
-
-/** Bytes of memory that a bitmap takes. */
-export function bitmapBytes(size: number, granularity: number): number {
-  return divideUp(divideUp(size, granularity), 8)
-}
 
 /** Reads the bits of a bitmap that is not in use. Kind 'corrupt' when its table or its tail breaks the specification. */
 export async function loadBits(file: HostFile, header: Header, entry: BitmapEntry): Promise<Bitmap> {

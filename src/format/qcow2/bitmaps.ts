@@ -8,9 +8,7 @@
 //
 // No request may be in flight while any method but `record` runs.
 
-import { utf8 } from '../../base/bytes.ts'
-import { GRANULE_MAX, GRANULE_MIN, QCOW2_BITMAP_MAX, QCOW2_BITMAPS_BYTES } from '../../base/limits.ts'
-import { isPowerOfTwo } from '../../base/round.ts'
+import { QCOW2_BITMAP_MAX, QCOW2_BITMAPS_BYTES } from '../../base/limits.ts'
 import { Bitmap } from '../../bitmap/bitmap.ts'
 import { BlockError, type ErrorKind, isBlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
@@ -22,9 +20,9 @@ import {
   writeDirectory,
   writeFlags,
 } from './bitmap-directory.ts'
+import { bitmapBytes, checkBitmap, defaultGranularity, tooLarge } from './bitmap-shape.ts'
 import {
   allocateTable,
-  bitmapBytes,
   freeBitmap,
   freeClusters,
   loadBits,
@@ -72,10 +70,6 @@ interface Held {
   readonly entry: BitmapEntry
   live: Live | undefined
 }
-
-/** Granularity of a new bitmap as QEMU chooses it: the cluster size, from 4 to 64 KiB. */
-const DEFAULT_GRANULARITY_MIN = 4096
-const DEFAULT_GRANULARITY_MAX = 65_536
 
 export class Bitmaps {
   readonly #file: HostFile
@@ -162,7 +156,8 @@ export class Bitmaps {
       }
       held.entry.flags |= spec.BITMAP_IN_USE
     }
-    if (taken.length > 0) await this.#writeFlags()
+    // Also those that were marked before: whether that sync succeeded is not known here.
+    await this.#writeFlags()
     this.#refresh()
   }
 
@@ -194,6 +189,11 @@ export class Bitmaps {
     await this.#store(() => true)
   }
 
+  /** After a failure between `store` and `release`: what has become of it is not known, so that the marks stay for good. */
+  giveUp(): void {
+    this.#giveUp(() => true)
+  }
+
   /** Clears the marks of all that was stored; a sync must follow, and nothing more may be recorded. */
   async release(): Promise<void> {
     await this.#release(() => true)
@@ -206,8 +206,9 @@ export class Bitmaps {
    * or the image has no room for one more.
    */
   async add(name: string, granularity: number | undefined, isRecording: boolean): Promise<void> {
-    const clusterSize = Math.min(DEFAULT_GRANULARITY_MAX, Math.max(DEFAULT_GRANULARITY_MIN, this.#header.clusterSize))
-    await this.#add(name, new Bitmap(this.#header.size, this.#checked(name, granularity ?? clusterSize)), isRecording)
+    const granule = granularity ?? defaultGranularity(this.#header.clusterSize)
+    this.#check(name, granule)
+    await this.#add(name, new Bitmap(this.#header.size, granule), isRecording)
     await this.#settle()
   }
 
@@ -250,7 +251,7 @@ export class Bitmaps {
    */
   async save(bitmaps: readonly BitmapToSave[]): Promise<void> {
     for (const { name, bits, isRecording } of bitmaps) {
-      this.#checked(name, bits.granule)
+      this.#check(name, bits.granule)
       if (bits.size !== this.#header.size)
         throw this.#failure('invalid-argument', `the bitmap ${JSON.stringify(name)} is of a disk of ${bits.size} bytes`)
       const before = this.#held.find(({ entry }) => entry.name === name)
@@ -328,18 +329,8 @@ export class Bitmaps {
     throw this.#failure('read-only', 'the image is open for reading only')
   }
 
-  /** The granularity, checked together with the name and the size that a bitmap of it has. */
-  #checked(name: string, granularity: number): number {
-    const invalid = (what: string): BlockError => this.#failure('invalid-argument', what)
-    const nameLength = utf8.encode(name).length
-    if (nameLength === 0 || nameLength > spec.MAX_BITMAP_NAME || name.includes('\0'))
-      throw invalid(`a bitmap's name has 1 to ${spec.MAX_BITMAP_NAME} bytes, not ${nameLength}`)
-    if (!isPowerOfTwo(granularity) || granularity < GRANULE_MIN || granularity > GRANULE_MAX)
-      throw invalid(`a granularity is a power of two from 512 bytes to 2 GiB, not ${granularity}`)
-    const { size } = this.#header
-    if (size === 0) throw this.#failure('unsupported', 'a disk of no bytes has no bitmaps')
-    if (bitmapBytes(size, granularity) > QCOW2_BITMAP_MAX) throw this.#tooLarge(name)
-    return granularity
+  #check(name: string, granularity: number): void {
+    checkBitmap(this.#file.path, this.#header.size, name, granularity)
   }
 
   async #add(name: string, bits: Bitmap, isRecording: boolean): Promise<void> {
@@ -399,7 +390,7 @@ export class Bitmaps {
   #needMemory(name: string, granularity: number): void {
     let bytes = bitmapBytes(this.#header.size, granularity)
     for (const { live } of this.#held) bytes += live === undefined ? 0 : bitmapBytes(live.bits.size, live.bits.granule)
-    if (bytes > QCOW2_BITMAPS_BYTES) throw this.#tooLarge(name)
+    if (bytes > QCOW2_BITMAPS_BYTES) throw tooLarge(this.#file.path, name)
   }
 
   #refresh(): void {
@@ -411,8 +402,13 @@ export class Bitmaps {
     this.#refresh()
     const isIdle = (live: Live): boolean => !live.isRecording
     if (!this.#held.some(({ live }) => live !== undefined && isIdle(live))) return
-    await this.#store(isIdle)
-    await this.#file.sync()
+    try {
+      await this.#store(isIdle)
+      await this.#file.sync()
+    } catch (error) {
+      this.#giveUp(isIdle)
+      throw error
+    }
     await this.#release(isIdle)
     await this.#file.sync()
   }
@@ -449,6 +445,17 @@ export class Bitmaps {
     for (const { dropped } of changed) await freeClusters(home, dropped)
   }
 
+  #giveUp(isMeant: (live: Live) => boolean): void {
+    for (const held of this.#held) {
+      if (held.live === undefined || !isMeant(held.live)) continue
+      held.live = undefined
+      this.#report(
+        `${this.#file.path}: the bitmap ${JSON.stringify(held.entry.name)} could not be saved and is inconsistent now`,
+      )
+    }
+    this.#refresh()
+  }
+
   async #release(isMeant: (live: Live) => boolean): Promise<void> {
     let isChanged = false
     for (const held of this.#held) {
@@ -468,11 +475,6 @@ export class Bitmaps {
 
   #tableSize(granularity: number): number {
     return Math.max(1, tableEntriesFor(this.#header.size, granularity, this.#header.clusterSize))
-  }
-
-  #tooLarge(name: string): BlockError {
-    const what = `the bitmap ${JSON.stringify(name)} takes too much memory: use a larger granularity`
-    return this.#failure('unsupported', what)
   }
 
   #failure(kind: ErrorKind, what: string): BlockError {

@@ -454,12 +454,19 @@ export class Qcow2Image implements Layer {
   }
 
   async #leaveClean(allocator: Allocator): Promise<void> {
-    await this.#bitmaps.store()
-    await allocator.giveBack()
-    await allocator.refcounts.writeBack()
-    const end = allocator.end * this.#header.clusterSize
-    if (!this.#isBlockDevice && this.#file.size() !== end) await this.#file.truncate(end)
-    await this.#file.sync()
+    try {
+      await this.#bitmaps.store()
+      await allocator.giveBack()
+      await allocator.refcounts.writeBack()
+      const end = allocator.end * this.#header.clusterSize
+      if (!this.#isBlockDevice && this.#file.size() !== end) await this.#file.truncate(end)
+      await this.#file.sync()
+    } catch (error) {
+      // What reached the file is not known: neither refcounts nor bitmaps may be believed when this is tried again.
+      allocator.isDamaged = true
+      this.#bitmaps.giveUp()
+      throw error
+    }
     allocator.refcounts.forget()
     // Nothing is written any more, even when this fails: it says that all is as it should be.
     this.#writing = undefined
