@@ -66,6 +66,7 @@ const MISSING: readonly Refusal[] = [
   'info @none',
   'map @none',
   'check @none',
+  'check -f qcow2 -r all @none',
   'measure @none',
   'resize @none 1G',
   'rebase -b base.qcow2 -F qcow2 @none',
@@ -137,6 +138,8 @@ const REFUSALS: Readonly<Record<string, readonly Refusal[]>> = {
     { args: 'resize -f raw @plain.raw -1M', status: usage, says: /--shrink says that this is meant/ },
     { args: 'resize -f raw --shrink @plain.raw -1G', status: usage, says: /less than is to be taken away/ },
     { args: 'resize -f raw --preallocation=metadata @plain.raw +1M', status: usage, says: /no metadata/ },
+    { args: 'check -r some @base.qcow2', status: usage, says: /Allowed choices are leaks, all/ },
+    { args: 'check -U -r all @base.qcow2', status: usage, says: /leave out -U/ },
     { args: 'rebase -f qcow2 @top.qcow2', status: usage, says: /required option/ },
     { args: 'rebase -f qcow2 -b base.qcow2 @top.qcow2', status: usage, says: /-F raw or -F qcow2/ },
     {
@@ -215,6 +218,7 @@ test('an image that may not be written is refused where it would be', SKIP_UNLES
   for (const name of ['base.qcow2', 'top.qcow2', 'plain.raw']) fs.chmodSync(site.path(name), 0o644)
   const says = /may not be written by this user|permission denied/
   const refused = [
+    'check -r leaks @base.qcow2',
     'resize @plain.raw +1M',
     'resize -f qcow2 @base.qcow2 +1M',
     "rebase -f qcow2 -b '' @top.qcow2",
