@@ -327,4 +327,46 @@ suite('internal snapshots between QEMU and Varve', { skip: missing('qemu-img', '
       [['1', '2']],
     )
   })
+
+  test('a snapshot with the state of a machine keeps it through all that Varve does, and QEMU loads it', {
+    skip: missing('qemu-system-x86_64'),
+  }, async (t) => {
+    const file = path.join(tempFolder(t), 'image.qcow2')
+    peer('qemu-img', 'create', '-f', 'qcow2', '-o', 'cluster_size=4k', file, '4M')
+    const monitor = (commands: string): string => {
+      const drive = `if=none,id=d,file=${file},format=qcow2`
+      const machine = ['-M', 'microvm', '-m', '16', '-S', '-display', 'none', '-nodefaults', '-monitor', 'stdio']
+      const outcome = runPeer('qemu-system-x86_64', [...machine, '-drive', drive], `${commands}\nquit\n`)
+      assert.equal(outcome.status, 0, outcome.stderr)
+      return outcome.stdout + outcome.stderr
+    }
+    const subject: Subject = {
+      file,
+      base: undefined,
+      model: Buffer.alloc(4 * MIB),
+      snapshots: new Map(),
+      random: new Random(4),
+    }
+    await withImage(subject, 'write', (image) => churn(image, subject))
+    assert.doesNotMatch(monitor('savevm running'), /error/i)
+    subject.snapshots.set('1', Buffer.from(subject.model))
+    await assertEqual(subject, 'saved by QEMU')
+    await withImage(subject, 'write', async (image) => {
+      assert.ok((image.snapshots[0]?.vmStateSize ?? 0) > 0)
+      await churn(image, subject)
+      subject.snapshots.set((await image.createSnapshot('later')).id, Buffer.from(subject.model))
+      await churn(image, subject)
+      await image.applySnapshot('running')
+      subject.model = Buffer.from(subject.snapshots.get('1') as Buffer)
+      await churn(image, subject)
+      await image.deleteSnapshot('later')
+      subject.snapshots.delete('2')
+    })
+    assertClean(file, 'after Varve')
+    await assertEqual(subject, 'after Varve')
+    assert.doesNotMatch(monitor('loadvm running'), /error/i)
+    subject.model = Buffer.from(subject.snapshots.get('1') as Buffer)
+    assertClean(file, 'loaded by QEMU')
+    await assertEqual(subject, 'loaded by QEMU')
+  })
 })
