@@ -26,7 +26,7 @@ suite('whatever a crash leaves of a qcow2 image is clean after its repair and ho
       const most = Math.ceil(STATES / SETTINGS.length)
       for (let states = 0, run = 0; states < most; run++) {
         const recording = await record(setting, seed + run, OPERATIONS)
-        const { counts, findings } = await judge(recording, { losses: 2, most: most - states })
+        const { counts, findings } = await judge(recording, { draws: 1, most: most - states })
         assert.deepEqual(findings.map(describe), [])
         states += sumOf(counts)
       }
@@ -44,7 +44,7 @@ const FOUND: readonly (readonly [what: string, setting: string, seed: number, op
 suite('runs in which a crash once left something wrong', () => {
   for (const [what, setting, seed, operations] of FOUND) {
     test(`${what}: no more`, async () => {
-      const { findings } = await judge(await record(settingNamed(setting), seed, operations), { losses: 0, most: 400 })
+      const { findings } = await judge(await record(settingNamed(setting), seed, operations), { draws: 0, most: 400 })
       assert.deepEqual(findings.map(describe), [])
     })
   }

@@ -65,8 +65,8 @@ export interface Finding {
 }
 
 export interface JudgeOptions {
-  /** States at each boundary, beside the kill. */
-  readonly losses: number
+  /** States drawn at each crash, beside the kill and, where it is another state than before, the loss of all. */
+  readonly draws: number
   /** No more states than this. */
   readonly most?: number
   /** Judge this one alone. */
@@ -93,7 +93,7 @@ const FINDINGS_MAX = 20
 
 /** Judges the states of a recorded run. */
 export async function judge(recording: Recording, options: JudgeOptions): Promise<Verdict> {
-  const { losses, most = Number.POSITIVE_INFINITY, only } = options
+  const { draws, most = Number.POSITIVE_INFINITY, only } = options
   const replay = new Replay(recording)
   const counts = Object.fromEntries(MANNERS.map((manner) => [manner, 0])) as Counts
   const findings: Finding[] = []
@@ -102,7 +102,7 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
   while (total < most && findings.length < FINDINGS_MAX && replay.advance()) {
     const { boundary } = replay
     boundaries++
-    for (let index = 0; index <= losses; index++) {
+    for (let index = 0; index <= draws + 1; index++) {
       const isWanted = only === undefined || (only.boundary === boundary && only.index === index)
       const state = isWanted ? replay.build(index) : undefined
       if (state === undefined) continue

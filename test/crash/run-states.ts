@@ -16,7 +16,7 @@ interface Task {
   readonly setting: string
   readonly seed: number
   readonly operations: number
-  readonly losses: number
+  readonly draws: number
   readonly most: number
 }
 
@@ -31,7 +31,7 @@ interface Report {
 async function perform(task: Task): Promise<Report> {
   const started = performance.now()
   const recording = await record(settingNamed(task.setting), task.seed, task.operations)
-  const { counts, boundaries, findings } = await judge(recording, { losses: task.losses, most: task.most })
+  const { counts, boundaries, findings } = await judge(recording, { draws: task.draws, most: task.most })
   return { task, counts, boundaries, findings, seconds: (performance.now() - started) / 1000 }
 }
 
@@ -73,10 +73,10 @@ class Campaign {
   }
 
   #nextTask(): Task {
-    const { setting, operations, losses, states } = this.#options
+    const { setting, operations, draws, states } = this.#options
     const seed = this.#run++
     const name = setting ?? (SETTINGS[seed % SETTINGS.length] as { name: string }).name
-    return { setting: name, seed, operations, losses, most: states - this.#states }
+    return { setting: name, seed, operations, draws, most: states - this.#states }
   }
 
   #add({ task, counts, boundaries, findings, seconds }: Report): void {
@@ -134,7 +134,7 @@ async function replay(words: string): Promise<boolean> {
   const [seed = 0, operations = 0, boundary = 0, index = 0] = numbers.map(Number)
   const recording = await record(settingNamed(name), seed, operations)
   const tell = (lines: readonly string[]): void => lines.forEach((line) => console.log(line))
-  const { counts, findings } = await judge(recording, { losses: index, only: { boundary, index }, tell })
+  const { counts, findings } = await judge(recording, { draws: index, only: { boundary, index }, tell })
   console.log(sumOf(counts) === 0 ? 'there is no such state' : (findings[0]?.message ?? 'nothing is wrong'))
   return findings.length === 0
 }
@@ -144,7 +144,7 @@ interface Options {
   readonly jobs: number
   readonly seed: number
   readonly operations: number
-  readonly losses: number
+  readonly draws: number
   readonly setting: string | undefined
 }
 
@@ -154,7 +154,7 @@ const { values } = parseArgs({
     jobs: { type: 'string', default: '1' },
     seed: { type: 'string', default: '1' },
     operations: { type: 'string', default: '5000' },
-    losses: { type: 'string', default: '3' },
+    draws: { type: 'string', default: '2' },
     setting: { type: 'string' },
     replay: { type: 'string' },
   },
@@ -172,7 +172,7 @@ if (!isMainThread) {
           jobs: Number(values.jobs),
           seed: Number(values.seed),
           operations: Number(values.operations),
-          losses: Number(values.losses),
+          draws: Number(values.draws),
           setting: values.setting,
         }).go()
       : await replay(values.replay)
