@@ -3,6 +3,7 @@
 // repaired and goes on, so that later states are those of an image with a past. What crashes leave of it is judged by
 // qcow2-states.ts.
 
+import zlib from 'node:zlib'
 import { assert } from '../../src/base/assert.ts'
 import { Random } from '../../src/base/random.ts'
 import { type BlockDevice, MAY_UNMAP, type Pending } from '../../src/block/device.ts'
@@ -55,7 +56,9 @@ export interface Recording {
 
 /** How large a disk may grow, in times its first size. */
 export const SIZE_MAX_FACTOR = 2
-const DEVICE_SIZE = 4 * 1024 * 1024
+/** Host block devices have so many clusters, and not less than a few megabytes. */
+const DEVICE_CLUSTERS = 1024
+const DEVICE_MIN = 4 * 1024 * 1024
 
 /** What lies below the image: the first half is data. */
 export function backingOf(setting: Setting): MemoryDevice | undefined {
@@ -104,7 +107,8 @@ async function makeImage(disk: CrashDisk, setting: Setting): Promise<void> {
   await createQcow2(plain, IMAGE, { ...setting.create, ...reference })
   for (const [name, content] of plain.files) {
     const file = new Content(content)
-    if (setting.isDevice) file.truncate(DEVICE_SIZE)
+    const { clusterSize = 0 } = setting.create
+    if (setting.isDevice) file.truncate(Math.max(DEVICE_MIN, DEVICE_CLUSTERS * clusterSize))
     disk.files.set(name, file)
   }
 }
@@ -121,8 +125,9 @@ const WEIGHTS = {
   reopen: 10,
   rest: 5,
   kill: 8,
-  snapshot: 12,
-  bitmap: 8,
+  pack: 60,
+  snapshot: 25,
+  bitmap: 20,
 } as const
 
 type Operation = keyof typeof WEIGHTS
@@ -181,14 +186,17 @@ class Run {
     const depth = this.#setting.isLate ? 6 : 3
     while (this.#inFlight.size >= depth) await Promise.race(this.#inFlight)
     if (operation === 'write' || operation === 'zero' || operation === 'trim') return this.#request(operation)
+    if (operation === 'pack') return this.#pack()
     if (operation === 'flush') return this.#flush()
     if (operation === 'kill') return this.#kill()
+    if (operation === 'snapshot' && !this.#setting.keeps) return
+    if (operation === 'bitmap' && (!this.#setting.keeps || this.#setting.create.version === 2)) return
     await this.#quiet()
     if (operation === 'grow') return this.#grow()
     if (operation === 'refer') return this.#refer()
     if (operation === 'reopen') return this.#reopen()
     if (operation === 'rest') return this.#rest()
-    if (this.#setting.keeps && (operation === 'snapshot' || operation === 'bitmap')) return this.#keep(operation)
+    if (operation === 'snapshot' || operation === 'bitmap') return this.#keep(operation)
   }
 
   async #open(): Promise<void> {
@@ -219,6 +227,28 @@ class Run {
         bytes === undefined
           ? this.#opened.zero(offset, length, flags)
           : this.#opened.write(offset, length, bytes, 0, 0),
+      () => this.#end(act),
+    )
+  }
+
+  /** Writes a whole cluster, compressed. */
+  #pack(): void {
+    const { clusterSize = 0, dataFile } = this.#setting.create
+    if (dataFile !== undefined) return
+    const { size } = this.#opened
+    const offset = this.#random.below(Math.ceil(size / clusterSize)) * clusterSize
+    const length = Math.min(clusterSize, size - offset)
+    const range: Busy = { first: offset / SECTOR, end: (offset + length) / SECTOR, isTrim: false }
+    for (const busy of this.#busy) if (busy.isTrim && busy.first < range.end && range.first < busy.end) return
+    const act = this.#begin(++this.#ids, true)
+    this.#log.push({ kind: 'issued', act, first: range.first, count: range.end - range.first })
+    const cluster = new Uint8Array(clusterSize)
+    fillSectors(cluster.subarray(0, length), range.first, act.id)
+    const packed = zlib.deflateRawSync(cluster, { windowBits: 12, level: this.#random.pick([0, 1, 9]) })
+    const fits = packed.length < clusterSize ? packed : undefined
+    this.#follow(
+      range,
+      () => this.#opened.writeCompressed(offset, fits, cluster, 0, length),
       () => this.#end(act),
     )
   }

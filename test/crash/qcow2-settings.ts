@@ -6,41 +6,56 @@ import type { Setting } from './qcow2-run.ts'
 
 const KIB = 1024
 
+type Use = Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking' | 'keeps'>
+
+const PLAIN: Use = { isLate: false, isDevice: false, hasBacking: false, keeps: false }
+const LATE: Use = { ...PLAIN, isLate: true }
+const BACKED: Use = { ...PLAIN, hasBacking: true }
+const LATE_BACKED: Use = { ...BACKED, isLate: true }
+const DEVICE: Use = { ...LATE_BACKED, isDevice: true }
+const KEEPS: Use = { ...LATE, keeps: true }
+const DEVICE_KEEPS: Use = { ...BACKED, isDevice: true, keeps: true }
+
 interface Shape {
   readonly name: string
   readonly create: Setting['create']
+  readonly uses: readonly Use[]
 }
 
+const ALL = [PLAIN, BACKED, KEEPS, LATE_BACKED, DEVICE, DEVICE_KEEPS]
+
 /** Sizes end within a cluster. The smallest clusters make L1 tables of several entries, refcount blocks of a few clusters. */
+const SMALL = { clusterSize: 512, size: 64 * KIB + SECTOR }
+const MIDDLE = { clusterSize: KIB, size: 96 * KIB + SECTOR }
+const LARGE = { clusterSize: 4 * KIB, size: 128 * KIB + 3 * SECTOR }
+const EXTENDED = { clusterSize: 16 * KIB, size: 192 * KIB + 5 * SECTOR, extendedL2: true }
+
 const SHAPES: readonly Shape[] = [
-  { name: '512', create: { clusterSize: 512, size: 64 * KIB + SECTOR } },
-  { name: '1k', create: { clusterSize: KIB, size: 96 * KIB + SECTOR } },
-  { name: '4k', create: { clusterSize: 4 * KIB, size: 128 * KIB + 3 * SECTOR } },
-  { name: 'extended-l2', create: { clusterSize: 16 * KIB, size: 192 * KIB + 5 * SECTOR, extendedL2: true } },
+  { name: '512', create: SMALL, uses: ALL },
+  { name: '1k', create: MIDDLE, uses: ALL },
+  { name: '4k', create: LARGE, uses: ALL },
+  { name: 'extended-l2', create: EXTENDED, uses: ALL },
+  { name: '512-v2', create: { ...SMALL, version: 2 }, uses: [PLAIN, LATE_BACKED, KEEPS, DEVICE] },
+  { name: '4k-v2', create: { ...LARGE, version: 2 }, uses: [BACKED, LATE] },
+  { name: '512-data', create: { ...SMALL, dataFile: 'data' }, uses: [BACKED, LATE, DEVICE] },
+  { name: '4k-data', create: { ...LARGE, dataFile: 'data' }, uses: [PLAIN, LATE_BACKED] },
+  { name: '4k-data-raw', create: { ...LARGE, dataFile: 'data', dataFileRaw: true }, uses: [PLAIN, LATE] },
+  { name: 'extended-l2-data', create: { ...EXTENDED, dataFile: 'data' }, uses: [PLAIN, LATE_BACKED] },
 ]
 
-const HOSTS: readonly Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking' | 'keeps'>[] = [
-  { isLate: false, isDevice: false, hasBacking: false, keeps: false },
-  { isLate: false, isDevice: false, hasBacking: true, keeps: false },
-  { isLate: true, isDevice: false, hasBacking: false, keeps: true },
-  { isLate: true, isDevice: false, hasBacking: true, keeps: false },
-  { isLate: true, isDevice: true, hasBacking: true, keeps: false },
-  { isLate: false, isDevice: true, hasBacking: true, keeps: true },
-]
-
-function nameOf(shape: Shape, host: (typeof HOSTS)[number]): string {
+function nameOf(shape: Shape, use: Use): string {
   const words = [
     shape.name,
-    host.hasBacking && 'backing',
-    host.isLate && 'late',
-    host.isDevice && 'device',
-    host.keeps && 'keeps',
+    use.hasBacking && 'backing',
+    use.isLate && 'late',
+    use.isDevice && 'device',
+    use.keeps && 'keeps',
   ]
   return words.filter((word) => word !== false).join('+')
 }
 
 export const SETTINGS: readonly Setting[] = SHAPES.flatMap((shape) =>
-  HOSTS.map((host) => ({ name: nameOf(shape, host), ...host, create: shape.create })),
+  shape.uses.map((use) => ({ name: nameOf(shape, use), ...use, create: shape.create })),
 )
 
 export function settingNamed(name: string): Setting {

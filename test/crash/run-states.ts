@@ -9,7 +9,7 @@ import { parseArgs } from 'node:util'
 import { isMainThread, parentPort, Worker } from 'node:worker_threads'
 import { record } from './qcow2-run.ts'
 import { SETTINGS, settingNamed } from './qcow2-settings.ts'
-import { type Counts, type Finding, judge, MANNERS, sumOf } from './qcow2-states.ts'
+import { type Counts, type Finding, judge, MANNERS, NO_STATES, sumOf, type Verdict } from './qcow2-states.ts'
 
 /** What a worker is asked to do. */
 interface Task {
@@ -30,9 +30,20 @@ interface Report {
 
 async function perform(task: Task): Promise<Report> {
   const started = performance.now()
-  const recording = await record(settingNamed(task.setting), task.seed, task.operations)
-  const { counts, boundaries, findings } = await judge(recording, { draws: task.draws, most: task.most })
-  return { task, counts, boundaries, findings, seconds: (performance.now() - started) / 1000 }
+  const verdict = await runOf(task)
+  return { task, ...verdict, seconds: (performance.now() - started) / 1000 }
+}
+
+async function runOf(task: Task): Promise<Verdict> {
+  const { setting, seed, operations, draws, most } = task
+  try {
+    return await judge(await record(settingNamed(setting), seed, operations), { draws, most })
+  } catch (error) {
+    // The run itself went wrong: an operation failed, or an image could not be opened again.
+    const message = error instanceof Error ? (error.stack ?? error.message) : String(error)
+    const finding: Finding = { setting, seed, operations, boundary: -1, index: 0, manner: 'kill', message }
+    return { counts: NO_STATES, boundaries: 0, findings: [finding] }
+  }
 }
 
 interface Total {
@@ -45,7 +56,7 @@ interface Total {
 
 class Campaign {
   readonly #totals = new Map<string, Total>()
-  readonly #counts = Object.fromEntries(MANNERS.map((manner) => [manner, 0])) as Counts
+  readonly #counts: Counts = { ...NO_STATES }
   readonly #started = performance.now()
   readonly #options: Options
   #run: number

@@ -3,7 +3,7 @@
 // were: that is for a repair that somebody asked for (repair.ts).
 
 import { Breather } from '../../base/breather.ts'
-import { setUint32 } from '../../base/bytes.ts'
+import { getUint32, setUint32 } from '../../base/bytes.ts'
 import { divideUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
@@ -119,21 +119,21 @@ function setCount({ file, refcounts }: Subject, cluster: number, counted: number
  */
 async function dropLost(subject: Subject): Promise<number> {
   const { file, header, tables } = subject
-  const noTable = new Uint8Array(spec.ENTRY_SIZE)
-  const zeros = new Uint8Array(header.l2EntrySize)
-  if (header.extendedL2) setUint32(zeros, spec.SUBCLUSTERS_ZERO, 0xffff_ffff)
-  else zeros[7] = spec.OFLAG_ZERO_LOW
+  const entry = new Uint8Array(header.l2EntrySize)
   let isChanged = false
   let end = 0
   await walkReferences(rootsOf(subject), {
     area(offset, length) {
       end = Math.max(end, offset + length)
     },
-    flaw(flaw, place, _times, isActive) {
-      if (!isActive || (flaw !== 'past end' && flaw !== 'L1 past end')) return undefined
+    async flaw(flaw, place, _times, isActive) {
+      if (!isActive || (flaw !== 'past end' && flaw !== 'L1 past end')) return
       isChanged = true
-      const entry = flaw === 'past end' ? zeros : noTable
-      return file.write(place, entry.length, entry, 0)
+      const length = flaw === 'past end' ? entry.length : spec.ENTRY_SIZE
+      await file.read(place, length, entry, 0)
+      if (flaw === 'past end') makeZeros(entry, header.extendedL2)
+      else entry.fill(0)
+      await file.write(place, length, entry, 0)
     },
     invalid: () => undefined,
   })
@@ -142,6 +142,15 @@ async function dropLost(subject: Subject): Promise<number> {
   tables.forget()
   tables.mayPassEnd = false
   return end
+}
+
+/** Makes what had data in the place of an L2 entry read as zeros, without a place. */
+function makeZeros(entry: Uint8Array, isExtended: boolean): void {
+  // Subclusters that were never in the place go on to show what is below.
+  const zeros = isExtended ? getUint32(entry, spec.SUBCLUSTERS_ZERO) | getUint32(entry, spec.SUBCLUSTERS_ALLOCATED) : 0
+  entry.fill(0)
+  if (isExtended) setUint32(entry, spec.SUBCLUSTERS_ZERO, zeros >>> 0)
+  else entry[7] = spec.OFLAG_ZERO_LOW
 }
 
 /** Gives every refcount block that the file needs a place, without counting: that comes after. */
