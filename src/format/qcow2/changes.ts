@@ -61,8 +61,8 @@ export class Changes {
   done = 0
   /** Host requests that have not completed. */
   inFlight = 0
-  /** True when something was written since the last sync began. */
-  isUnsynced = false
+  /** True when something was written since the last sync began; at first, by a process that may have died before it synced. */
+  isUnsynced = true
 
   /** `data` is `file` itself without an external data file. */
   constructor(file: HostFile, data: HostFile, image: Surroundings, tables: Tables, allocator: Allocator) {
