@@ -12,12 +12,14 @@ import { Random } from '../../src/base/random.ts'
 import { roundDown } from '../../src/base/round.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
 import type { Qcow2Image } from '../../src/format/qcow2/image.ts'
+import { repairQcow2 } from '../../src/format/qcow2/repair.ts'
 import { INCOMPAT_DIRTY } from '../../src/format/qcow2/spec.ts'
 import { type Change, Content, CrashDisk, SECTOR, type Synced } from './crash-disk.ts'
 import {
   backedSectors,
   backingOf,
   type Entry,
+  IMAGE,
   openImage,
   readAll,
   type Recording,
@@ -222,9 +224,14 @@ class Replay {
       const wrong = this.#model.firstWrong(found, died, this.#place)
       assert.equal(wrong, undefined)
       await this.#checkAsFound(image, died)
-      this.#checkRaw(found)
+      this.#checkRaw(found.length, died)
       const world = await this.#checkWorld(image, died, found)
       look?.(state, found)
+      if ((state.boundary + state.index) % 4 === 3) {
+        await image.close()
+        await this.#repairAll('after a repair of everything')
+        image = await openImage(this.#disk, this.#backing)
+      }
       await image.setAccess('write')
       await expectSame(image, this.#now, found, 'after the repair')
       await this.#checkClean(image, 'after the repair')
@@ -235,6 +242,8 @@ class Replay {
       await expectSame(image, this.#now, found, 'after writes and a close')
       await this.#checkClean(image, 'after writes and a close')
       await this.#checkKept(image, world, found, 'after writes and a close')
+      await image.close()
+      if (image.header.version === 2) await this.#repairAll('after a repair at the end')
     } finally {
       // What a failure left open is forgotten; that it cannot be closed is no finding of its own.
       await image.close().catch(() => undefined)
@@ -248,21 +257,32 @@ class Replay {
     assert.deepEqual(wrong, [], 'as found')
   }
 
-  /** Version 2 has no dirty bit, so that nothing is counted anew: a crash may leave clusters that nothing uses. */
+  /**
+   * Version 2 has no dirty bit, so that nothing is counted anew: a crash may leave clusters that are counted too often, and so
+   * copied flags that are not as they should be.
+   */
   async #checkClean(image: Qcow2Image, when: string): Promise<void> {
     const { corruptions, leaks, problems } = await image.check()
-    const wrong = corruptions + (image.header.version === 2 ? 0 : leaks)
-    if (wrong > 0) assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
+    if (corruptions + leaks === 0) return
+    const isStrict = image.header.version !== 2 || problems.some((problem) => !TOO_HIGH.test(problem))
+    if (isStrict) assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
   }
 
-  /** A raw data file is what the disk reads as. */
-  #checkRaw(found: Uint8Array): void {
+  /** A raw data file is a disk too, whose every sector is one that may be there. */
+  #checkRaw(size: number, died: Death): void {
     const { dataFile, dataFileRaw } = this.#recording.setting.create
     if (dataFile === undefined || dataFileRaw !== true) return
     const data = this.#disk.files.get(`/${dataFile}`) as Content
-    const raw = new Uint8Array(found.length)
-    data.read(0, raw.length, raw, 0)
-    assert.equal(Buffer.compare(raw, found), 0, 'the raw data file is not what the disk reads as')
+    const raw = this.#now.subarray(0, size)
+    data.read(0, size, raw, 0)
+    assert.equal(this.#model.firstWrong(raw, died, this.#place), undefined, 'the raw data file')
+  }
+
+  /** Repairs the image as `varve image check -r all` does, and finds nothing wrong after. */
+  async #repairAll(when: string): Promise<void> {
+    const { corruptions, leaks, problems } = await repairQcow2(this.#disk, IMAGE, 'all')
+    if (corruptions + leaks > 0)
+      assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
   }
 
   async #checkWorld(image: Qcow2Image, died: Death, found: Uint8Array): Promise<World> {
@@ -410,6 +430,8 @@ const BEHIND: Readonly<Record<Death, RegExp>> = {
   process: /counted|copied flag/,
   host: /counted|copied flag|(past|after) the end of the file/,
 }
+
+const TOO_HIGH = /is counted \d+ times and used|copied flag/
 
 async function expectSame(image: Qcow2Image, into: Uint8Array, expected: Uint8Array, when: string): Promise<void> {
   const now = await readAll(image, into)

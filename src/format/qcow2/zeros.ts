@@ -45,7 +45,7 @@ export class Zeros {
     const tables = this.#changes.tables
     this.#changes.done = 0
     if (!tables.find(offset, length)) return tables.load(offset)
-    if (this.#isRaw) return this.#zeroRaw(tables.length, mayUnmap)
+    if (this.#isRaw) return this.#zeroRaw(offset, tables.length, mayUnmap)
     const { kind, host } = tables
     const unit = kind === COMPRESSED ? this.#clusterSize : this.#unitSize
     const end = offset + tables.length
@@ -107,15 +107,15 @@ export class Zeros {
     return Math.min(whole, roundDown(offset, size) + size - offset)
   }
 
-  /** A raw data file is what the disk reads as, byte for byte; what is not mapped to it reads as zeros, and is zeros there. */
-  #zeroRaw(length: number, mayUnmap: boolean): Pending {
-    const { kind, host } = this.#changes.tables
+  /**
+   * A raw data file is what the disk reads as, byte for byte. What is not mapped to it reads as zeros, and should be zeros there; but
+   * a crash may have kept the data of a write and not its mapping.
+   */
+  #zeroRaw(offset: number, length: number, mayUnmap: boolean): Pending {
+    const { data } = this.#changes
     this.#changes.done = length
-    if (kind !== DATA) return undefined
     this.#changes.isUnsynced = true
-    return this.#changes.track(
-      mayUnmap ? this.#changes.data.punch(host, length) : this.#changes.data.zero(host, length),
-    )
+    return this.#changes.track(mayUnmap ? data.punch(offset, length) : data.zero(offset, length))
   }
 
   /** Makes whole clusters, as found last, read as zeros, and frees their places in the image. */
