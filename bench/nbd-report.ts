@@ -1,5 +1,6 @@
-// What the benchmark found, as JSON and as docs/benchmarks.md. Figures only; it measures nothing.
+// What the benchmark of NBD servers found, as a part of docs/benchmarks.md. Figures only; it measures nothing.
 
+import { describeSetting, median, type Setting } from './machine.ts'
 import type { ImageFormat } from './servers.ts'
 
 export interface Row {
@@ -12,14 +13,7 @@ export interface Row {
   readonly p99Us: readonly number[]
 }
 
-export interface Results {
-  readonly date: string
-  readonly commit: string
-  /** The sources differed from the commit. */
-  readonly isModified: boolean
-  /** Load average of the last minute before the first round: 0 on a quiet machine. */
-  readonly loadBefore: number
-  readonly machine: { readonly cores: number; readonly cpu: string; readonly kernel: string }
+export interface Results extends Setting {
   readonly versions: Readonly<Record<string, string>>
   readonly settings: { readonly seconds: number; readonly rounds: number; readonly imageMiB: number }
   readonly targets: Readonly<Record<string, number>>
@@ -29,13 +23,6 @@ export interface Results {
 /** The server that the others are measured by, and its second run in the same rounds: their ratio is the noise. */
 export const REFERENCE = 'qemu-nbd'
 export const REFERENCE_AGAIN = 'qemu-nbd again'
-
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = Math.floor(sorted.length / 2)
-  const upper = sorted[middle] ?? 0
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? 0) + upper) / 2
-}
 
 /** The median of a server's rounds, in I/O per second; undefined where it was not measured. */
 export function medianOf(results: Results, format: ImageFormat, workload: string, server: string): number | undefined {
@@ -82,17 +69,12 @@ function table(results: Results, format: ImageFormat): string {
   return lines.join('\n')
 }
 
-/** The page for people. */
-export function benchmarksPage(results: Results, command: string): string {
-  const { machine, settings, versions } = results
-  return `# Benchmarks
+/** The part of the page. */
+export function nbdSection(results: Results): string {
+  const { settings, versions } = results
+  return `## NBD servers side by side
 
-Measured ${results.date.slice(0, 10)} at commit ${results.commit.slice(0, 12)}${results.isModified ? ' (with changes)' : ''} by \`${command}\`, which writes this page
-and the raw figures under \`bench/results/\`.
-
-Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}, load average ${results.loadBefore.toFixed(1)} before the run. ${Object.values(versions).join('; ')}.
-
-## NBD servers side by side
+${describeSetting(results, Object.values(versions), 'node bench/nbd.ts')}
 
 fio's nbd engine over a Unix socket, on the same machine as the server. Each server has its own ${settings.imageMiB} MiB
 image of random data, wholly in memory (a tmpfs, unless VARVE_BENCH_DIR said otherwise): no disk is measured. ${settings.rounds} rounds of ${settings.seconds} s, the
