@@ -36,7 +36,6 @@ const SECTOR = 512
 export async function createImage(options: CreateImageOptions): Promise<number> {
   const { host, format, settings } = options
   const target = path.resolve(options.path)
-  refuseMissing(options)
   const backing = await findBacking(options, target)
   const asked = settings.size ?? backing?.size
   if (asked === undefined) {
@@ -75,16 +74,6 @@ async function findBacking(options: CreateImageOptions, target: string): Promise
   } finally {
     await chain.close()
   }
-}
-
-/** Settings that images are not made with yet. */
-const NOT_YET = ['refcountBits', 'extendedL2', 'dataFile', 'dataFileRaw', 'lazyRefcounts'] as const
-
-function refuseMissing({ path, format, settings }: CreateImageOptions): void {
-  const missing = NOT_YET.find((name) => settings[name] !== undefined)
-  const isPreallocated = format === 'qcow2' && settings.preallocation !== undefined && settings.preallocation !== 'off'
-  if (missing === undefined && !isPreallocated) return
-  throw new BlockError('unsupported', `${path}: ${missing ?? 'preallocation'} cannot be chosen yet`, { path })
 }
 
 /**

@@ -35,9 +35,7 @@ export async function resizeImage(options: ResizeOptions): Promise<{ readonly fr
       if (preallocation === 'metadata') throw invalid('is raw and has no metadata to preallocate; use falloc or full')
       await active.resize(to, { shrink, preallocation })
     } else if (active instanceof Qcow2Image) {
-      if (preallocation !== 'off') throw invalid('is qcow2 and grows without preallocation only')
-      if (to < from) throw new BlockError('unsupported', `${options.path} is qcow2, which Varve only grows`)
-      await active.grow(to)
+      await active.resize(to, { shrink, preallocation })
     }
     return { from, to }
   } finally {

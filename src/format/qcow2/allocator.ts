@@ -232,9 +232,16 @@ export class Allocator {
     }
   }
 
-  /** Before a clean close, after the last flush: what was made ready and not used is free. */
-  async giveBack(): Promise<void> {
-    if (!this.isStrict) return
+  /** After the last flush: counts are written as they are, and the file ends after what is in use. A sync must follow. */
+  async finish(): Promise<void> {
+    if (this.isStrict) await this.#giveBack()
+    await this.refcounts.writeBack()
+    const size = this.end * this.#clusterSize
+    if (this.#deviceClusters === undefined && this.#file.size() !== size) await this.#file.truncate(size)
+  }
+
+  /** What a strict allocator made ready and did not give out is free. */
+  async #giveBack(): Promise<void> {
     const ready = this.#ready
     this.#ready = []
     for (const { start, count } of ready) {

@@ -20,7 +20,7 @@ import { Allocator } from './allocator.ts'
 import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
 import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
-import { removeBacking, rewriteBacking } from './create.ts'
+import { removeBacking, rewriteBacking } from './backing.ts'
 import {
   type Admit,
   type DataFile,
@@ -30,11 +30,12 @@ import {
   readyDataFile,
 } from './data-file.ts'
 import { emptyImage } from './empty.ts'
-import { growImage } from './grow.ts'
 import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writeFeatures } from './header.ts'
 import { type MappingVisitor, Reader } from './reader.ts'
 import { recoverRefcounts } from './recover.ts'
+import { type Preallocation, preallocate } from './preallocate.ts'
 import { Refcounts } from './refcounts.ts'
+import { resizeImage, type ResizeOptions } from './resize.ts'
 import { SharedSync } from './shared-sync.ts'
 import type { Progress } from './shared-clusters.ts'
 import type { Snapshot } from './snapshot-table.ts'
@@ -256,12 +257,27 @@ export class Qcow2Image implements Layer {
     else if (this.#writing !== undefined) await this.#endWriting(this.#writing)
   }
 
-  async grow(size: number): Promise<void> {
-    const { writer, allocator } = this.#mustWrite()
-    const surroundings = { header: this.#header, backing: this.backing, dataFile: this.#dataFile }
+  /** See Layer. Kinds: those of `resize`. */
+  grow(size: number): Promise<void> {
+    return this.resize(size)
+  }
+
+  /**
+   * Makes the disk larger, or with `shrink` smaller: what is past its end is lost then, and no request may be in flight. Durable
+   * on return. Kinds: 'invalid-argument' for a size that cannot be, 'unsupported' for an image whose size is fixed.
+   */
+  async resize(size: number, options: ResizeOptions = {}): Promise<void> {
+    const parts = { file: this.#file, header: this.#header, dataFile: this.#dataFile, ...this.#home }
+    const from = this.size
     await this.#bitmaps.beforeResize(size)
-    await growImage(size, { file: this.#file, tables: this.#tables, allocator, writer, ...surroundings })
+    await resizeImage(size, { ...parts, backing: this.backing }, options)
     await this.#bitmaps.afterResize()
+    await this.preallocate(from, options.preallocation ?? 'off')
+  }
+
+  /** Gives the disk its places from `offset` on ahead of use; see `CreateOptions`. Durable on return. Needs access 'write'. */
+  preallocate(offset: number, how: Preallocation): Promise<void> {
+    return preallocate(this, this.#mustWrite().writer, this.#dataFile?.file ?? this.#file, offset, how)
   }
 
   /** Names another backing file in the header; durable on return. Needs access 'write'. */
@@ -357,8 +373,8 @@ export class Qcow2Image implements Layer {
   async empty(): Promise<void> {
     const { writer, allocator } = this.#mustWrite()
     await writer.finish()
-    const isBlockDevice = this.#isBlockDevice
-    await emptyImage({ file: this.#file, header: this.#header, tables: this.#tables, allocator, isBlockDevice })
+    const parts = { file: this.#file, header: this.#header, tables: this.#tables, allocator }
+    await emptyImage({ ...parts, isBlockDevice: this.#isBlockDevice })
     this.#reader.forget()
   }
 
@@ -367,10 +383,7 @@ export class Qcow2Image implements Layer {
     if (this.#writing !== undefined) {
       const { writer, allocator } = this.#writing
       await writer.finish()
-      if (!writer.isCorrupt) {
-        await allocator.giveBack()
-        await allocator.refcounts.writeBack()
-      }
+      if (!writer.isCorrupt) await allocator.finish()
     }
     return checkImage({ file: this.#file, header: this.#header, l1: this.#tables.l1 }, options)
   }
@@ -418,8 +431,7 @@ export class Qcow2Image implements Layer {
       if (isDirty(this.#header) || isStale) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
       await allocator.refcounts.open()
       await allocator.open()
-      const home = { file: this.#file, header: this.#header, allocator }
-      await this.#bitmaps.begin(home)
+      await this.#bitmaps.begin({ file: this.#file, header: this.#header, allocator })
       if (this.#header.version !== 2) this.#header.incompatible |= INCOMPAT_DIRTY
       // What only holds as long as every writer knows it ends with this writer, unless it is known here.
       this.#header.autoclear = knownAutoclear(this.#header)
@@ -456,10 +468,7 @@ export class Qcow2Image implements Layer {
   async #leaveClean(allocator: Allocator): Promise<void> {
     try {
       await this.#bitmaps.store()
-      await allocator.giveBack()
-      await allocator.refcounts.writeBack()
-      const end = allocator.end * this.#header.clusterSize
-      if (!this.#isBlockDevice && this.#file.size() !== end) await this.#file.truncate(end)
+      await allocator.finish()
       await this.#file.sync()
     } catch (error) {
       // What reached the file is not known: neither refcounts nor bitmaps may be believed when this is tried again.
@@ -476,12 +485,11 @@ export class Qcow2Image implements Layer {
   }
 
   #refuseToWrite(): void {
-    const { path } = this
     if (isMarkedCorrupt(this.#header)) throw this.#corrupt()
     const fixed = [this.#file, this.#dataFile?.file].find((file) => file?.writable === false)
     if (fixed === undefined) return
     const message = `${fixed.path} may not be written by this user; change its owner, mode or mount`
-    throw new BlockError('permission', message, { path })
+    throw new BlockError('permission', message, { path: this.path })
   }
 
   #corrupt(): BlockError {

@@ -235,6 +235,24 @@ export class Tables implements PieceOwner {
     return this.#change(offset, count)
   }
 
+  /**
+   * Gives the clusters of the range, which have none, places one after the other in the file. They read as before: subclusters
+   * stay what they are, and whole clusters, which showed zeros, are data that is zeros. See `#change`.
+   */
+  reserve(offset: number, length: number, host: number): Pending {
+    if (!this.#header.extendedL2) return this.link(offset, length, host)
+    const count = this.#clustersOf(offset, length)
+    const scratch = this.#scratch
+    const cluster = Math.floor(offset / this.#clusterSize)
+    const slice = this.#slice(Math.floor(cluster / this.#perSlice)) as Piece
+    copyBytes(slice.bytes, (cluster % this.#perSlice) * this.#entrySize, scratch, 0, count * this.#entrySize)
+    for (let i = 0, place = host; i < count; i++, place += this.#clusterSize) {
+      setUint32(scratch, i * this.#entrySize, (Math.floor(place / TWO_32) | spec.OFLAG_COPIED_HIGH) >>> 0)
+      setUint32(scratch, i * this.#entrySize + 4, place % TWO_32)
+    }
+    return this.#change(offset, count)
+  }
+
   /** Maps the cluster at `offset` to `length` compressed bytes at `host`. See `#change`. */
   linkCompressed(offset: number, host: number, length: number): Pending {
     const scratch = this.#scratch

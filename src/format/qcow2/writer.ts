@@ -10,6 +10,7 @@ import { CompressedStore } from './compressed-store.ts'
 import { writeFeatures } from './header.ts'
 import { DATA, NO_PLACE } from './mapping.ts'
 import { INCOMPAT_CORRUPT } from './spec.ts'
+import { Preallocator } from './preallocate.ts'
 import type { Tables } from './tables.ts'
 import { Zeros } from './zeros.ts'
 
@@ -95,6 +96,16 @@ export class Writer {
     } finally {
       this.#flushes--
     }
+  }
+
+  /** Gives each cluster of the range a place in the map. */
+  preallocate(offset: number, end: number): Promise<void> {
+    return new Preallocator(this.#changes).run(offset, end)
+  }
+
+  /** Makes the whole clusters from `offset` to `end` unmapped, whatever then shows there. */
+  async drop(offset: number, end: number): Promise<void> {
+    await this.#zeros.drop(offset, end)
   }
 
   /** The last flush before the refcounts are written or compared. No request may be in flight. */

@@ -41,6 +41,29 @@ export class Zeros {
     return undefined
   }
 
+  /** Makes the whole clusters from `offset` to `end`, which are past the end that the disk will have, unmapped. */
+  async drop(offset: number, end: number): Promise<void> {
+    while (offset < end) {
+      const wait = this.#dropPiece(offset, end - offset)
+      offset += this.#changes.done
+      if (wait !== undefined) await wait
+    }
+  }
+
+  #dropPiece(offset: number, length: number): Pending {
+    const { tables } = this.#changes
+    this.#changes.done = 0
+    if (!tables.find(offset, length)) return tables.load(offset)
+    const span = roundUp(tables.length, this.#clusterSize)
+    const wait = tables.kind === UNMAPPED && tables.host === NO_PLACE ? undefined : this.#changes.obstacle(offset, span)
+    if (wait !== undefined) return wait
+    this.#changes.done = span
+    if (tables.kind === UNMAPPED && tables.host === NO_PLACE) return undefined
+    this.#changes.isUnsynced = true
+    if (!this.#changes.hasDataFile) return this.#unlink(offset, span, false)
+    return this.#changes.holding(offset, span, tables.unlink(offset, span, false))
+  }
+
   #zeroPiece(offset: number, length: number, mayUnmap: boolean, parts: boolean): Pending {
     const tables = this.#changes.tables
     this.#changes.done = 0
@@ -78,7 +101,9 @@ export class Zeros {
     this.#changes.done = Math.min(span, end - offset)
     if (!mayUnmap && kind === DATA && tables.exclusive) return this.#hide(offset, span)
     if (!isCluster) return this.#hideSubclusters(offset, span, mayUnmap)
-    return this.#changes.hasDataFile ? this.#unlinkPlaces(offset, span) : this.#unlink(offset, span)
+    return this.#changes.hasDataFile
+      ? this.#unlinkPlaces(offset, span)
+      : this.#unlink(offset, span, this.#changes.mayShowBacking(offset))
   }
 
   /** Writes zeros over data in its place. */
@@ -118,15 +143,15 @@ export class Zeros {
     return this.#changes.track(mayUnmap ? data.punch(offset, length) : data.zero(offset, length))
   }
 
-  /** Makes whole clusters, as found last, read as zeros, and frees their places in the image. */
-  #unlink(offset: number, span: number): Pending {
+  /** Makes whole clusters, as found last, unmapped or read as zeros, and frees their places in the image. */
+  #unlink(offset: number, span: number, readsAsZeros: boolean): Pending {
     const { kind, host, compressedLength } = this.#changes.tables
     const size = this.#clusterSize
     const firstOld = Math.floor(host / size)
     const last = kind === COMPRESSED ? Math.floor((host + compressedLength - 1) / size) : firstOld + span / size - 1
     const oldCount = host === NO_PLACE ? 0 : last - firstOld + 1
     const { tables, places, allocator } = this.#changes
-    const wait = tables.unlink(offset, span, this.#changes.mayShowBacking(offset))
+    const wait = tables.unlink(offset, span, readsAsZeros)
     if (wait === undefined && (oldCount === 0 || allocator.canFree(firstOld, last))) {
       allocator.free(firstOld, oldCount)
       return undefined
