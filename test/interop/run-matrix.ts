@@ -22,8 +22,6 @@ const OPTIONS = {
   keep: { type: 'boolean' },
 } as const
 
-const ROUNDS = 3
-
 async function main(): Promise<void> {
   const { values } = parseArgs({ options: OPTIONS })
   const absent = missing('qemu-img', 'qemu-io')
@@ -45,7 +43,7 @@ async function main(): Promise<void> {
     const folder = fs.mkdtempSync(path.join(process.env['VARVE_TEST_DIR'] ?? os.tmpdir(), 'varve-matrix-'))
     let isAgreed = false
     try {
-      await tryCombination(number, { seed, folder, rounds: ROUNDS })
+      await tryCombination(number, { seed, folder })
       isAgreed = true
       agreed++
     } catch (error) {

@@ -2,7 +2,7 @@
 // turns on it. After each turn both must find it clean and equal to a model in memory. Which combinations there are
 // is matrix.ts; how many are tried is the caller's.
 //
-//   make -> ( Varve's turn -> agree -> QEMU's turn -> agree ) x rounds -> the snapshots as they were
+//   make -> ( Varve's turn -> agree -> QEMU's turn -> agree ) x 2 -> the snapshots as they were
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -18,17 +18,17 @@ import { assertSnapshots } from './snapshots.ts'
 import { assertSame, type Trial } from './state.ts'
 import { assertReads, varveTurn, withImage } from './varve-turn.ts'
 
+const ROUNDS = 2
+
 export interface TrialOptions {
   readonly seed: number
   /** There, empty, and the caller's to remove. */
   readonly folder: string
-  /** How often each program has its turn. */
-  readonly rounds: number
 }
 
 /** Tries the combination of a number. Fails with what was done. */
 export async function tryCombination(number: number, options: TrialOptions): Promise<void> {
-  const { seed, folder, rounds } = options
+  const { seed, folder } = options
   const combination = COMBINATIONS[number] as Combination
   const trial: Trial = {
     combination,
@@ -42,7 +42,7 @@ export async function tryCombination(number: number, options: TrialOptions): Pro
     history: [],
   }
   try {
-    await takeTurns(trial, rounds)
+    await takeTurns(trial)
   } catch (error) {
     const replay = `node test/interop/run-matrix.ts --only ${number} --seed ${seed}`
     const message = `combination ${number} (${describe(combination)}): ${String(error)}\nagain with: ${replay}`
@@ -50,10 +50,10 @@ export async function tryCombination(number: number, options: TrialOptions): Pro
   }
 }
 
-async function takeTurns(trial: Trial, rounds: number): Promise<void> {
+async function takeTurns(trial: Trial): Promise<void> {
   await makeImage(trial)
   await agree(trial)
-  for (let round = 0; round < rounds; round++) {
+  for (let round = 0; round < ROUNDS; round++) {
     trial.history.push(`round ${round}, Varve`)
     await varveTurn(trial)
     await agree(trial)
