@@ -3,12 +3,12 @@
 // ends the jobs, has every acknowledged change, and the next backup is an incremental whose restore equals the journal.
 //
 //   VARVE_SEED=N    the same choice of kinds and delays again; where in its work a delay finds the daemon is up to the machine
-//   VARVE_KILLS=N   how many kills; 100 unless told
+//   VARVE_KILLS=N   how many kills, over all kinds of disks; 100 unless told
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
-import { type TestContext, test } from 'node:test'
+import { suite, test, type TestContext } from 'node:test'
 import type { JobReply } from '../../src/api/schema.ts'
 import { Random, seedOfRun } from '../../src/base/random.ts'
 import { FUA, MAY_UNMAP } from '../../src/block/device.ts'
@@ -18,7 +18,7 @@ import { fillBlock, LOAD_BLOCK } from '../../src/cli/demo/stamp.ts'
 import { findDifferences } from '../../src/cli/demo/verify.ts'
 import { initRepositoryAt, openRepositoryAt } from '../../src/daemon/repositories.ts'
 import { connectNbd, type NbdClient } from '../../src/nbd/client.ts'
-import { assertClean, startDaemon } from '../support/daemon.ts'
+import { assertClean, checkImage, startDaemon } from '../support/daemon.ts'
 import { judgeLeft } from '../support/left-behind.ts'
 import { missing, peer } from '../support/peer.ts'
 
@@ -27,7 +27,15 @@ const DISK = 'vm1'
 const SIZE = 64 * MIB
 /** The last part of the disk is the scribbler's. */
 const SCRIBBLED = 4 * MIB
-const KILLS = Number(process.env['VARVE_KILLS'] ?? 100)
+/** What a disk begins as. The images of its snapshots are qcow2 of version 3; a commit makes this one active again. */
+const BASES = [
+  { title: 'qcow2', name: 'disk.qcow2', format: 'qcow2', options: ['-o', 'compat=1.1'] },
+  { title: 'qcow2 of version 2', name: 'disk.qcow2', format: 'qcow2', options: ['-o', 'compat=0.10'] },
+  { title: 'raw', name: 'disk.raw', format: 'raw', options: [] },
+] as const
+type Base = (typeof BASES)[number]
+/** For each kind of disk. */
+const KILLS = Math.ceil(Number(process.env['VARVE_KILLS'] ?? 100) / BASES.length)
 /** A clean stop, and a check of all images, after so many kills. */
 const CLEAN_STOP_EVERY = 10
 const SNAPSHOTS_MAX = 4
@@ -341,7 +349,8 @@ class KillRun {
     const unmade: string[] = []
     for (const name of fs.readdirSync(this.#images)) {
       const file = path.join(this.#images, name)
-      const left = judgeLeft(file, this.#note)
+      // Nothing in a raw image can be damaged but its content.
+      const left = name.endsWith('.raw') ? 'clean' : judgeLeft(file, this.#note)
       this.#count(this.left, left)
       if (left === 'unmade') unmade.push(file)
     }
@@ -382,13 +391,28 @@ class KillRun {
     const files = fs.readdirSync(this.#images).map((name) => path.join(this.#images, name))
     const images = layers.map((layer) => layer.path)
     assert.deepEqual(files.sort(), images.sort(), `${this.#note}: only the images of the disk are left`)
-    for (const image of images) assertClean(image, this.#note)
+    for (const image of images) this.#assertSound(image)
     await this.#daemon.start()
+  }
+
+  #assertSound(image: string): void {
+    const version = image.endsWith('.raw') ? undefined : qcow2Version(image)
+    if (version === 3) assertClean(image, this.#note)
+    // No bit says that version 2 was not closed cleanly: what a kill leaked stays until somebody runs a repair.
+    if (version === 2) assert.equal(checkImage(image)?.corruptions, 0, `${this.#note}: ${image}`)
   }
 
   #count(counts: Map<string, number>, what: string): void {
     counts.set(what, (counts.get(what) ?? 0) + 1)
   }
+}
+
+function qcow2Version(image: string): number {
+  const fd = fs.openSync(image, 'r')
+  const version = Buffer.alloc(4)
+  fs.readSync(fd, version, 0, 4, 4)
+  fs.closeSync(fd)
+  return version.readUInt32BE()
 }
 
 function kindOf(job: JobReply): string | undefined {
@@ -401,34 +425,38 @@ function tell(counts: ReadonlyMap<string, number>): string {
   return lines.toSorted((a, b) => a.localeCompare(b)).join('; ')
 }
 
-async function setUp(t: TestContext, random: Random): Promise<KillRun> {
+async function setUp(t: TestContext, random: Random, base: Base): Promise<KillRun> {
   const { daemon, folder } = await startDaemon(t)
   const images = path.join(folder, 'images')
   const repository = path.join(folder, 'repository')
-  const image = path.join(images, 'disk.qcow2')
+  const image = path.join(images, base.name)
   fs.mkdirSync(images)
   const original = makeOriginal(path.join(folder, 'original.raw'), random)
-  peer('qemu-img', 'convert', '-O', 'qcow2', original.path, image)
+  peer('qemu-img', 'convert', '-O', base.format, ...base.options, original.path, image)
   await (await initRepositoryAt(repository)).close()
-  const { uri } = await daemon.api.call('addDisk', {}, { name: DISK, image, format: 'qcow2' })
+  const { uri } = await daemon.api.call('addDisk', {}, { name: DISK, image, format: base.format })
   assert.ok(uri !== undefined)
   const load = await Load.connect(uri, original.blocks, random.next())
   const client = await connectNbd(uri, { reconnectMs: RECONNECT_MS })
   return new KillRun({ daemon, random, original, load, client, repository, images })
 }
 
-test('a daemon killed at any moment has lost nothing, goes on with its jobs, and its next backup is an incremental', {
+suite('a daemon killed at any moment has lost nothing, goes on with its jobs, and its next backup is an incremental', {
   skip: missing('qemu-img'),
   timeout: 500_000,
-}, async (t) => {
-  const random = new Random(seedOfRun())
-  t.diagnostic(`VARVE_SEED=${random.seed}`)
-  const run = await setUp(t, random)
-  try {
-    await run.run()
-  } finally {
-    await run.end()
-    t.diagnostic(`${run.kills} kills; ${run.resumed} jobs found running after a start; landed: ${tell(run.landed)}`)
-    t.diagnostic(`images as left: ${tell(run.left)}`)
+}, () => {
+  for (const base of BASES) {
+    test(`a disk that began as ${base.title}`, async (t) => {
+      const random = new Random(seedOfRun())
+      t.diagnostic(`VARVE_SEED=${random.seed}`)
+      const run = await setUp(t, random, base)
+      try {
+        await run.run()
+      } finally {
+        await run.end()
+        t.diagnostic(`${run.kills} kills; ${run.resumed} jobs found running after a start; landed: ${tell(run.landed)}`)
+        t.diagnostic(`images as left: ${tell(run.left)}`)
+      }
+    })
   }
 })
