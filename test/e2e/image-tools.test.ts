@@ -95,6 +95,33 @@ test('what is created is what was asked for', SKIP, async (t) => {
   ])
 })
 
+test('an image has the features that -o names', SKIP, async (t) => {
+  const images = new Images(t)
+  const made: readonly (readonly [option: string, field: string, value: unknown])[] = [
+    ['compat=0.10', 'compat', '0.10'],
+    ['lazy_refcounts=on', 'lazy-refcounts', true],
+    ['refcount_bits=1', 'refcount-bits', 1],
+    ['compression_type=zstd', 'compression-type', 'zstd'],
+    ['extended_l2=on', 'extended-l2', true],
+    [`data_file=${images.path('data.raw')},data_file_raw=on`, 'data-file-raw', true],
+  ]
+  for (const [option, field, value] of made) {
+    const image = images.path(`${field}.qcow2`)
+    await done('create', '-f', 'qcow2', '-o', option, image, '4M')
+    const specific = infoOf(image)['format-specific'] as { data: Record<string, unknown> }
+    assert.equal(specific.data[field], value, option)
+    isClean(image)
+  }
+  for (const preallocation of ['metadata', 'falloc', 'full']) {
+    const image = images.path(`${preallocation}.qcow2`)
+    await done('create', '-f', 'qcow2', '-o', `preallocation=${preallocation}`, image, '4M')
+    assert.ok(fs.statSync(image).size > 4 * 1024 * 1024)
+    await done('resize', '--preallocation', preallocation, image, '+2M')
+    isClean(image)
+    assert.ok(images.content(image).equals(Buffer.alloc(6 * 1024 * 1024)))
+  }
+})
+
 test(
   'a check ends with 0, 1 or 5 as nothing, space or data is at stake, and repairs what it is told to',
   SKIP,
@@ -132,6 +159,11 @@ test('a disk is made larger and smaller, to a size and by one', SKIP, async (t) 
   await done('resize', image, '6M')
   await done('resize', '-q', image, '+2M')
   assert.ok(images.content(image).equals(Buffer.concat([before, Buffer.alloc(4 * 1024 * 1024)])))
+  isClean(image)
+  await done('resize', '--shrink', image, '-3M')
+  assert.ok(images.content(image).equals(Buffer.concat([before, Buffer.alloc(1024 * 1024)])))
+  await done('resize', '--shrink', image, '3500k')
+  assert.ok(images.content(image).equals(before.subarray(0, 3500 * 1024)))
   isClean(image)
   const raw = images.path('disk.raw')
   fs.writeFileSync(raw, before)
