@@ -10,7 +10,7 @@ import { peer } from '../../support/peer.ts'
 import { type Combination, createOptions } from '../matrix.ts'
 import { qemuIo, writePattern } from './qemu-turn.ts'
 import { paintPattern, paintSome, SECTOR, someRange, type Trial } from './state.ts'
-import { changeTogether, withImage } from './varve-turn.ts'
+import { changeTogether, packSome, withImage } from './varve-turn.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
@@ -33,41 +33,48 @@ interface Below {
 }
 
 export async function makeImage(trial: Trial): Promise<void> {
-  const { combination, random, image, history } = trial
+  const { combination, random } = trial
   const size = someSize(random, combination)
   const below = await makeBelow(trial, size)
   trial.model = Buffer.alloc(size)
   below?.content.copy(trial.model)
   trial.backingSize = below?.content.length ?? 0
+  if (random.chance(0.5)) await makeByVarve(trial, below)
+  else makeByQemu(trial, below)
+}
+
+async function makeByVarve(trial: Trial, below: Below | undefined): Promise<void> {
+  const { combination, model, image, history } = trial
+  history.push('made by Varve')
+  await createQcow2(realHost, image, {
+    size: model.length,
+    version: combination.version === '0.10' ? 2 : 3,
+    clusterSize: combination.clusterSize,
+    refcountBits: combination.refcountBits,
+    compression: combination.compression === 'zstd' ? 'zstd' : 'zlib',
+    lazyRefcounts: combination.lazyRefcounts,
+    extendedL2: combination.extendedL2,
+    ...(combination.dataFile === 'none' ? {} : { dataFile: trial.dataFile }),
+    dataFileRaw: combination.dataFile === 'raw',
+    ...(below === undefined ? {} : { backing: { name: below.name, format: below.format } }),
+  })
+  if (combination.compression !== 'none') await withImage(image, (opened) => packSome(trial, opened))
+}
+
+function makeByQemu(trial: Trial, below: Below | undefined): void {
+  const { combination, model, image, history } = trial
   const isCompressed = combination.compression !== 'none'
   if (isCompressed && below === undefined) return convertCompressed(trial)
-  if (canVarveCreate(combination) && random.chance(0.5)) {
-    history.push('made by Varve')
-    await createQcow2(realHost, image, {
-      size,
-      version: combination.version === '0.10' ? 2 : 3,
-      clusterSize: combination.clusterSize,
-      extendedL2: combination.extendedL2,
-      ...(combination.dataFile === 'none' ? {} : { dataFile: trial.dataFile }),
-      dataFileRaw: combination.dataFile === 'raw',
-      ...(below === undefined ? {} : { backing: { name: below.name, format: below.format } }),
-    })
-  } else {
-    history.push('made by qemu-img create')
-    const backing = below === undefined ? [] : ['-b', below.name, '-F', below.format]
-    const options = createOptions(combination, trial.dataFile)
-    peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, ...backing, image, String(size))
-  }
+  history.push('made by qemu-img create')
+  const backing = below === undefined ? [] : ['-b', below.name, '-F', below.format]
+  const options = createOptions(combination, trial.dataFile)
+  peer('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, ...backing, image, String(model.length))
   if (isCompressed) writeCompressed(trial)
 }
 
 function someSize(random: Random, { clusterSize }: Combination): number {
   const size = SIZES.get(clusterSize) as number
   return size - SECTOR * random.pick([0, 1, 9, random.below(size / 1024)])
-}
-
-function canVarveCreate(c: Combination): boolean {
-  return c.compression !== 'zstd' && c.refcountBits === 16 && (c.lazyRefcounts || c.version === '0.10')
 }
 
 function convertCompressed(trial: Trial): void {

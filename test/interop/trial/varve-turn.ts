@@ -24,6 +24,8 @@ import {
 } from './state.ts'
 
 const CHANGES = 16
+/** Clusters compressed at the start. */
+const PACKED_MOST = 12
 
 /** Opens the image of the trial, with what is below it, for `work`. */
 export async function withImage(file: string, work: (image: Qcow2Image) => Promise<void>): Promise<void> {
@@ -111,6 +113,14 @@ async function pack(trial: Trial, image: Qcow2Image, compressor: ClusterCompress
   await image.writeCompressed(offset, await compressor.compress(cluster), cluster, 0, length)
 }
 
+/** Stores some clusters compressed, in an image that is open for reading. */
+export async function packSome(trial: Trial, image: Qcow2Image): Promise<void> {
+  await image.setAccess('write')
+  const compressor = new ClusterCompressor(image.header.compression, image.header.clusterSize)
+  for (let more = trial.random.between(1, PACKED_MOST); more > 0; more--) await pack(trial, image, compressor)
+  compressor.close()
+}
+
 interface Trimmed {
   readonly before: Buffer
   readonly model: Buffer
@@ -133,9 +143,9 @@ async function learnTrim(image: Layer, { before, model, range }: Trimmed): Promi
 
 async function resize(trial: Trial, image: Qcow2Image): Promise<void> {
   if (!canResize(trial)) return
-  const size = Math.max(trial.model.length, otherSize(trial))
-  trial.history.push(`grow to ${size}`)
-  await image.grow(size)
+  const size = otherSize(trial)
+  trial.history.push(`resize to ${size}`)
+  await image.resize(size, { shrink: size < trial.model.length })
   trial.model = resized(trial.model, size)
 }
 
