@@ -78,6 +78,7 @@ export const FLAWS: Readonly<Record<EntryFlaw, string>> = {
   reserved: 'of an L2 table has reserved bits set',
   nowhere: 'of an L2 table is marked copied and leads nowhere',
   unaligned: 'of an L2 table leads to data at no cluster’s start',
+  'unaligned past end': 'of an L2 table leads to no cluster’s start',
   'unaligned zeros': 'of an L2 table reads as zeros and keeps a place at no cluster’s start',
   'past end': 'of an L2 table leads past the end of the file',
   'compressed copied': 'of an L2 table is compressed and marked copied',

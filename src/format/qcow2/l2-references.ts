@@ -147,7 +147,8 @@ export class L2Walk {
       return
     }
     // What an unaligned entry touches counts as used, so that nothing else is put there.
-    if (host % clusterSize !== 0) await this.#flaw(isZero ? 'unaligned zeros' : 'unaligned', at)
+    if (host % clusterSize !== 0 && isZero) await this.#flaw('unaligned zeros', at)
+    else if (host % clusterSize !== 0) await this.#flaw(host < this.#fileSize ? 'unaligned' : 'unaligned past end', at)
     await this.#visitPlaced(at, host, isCopied, true)
   }
 

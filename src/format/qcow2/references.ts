@@ -26,6 +26,7 @@ export type EntryFlaw =
   | 'reserved'
   | 'nowhere'
   | 'unaligned'
+  | 'unaligned past end'
   | 'unaligned zeros'
   | 'past end'
   | 'compressed copied'

@@ -25,6 +25,9 @@ import { repairRefcounts } from './repair-refcounts.ts'
 import { rewriteSnapshots } from './repair-snapshots.ts'
 import * as spec from './spec.ts'
 
+/** Rounds of one repair, at most. */
+const ROUNDS_MAX = 4
+
 export type RepairKind = 'leaks' | 'all'
 
 /** What the image is after the repair, and what was repaired. */
@@ -62,24 +65,37 @@ async function repairFile(
 ): Promise<RepairResult> {
   const mended = what === 'all' ? await repairHeader(file, isBlockDevice) : []
   const old = await openSubject(file)
-  const before = await findAll(old, options)
-  const found = [...mended, ...before.findings.problems]
+  const { findings: before } = await findAll(old, options)
+  const found = [...mended, ...before.problems]
   const wasDirty = isDirty(old.header)
-  if (what === 'leaks') await repairLeaks(old, before.findings, isBlockDevice)
-  else if (found.length > 0 || wasDirty) await repairAll(old, isBlockDevice)
-
+  if (what === 'leaks') await repairLeaks(old, before, isBlockDevice)
+  let after = await checkAgain(file, options)
+  // What one round puts right may let the next see more.
+  let isBetter = what === 'all' && (found.length > 0 || wasDirty)
+  for (let round = 0; round < ROUNDS_MAX && isBetter; round++) {
+    await repairAll(await openSubject(file), isBlockDevice)
+    const previous = after
+    after = await checkAgain(file, options)
+    isBetter = wrong(after) > 0 && wrong(after) < wrong(previous)
+  }
   const subject = await openSubject(file)
-  const after = await checkImage(subject, options)
-  const isClean = after.corruptions === 0 && after.leaks === 0 && after.checkErrors === 0
-  if (subject.header.version === 3) await setMarks(subject, { isClean, wasDirty })
+  if (subject.header.version === 3) await setMarks(subject, { isClean: wrong(after) === 0, wasDirty })
   await file.sync()
-  const foundErrors = before.findings.corruptions + before.findings.checkErrors + mended.length
+  const foundErrors = before.corruptions + before.checkErrors + mended.length
   return {
     ...after,
     corruptionsFixed: Math.max(0, foundErrors - after.corruptions - after.checkErrors),
-    leaksFixed: Math.max(0, before.findings.leaks - after.leaks),
+    leaksFixed: Math.max(0, before.leaks - after.leaks),
     found,
   }
+}
+
+async function checkAgain(file: HostFile, options: CheckOptions): Promise<CheckResult> {
+  return checkImage(await openSubject(file), options)
+}
+
+function wrong({ corruptions, leaks, checkErrors }: CheckResult): number {
+  return corruptions + leaks + checkErrors
 }
 
 async function openSubject(file: HostFile): Promise<Subject> {
