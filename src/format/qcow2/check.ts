@@ -122,7 +122,8 @@ export async function findAll(
   const stored = new StoredCounts(subject.file, subject.header)
   await stored.open()
   for (const [index, flaw] of stored.flaws) findings.corruption(`entry ${index} of the refcount table ${flaw}`)
-  const clusters = clustersOf(subject)
+  const fileClusters = clustersOf(subject)
+  const clusters = fileClusters + 1
   let guest: Guest = { allocatedClusters: 0, fragmentedClusters: 0, compressedClusters: 0 }
   let end = 1
   for (const { start, stop } of windowsOf(clusters, options.window)) {
@@ -131,13 +132,13 @@ export async function findAll(
     const progress = (part: number): void => options.progress?.(start + Math.floor(part * (stop - start)), clusters)
     guest = await countAndJudge(subject, tally, stored, findings, progress)
     reportBlocks(stored, tally, subject.header.clusterSize, findings)
-    end = Math.max(end, await compareCounts(stored, tally, findings))
+    end = Math.max(end, await compareCounts(stored, tally, fileClusters, findings))
     options.progress?.(stop, clusters)
   }
   return { findings, guest, end }
 }
 
-/** How many clusters the file has; the last may be cut. */
+/** How many clusters the file has; the last may be cut. The one after them may be used too, by what the file's end cuts. */
 export function clustersOf({ file, header }: Pick<Subject, 'file' | 'header'>): number {
   return divideUp(file.size(), header.clusterSize)
 }
@@ -236,7 +237,12 @@ function reportBlocks(stored: StoredCounts, tally: Tally, clusterSize: number, f
 }
 
 /** Compares the refcounts with the tally. Gives the cluster after the last one that is used or counted. */
-async function compareCounts(stored: StoredCounts, tally: Tally, findings: Findings): Promise<number> {
+async function compareCounts(
+  stored: StoredCounts,
+  tally: Tally,
+  fileClusters: number,
+  findings: Findings,
+): Promise<number> {
   const breather = new Breather()
   let end = 0
   for (let first = tally.start; first < tally.end; first = nextPage(stored, first)) {
@@ -245,6 +251,7 @@ async function compareCounts(stored: StoredCounts, tally: Tally, findings: Findi
     await stored.load(first)
     const isUnreadable = stored.isUnreadable(first)
     for (let cluster = first; cluster < stop; cluster++) {
+      if (cluster >= fileClusters && tally.count(cluster) === 0) break
       if (isUnreadable) {
         findings.error(`the refcount of cluster ${cluster} cannot be looked up`)
         continue

@@ -134,7 +134,7 @@ async function repairAll(subject: Subject, isBlockDevice: boolean): Promise<void
     header.incompatible |= spec.INCOMPAT_DIRTY
     await writeFeatures(file, header)
   }
-  const left = await mendEntries(subject)
+  const left = await mendEntries(subject, isBlockDevice)
   await file.sync()
   const count = left.overhang ?? header.snapshotCount
   const mayMove = !isBlockDevice || count === 0
@@ -159,17 +159,20 @@ interface Left {
   readonly areBitmapsBroken: boolean
 }
 
-async function mendEntries(subject: Subject): Promise<Left> {
+async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Left> {
   const { file, header, l1 } = subject
   let hidden = 0
   let overhang: number | undefined
   let isMisshapen = false
   let areBitmapsBroken = false
+  let end = 0
   const entry = new Uint8Array(header.l2EntrySize)
   await walkReferences(
     { file, header, l1, refcountBlocks: [] },
     {
-      area: () => undefined,
+      area(offset, length) {
+        end = Math.max(end, offset + length)
+      },
       async flaw(flaw, place, times) {
         if (HIDING.has(flaw)) hidden += times
         const mend = MENDS[flaw]
@@ -186,6 +189,8 @@ async function mendEntries(subject: Subject): Promise<Left> {
       },
     },
   )
+  // What the end of the file cuts: the file holds it whole from now on, so that nothing new is put there.
+  if (!isBlockDevice && end > file.size()) await file.truncate(roundUp(end, header.clusterSize))
   return { hidden, overhang, isMisshapen, areBitmapsBroken }
 }
 
