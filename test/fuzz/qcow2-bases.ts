@@ -19,13 +19,15 @@ export interface Base {
   readonly name: string
   readonly bytes: Buffer
   readonly anatomy: Anatomy
+  /** Its external data file, by name. */
+  readonly dataFile: { readonly name: string; readonly bytes: Buffer } | undefined
 }
 
 /** All of them, always in the same order: a seed picks one by its place. */
 export async function makeBases(): Promise<Base[]> {
   const bases: Base[] = []
   const add = (name: string, bytes: Buffer): void => {
-    if (bytes.length <= LONGEST) bases.push({ name, bytes, anatomy: dissect(bytes) })
+    if (bytes.length <= LONGEST) bases.push({ name, bytes, anatomy: dissect(bytes), dataFile: dataFileOf(name) })
   }
   for (const name of fs.readdirSync(GOLDEN).sort()) {
     const bytes = fs.readFileSync(path.join(GOLDEN, name))
@@ -34,6 +36,13 @@ export async function makeBases(): Promise<Base[]> {
   }
   for (const [name, make] of Object.entries(MADE_HERE)) add(name, await make())
   return bases
+}
+
+function dataFileOf(image: string): Base['dataFile'] {
+  const name = image.replace('.qcow2.zst', '.data')
+  const file = path.join(GOLDEN, `${name}.zst`)
+  if (name === image || !fs.existsSync(file)) return undefined
+  return { name, bytes: zlib.zstdDecompressSync(fs.readFileSync(file)) }
 }
 
 const MADE_HERE: Readonly<Record<string, () => Promise<Buffer>>> = {

@@ -45,20 +45,21 @@ export async function runTrial(bases: readonly Base[], seed: number): Promise<Tr
   const base = random.pick(bases)
   const { bytes, damage } = mutate(base.bytes, base.anatomy, random)
   const started = performance.now()
-  const outcome = await use(bytes, random)
-  const repaired = await repair(bytes, random)
+  const outcome = await use(bytes, base, random)
+  const repaired = await repair(bytes, base, random)
   const seconds = (performance.now() - started) / 1000
   assert.ok(seconds < SECONDS_MAX, `the trial took ${seconds} s`)
   return { outcome, repaired, base: base.name, damage }
 }
 
-function hostWith(bytes: Buffer): WatchedHost {
+function hostWith(bytes: Buffer, { dataFile }: Base): WatchedHost {
   const host = new WatchedHost({
     operations: 300_000,
     fileBytes: roundUp(bytes.length, KIB) + 24 * KIB * KIB,
     slack: 2048 * KIB,
   })
   host.put(PATH, Buffer.from(bytes))
+  if (dataFile !== undefined) host.put(`/${dataFile.name}`, Buffer.from(dataFile.bytes))
   return host
 }
 
@@ -77,8 +78,8 @@ async function kindOf(host: WatchedHost, work: () => Promise<void>): Promise<Err
   return kind
 }
 
-async function use(bytes: Buffer, random: Random): Promise<string> {
-  const host = hostWith(bytes)
+async function use(bytes: Buffer, base: Base, random: Random): Promise<string> {
+  const host = hostWith(bytes, base)
   let image: Qcow2Image | undefined
   let isSound = false
   const refused = await kindOf(host, async () => {
@@ -192,8 +193,8 @@ async function assertHolds(host: WatchedHost, model: Buffer): Promise<void> {
   await image.close()
 }
 
-async function repair(bytes: Buffer, random: Random): Promise<string> {
-  const host = hostWith(bytes)
+async function repair(bytes: Buffer, base: Base, random: Random): Promise<string> {
+  const host = hostWith(bytes, base)
   host.watchesReads = false
   let isSound = false
   const failed = await kindOf(host, async () => {

@@ -7,6 +7,7 @@
 // A crash in between leaves an image of which a repair can be begun again.
 
 import { getUint32, setUint32 } from '../../base/bytes.ts'
+import { QCOW2_REPAIR_REACH } from '../../base/limits.ts'
 import { roundUp } from '../../base/round.ts'
 import type { Host, HostFile } from '../../host/host.ts'
 import {
@@ -175,11 +176,11 @@ async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Le
       },
       async flaw(flaw, place, times) {
         if (HIDING.has(flaw)) hidden += times
-        const mend = MENDS[flaw]
-        if (mend === undefined) return
         const length = flaw.startsWith('L1') ? spec.ENTRY_SIZE : header.l2EntrySize
         await file.read(place, length, entry, 0)
-        if (mend(entry, header)) await file.write(place, length, entry, 0)
+        if (MENDS[flaw]?.(entry, header) === true) await file.write(place, length, entry, 0)
+        else if (LOST.has(flaw) && reachOf(entry, header) <= file.size() + QCOW2_REPAIR_REACH)
+          end = Math.max(end, reachOf(entry, header))
       },
       invalid(flaw, index) {
         if (flaw === 'bitmap') areBitmapsBroken = true
@@ -189,9 +190,21 @@ async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Le
       },
     },
   )
-  // What the end of the file cuts: the file holds it whole from now on, so that nothing new is put there.
+  // The file holds what its end cuts whole from now on, so that nothing new, such as refcounts, is put there.
   if (!isBlockDevice && end > file.size()) await file.truncate(roundUp(end, header.clusterSize))
   return { hidden, overhang, isMisshapen, areBitmapsBroken }
+}
+
+/** Flaws of entries that go on leading past the end when they cannot be mended. */
+const LOST: ReadonlySet<EntryFlaw> = new Set<EntryFlaw>(['past end', 'compressed past end'])
+
+/** The end of what an L2 entry leads to, in bytes of the file. */
+function reachOf(entry: Uint8Array, { clusterBits, clusterSize }: Header): number {
+  const high = getUint32(entry, 0)
+  const low = getUint32(entry, 4)
+  return (high & spec.OFLAG_COMPRESSED_HIGH) === 0
+    ? spec.entryOffset(high, low) + clusterSize
+    : spec.compressedOffset(high, low, clusterBits) + spec.compressedLength(high, low, clusterBits)
 }
 
 /** Mends the bytes of an entry; false when that cannot be done without guessing. */
