@@ -154,7 +154,7 @@ export const QCOW2_CHECK_WINDOW = 64 * MIB
 /** L2 tables that a walk gathers before it reads them, at eight bytes each: those of a disk of 2 PiB at 64 KiB clusters. */
 export const QCOW2_CHECK_TABLES = 4 * MIB
 /** How far past its end a repair makes a file reach, so that entries whose data is lost lead to no one else's, in bytes. */
-export const QCOW2_REPAIR_REACH = 64 * MIB
+export const QCOW2_REPAIR_REACH = 16 * MIB
 /** Findings of a check that are kept as sentences; all are counted. */
 export const QCOW2_CHECK_PROBLEMS = 20
 

@@ -215,6 +215,7 @@ async function walkSnapshots({ file, header }: Roots, visitor: Visitor, walk: Ma
       )
       continue
     }
+    if (l1Length === 0) continue
     visitor.area(l1Offset, l1Length, 'unique', 1)
     await walk.gatherFromFile(l1Offset, l1Length)
   }

@@ -85,8 +85,6 @@ export class Tables implements PieceOwner {
     this.#tableReach = this.#perTable * header.clusterSize
     this.#scratch = new Uint8Array(sliceBytes)
     this.#hasDataFile = header.dataFile !== undefined
-    // A data file ends where it ends: what lies after reads as zeros.
-    if (this.#hasDataFile) this.#hostEnd = Number.POSITIVE_INFINITY
     this.mayPassEnd = isDirty(header)
   }
 
@@ -427,7 +425,7 @@ export class Tables implements PieceOwner {
     }
     this.length = Math.min(length, (first + count) * unitSize - within)
     const clusters = Math.ceil((first + count) / spec.SUBCLUSTERS)
-    if (this.#step !== 0 && this.host + clusters * this.#step > this.#hostEnd)
+    if (this.#step !== 0 && this.host + clusters * this.#step > this.#hostEnd && !this.#hasDataFile)
       this.#checkHost(this.host + (clusters - 1) * this.#step, offset, 'cluster')
   }
 
@@ -446,7 +444,7 @@ export class Tables implements PieceOwner {
     let count = 1
     // Preallocated zero clusters follow each other as data does; entries without a place are simply equal.
     while (count < most && this.#isEntry(bytes, index + count, high, low + count * this.#step)) count++
-    if (this.#step !== 0 && this.host + count * this.#step > this.#hostEnd)
+    if (this.#step !== 0 && this.host + count * this.#step > this.#hostEnd && !this.#hasDataFile)
       this.#checkHost(this.host + (count - 1) * this.#step, 0, 'cluster')
     return count
   }
