@@ -1,12 +1,15 @@
-// A host in memory that watches what is asked of it: every operation counts against a budget, no file may grow past its limit, and
-// nothing may be read far from the file. What breaks a rule throws a Violation, which no code under test knows or catches as an
-// operating error.
+// A host in memory that watches what is asked of it: every operation counts against a budget, nothing may be read far from the
+// file or written beyond all reason. What breaks a rule throws a Violation, which no code under test knows or catches as an
+// operating error. A file that outgrows its limit fails as on a full disk.
 
 import assert from 'node:assert/strict'
 import path from 'node:path'
 import type { ExtentVisitor, Pending } from '../../src/block/device.ts'
 import { BlockError } from '../../src/block/error.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from '../../src/host/host.ts'
+
+/** Where no image of a few megabytes is ever written, in bytes. */
+const REASON = 2 ** 40
 
 /** A rule was broken: the code under test is wrong. */
 export class Violation extends Error {
@@ -207,7 +210,9 @@ class WatchedFile implements HostFile {
   #beginChange(doing: string, offset: number, length: number): void {
     this.#begin()
     if (!this.writable) this.#host.fail(`${doing} of a file that was opened for reading`)
-    this.#host.checkRange(doing, offset, length, this.#host.fileBytes)
+    this.#host.checkRange(doing, offset, length, REASON)
+    if (doing !== 'punch' && offset + length > this.#host.fileBytes)
+      throw new BlockError('no-space', `${this.path}: the watched host is full`, { path: this.path })
   }
 
   #grow(size: number): void {
