@@ -26,6 +26,9 @@ const LEFT: Readonly<Record<string, string>> = {
   'a snapshot’s L1 table is too long': 'nobody knows how long it was',
 }
 
+/** Images that get every damage; the others their own alone, which is enough to see and saves a minute. */
+const IN_FULL = new Set(['version 2', 'extended L2', 'snapshot'])
+
 /** What cannot be opened at all: the snapshot table was at the end of the file. */
 const REFUSED = new Set(['snapshot: the file is cut', 'snapshot: the file is cut within a cluster'])
 
@@ -45,7 +48,7 @@ suite('a repair leaves nothing for qemu-img check to find', { skip: missing('qem
       const file = path.join(folder, 'damaged.qcow2')
       const special = Object.entries(SPECIAL_DAMAGES).filter(([, each]) => each.on === on)
       const damages: Record<string, Damage> = Object.fromEntries(special.map(([name, { damage }]) => [name, damage]))
-      if (on !== 'compressed') Object.assign(damages, DAMAGES)
+      if (IN_FULL.has(on)) Object.assign(damages, DAMAGES)
       for (const [name, damage] of Object.entries(damages)) {
         await t.test(name, async () => {
           const bytes = Buffer.from(image)
