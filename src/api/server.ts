@@ -11,14 +11,14 @@ import {
 } from 'fastify-type-provider-zod'
 import { BODY_BYTES_MAX, EVENTS_EVERY_MS } from '../base/limits.ts'
 import { type ErrorKind, toBlockError } from '../block/error.ts'
-import type { Engine } from '../engine/engine.ts'
+import type { EngineService } from '../engine/service.ts'
 import { type Body, errorBody, NAME_LENGTH_MAX, type Params, type Reply, type RouteName, routes } from './schema.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 
 type Handlers = { [K in RouteName]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K> }
 
 export interface ServerOptions {
-  readonly engine: Engine
+  readonly engine: EngineService
   readonly version: string
   readonly home: string
 }
@@ -28,13 +28,13 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     showStatus: () => {
       return { version, pid: process.pid, home, node: process.version, memory: process.memoryUsage.rss() }
     },
-    listDisks: () => engine.listDisks() as Reply<'listDisks'>,
+    listDisks: async () => (await engine.listDisks()) as Reply<'listDisks'>,
     addDisk: (_params, { name, image, format, size }) => {
       const added =
         size === undefined ? engine.addDisk(name, image, format) : engine.createDisk(name, image, format, size)
       return added as Promise<Reply<'addDisk'>>
     },
-    showDisk: ({ disk }) => engine.showDisk(disk) as Reply<'showDisk'>,
+    showDisk: async ({ disk }) => (await engine.showDisk(disk)) as Reply<'showDisk'>,
     removeDisk: async ({ disk }) => {
       await engine.removeDisk(disk)
       return {}
@@ -43,13 +43,13 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     createSnapshot: ({ disk }, { name }) => engine.createSnapshot(disk, name),
     deleteSnapshot: ({ disk, snapshot }, { speed }) =>
       engine.deleteSnapshot(disk, snapshot, speed) as Promise<Reply<'deleteSnapshot'>>,
-    planCommit: ({ disk }, { from, to }) => ({ ends: [...engine.planCommit(disk, from, to)] }),
+    planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),
     commit: ({ disk }, { from, to, speed }) => engine.commit(disk, from, to, speed) as Promise<Reply<'commit'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
-    listJobs: () => engine.listJobs() as Reply<'listJobs'>,
-    showJob: ({ job }) => engine.showJob(job) as Reply<'showJob'>,
-    sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Reply<'sayToJob'>,
-    setJobSpeed: ({ job }, { speed }) => engine.setJobSpeed(job, speed) as Reply<'setJobSpeed'>,
+    listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
+    showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
+    sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,
+    setJobSpeed: ({ job }, { speed }) => engine.setJobSpeed(job, speed) as Promise<Reply<'setJobSpeed'>>,
   }
 }
 
@@ -97,10 +97,11 @@ function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers):
 }
 
 /** Progress comes as often as the job reports it, at most once in EVENTS_EVERY_MS, and once more at the end. */
-function addJobEvents(server: FastifyInstance, engine: Engine): void {
-  server.get('/v1/jobs/:job/events', { schema: { hide: true } }, (request, reply) => {
+function addJobEvents(server: FastifyInstance, engine: EngineService): void {
+  server.get('/v1/jobs/:job/events', { schema: { hide: true } }, async (request, reply) => {
     const { job } = request.params as { job: string }
-    const first = engine.showJob(job)
+    const first = await engine.showJob(job)
+    let latest = first
     reply.hijack()
     const { raw } = reply
     raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
@@ -114,10 +115,13 @@ function addJobEvents(server: FastifyInstance, engine: Engine): void {
     let timer: NodeJS.Timeout | undefined
     const sendLatest = (): void => {
       timer = undefined
-      if (!raw.writableNeedDrain) send(engine.showJob(job))
+      if (!raw.writableNeedDrain) send(latest)
       else timer = setTimeout(sendLatest, EVENTS_EVERY_MS)
     }
-    const unwatch = engine.watchJob(job, () => void (timer ??= setTimeout(sendLatest, EVENTS_EVERY_MS)))
+    const unwatch = engine.watchJob(job, (status) => {
+      latest = status
+      timer ??= setTimeout(sendLatest, EVENTS_EVERY_MS)
+    })
     const stop = (): void => {
       unwatch()
       clearTimeout(timer)

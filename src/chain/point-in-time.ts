@@ -165,6 +165,11 @@ export class PointInTime implements Interceptor, BlockDevice {
     return undefined
   }
 
+  /** Flushes the disk itself: what it had at the moment is then on stable storage. */
+  flushDisk(): Pending {
+    return this.#disk.flush()
+  }
+
   /** Ends the view: the guest's writes no longer pass through it, and scratch is given back. */
   async close(): Promise<void> {
     if (this.#closed) return

@@ -81,8 +81,8 @@ export interface Catalog {
   /** All records of a kind, in the order in which they were first put. */
   list<K extends RecordKind>(kind: K): Records[K][]
   get<K extends RecordKind>(kind: K, id: string): Records[K] | undefined
-  /** All changes or none, durable when it returns. */
-  commit(changes: readonly CatalogChange[]): void
+  /** All changes or none, durable when it resolves; `list` and `get` may show them before. Commits are made in the order of the calls. */
+  commit(changes: readonly CatalogChange[]): Promise<void>
   close(): void
 }
 
@@ -99,7 +99,7 @@ export class MemoryCatalog implements Catalog {
     return this.#records.get(`${kind}/${id}`)?.record as Records[K] | undefined
   }
 
-  commit(changes: readonly CatalogChange[]): void {
+  async commit(changes: readonly CatalogChange[]): Promise<void> {
     this.beforeCommit?.(changes)
     for (const change of changes) {
       if ('put' in change)

@@ -57,7 +57,7 @@ export function startCommit(
   plan: CommitPlan,
   speed: number,
 ): Promise<Job> {
-  return managed.control.run(() => {
+  return managed.control.run(async () => {
     const { record } = managed
     refuseDuringCommit(context, record.name, 'commit')
     const layers = record.layers.map((layer, index) =>
@@ -73,7 +73,7 @@ export function startCommit(
       startedMs: Date.now(),
     }
     const next = { ...record, layers }
-    context.catalog.commit([
+    await context.catalog.commit([
       { put: 'disk', record: next },
       { put: 'job', record: row },
     ])
@@ -116,7 +116,10 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
       to,
       bitmap,
       total: row.total,
-      began: (total) => context.catalog.commit([{ put: 'job', record: { ...row, total } }]),
+      began: (total) => {
+        const record = { ...(context.catalog.get('job', row.id) ?? row), total }
+        return context.catalog.commit([{ put: 'job', record }])
+      },
       pivot: () => pivot(context, managed, row, from, to),
     })
   } catch (error) {
@@ -148,7 +151,7 @@ async function pivot(
   const layers = disk.chain.layers
   const child = layers[from + 1]
   if (child !== undefined) await (layers[to] as Layer).setAccess('read')
-  context.catalog.commit([
+  await context.catalog.commit([
     { put: 'disk', record: next },
     { remove: 'job', id: row.id },
     ...merged.map(({ path }) => ({ put: 'garbage' as const, record: { id: path, disk: record.id } })),

@@ -1,6 +1,7 @@
 // What the parts of the engine share: the host, the catalog, the open disks, the jobs and the budgets.
 
 import type { Mutex } from '../base/mutex.ts'
+import type { BackupParty } from './backup-party.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { ScratchBudget } from '../chain/scratch.ts'
 import { BlockError } from '../block/error.ts'
@@ -18,6 +19,11 @@ export interface Served {
 }
 
 export type ServeDisk = (disk: Disk, socket: string) => Promise<Served>
+
+/** Runs one work at a time, in the order of asking. */
+export interface Turn {
+  run<T>(work: () => Promise<T>): Promise<T>
+}
 
 /** An open disk. */
 export interface ManagedDisk {
@@ -47,7 +53,9 @@ export interface EngineContext {
   readonly scratchBytes: number
   readonly scratchBudget: ScratchBudget
   /** One backup at a time on this host. */
-  readonly backupQueue: Mutex
+  readonly backupTurn: Turn
+  /** Who answers for a disk in a backup; kind 'not-found' when there is no such disk. */
+  readonly partyOf: (disk: string) => BackupParty
   /** Tells the operator, through the daemon's log. */
   readonly report: (message: string, details?: Record<string, unknown>) => void
 }

@@ -37,7 +37,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     // Before the image is opened for writing, which changes it; no other program can, since the layers are locked.
     const opened = await openLog(context, record, chain.size, found)
     log = opened.log
-    const settled = opened.lost === undefined ? record : noteLoss(context, record, opened.lost)
+    const settled = opened.lost === undefined ? record : await noteLoss(context, record, opened.lost)
     // Takes the last clean close back: from here on the images change, by snapshots and merges also without a mark.
     await log.fold()
     await chain.active.setAccess('write')
@@ -156,10 +156,10 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
 }
 
 /** Keeps for the next backup why it must be a full. */
-function noteLoss(context: EngineContext, record: DiskRecord, reason: string): DiskRecord {
+async function noteLoss(context: EngineContext, record: DiskRecord, reason: string): Promise<DiskRecord> {
   context.report(`${record.name}: ${reason}: its bitmaps are void and the next backup is a full`)
   const noted: DiskRecord = { ...record, bitmapsLost: { atMs: Date.now(), reason } }
-  context.catalog.commit([{ put: 'disk', record: noted }])
+  await context.catalog.commit([{ put: 'disk', record: noted }])
   return noted
 }
 

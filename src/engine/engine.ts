@@ -1,5 +1,6 @@
-// The engine: sole owner of disks, exports and jobs. Opens what the catalog has, finishes what a crash left, lets jobs go
-// on, and does what the API asks. Its parts: disk-opener, snapshots, commits, backups, job-table.
+// The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
+// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, commits, backups,
+// backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -13,10 +14,11 @@ import { createRaw } from '../format/raw/raw.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { Repository } from '../repository/repository.ts'
-import { type BackupRequest, resumeBackups, startBackup } from './backups.ts'
-import type { Catalog, DiskRecord, LayerRecord } from './catalog.ts'
+import { type BackupParty, LocalParty } from './backup-party.ts'
+import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
+import type { Catalog, DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
 import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
-import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk } from './context.ts'
+import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk, type Turn } from './context.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
@@ -34,6 +36,18 @@ export interface EngineOptions {
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  /** For one engine of several that share a home; whoever has them locks the home. */
+  readonly shard?: EngineShard
+}
+
+/** What an engine must know of the others. */
+export interface EngineShard {
+  /** True for a disk that is this engine's. */
+  owns(diskId: string): boolean
+  /** Who answers for a disk of another engine. */
+  partyOf(disk: string): BackupParty
+  /** One backup at a time on this host. */
+  readonly backupTurn: Turn
 }
 
 export interface BitmapStatus {
@@ -59,28 +73,34 @@ export interface DiskStatus {
 
 export class Engine {
   readonly #context: EngineContext
-  readonly #lock: HostFile
+  readonly #lock: HostFile | undefined
+  readonly #shard: EngineShard | undefined
   readonly #control = new Mutex()
 
-  private constructor(context: EngineContext, lock: HostFile) {
+  private constructor(context: EngineContext, lock: HostFile | undefined, shard: EngineShard | undefined) {
     this.#context = context
     this.#lock = lock
+    this.#shard = shard
   }
 
   /** Opens the home. Kind 'busy' when another daemon has it. A disk that cannot be opened does not stop the others. */
   static async open(options: EngineOptions): Promise<Engine> {
-    const { host, home } = options
-    const lock = await host.open(home.lock, { write: true, create: 'if-missing', lock: 'write' })
+    const { host, home, shard } = options
+    const lock = shard === undefined ? await lockHome(host, home) : undefined
     try {
-      return await Engine.#openLocked(options, lock)
+      const engine = await Engine.#openLocked(options, lock)
+      if (shard !== undefined) return engine
+      await engine.settleBackups()
+      await engine.resumeJobs()
+      return engine
     } catch (error) {
-      await lock.close()
+      await lock?.close()
       throw error
     }
   }
 
-  static async #openLocked(options: EngineOptions, lock: HostFile): Promise<Engine> {
-    const { host, home } = options
+  static async #openLocked(options: EngineOptions, lock: HostFile | undefined): Promise<Engine> {
+    const { host, home, shard } = options
     const catalog = options.openCatalog()
     const context: EngineContext = {
       host,
@@ -93,13 +113,13 @@ export class Engine {
       openRepository: options.openRepository,
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
       scratchBudget: new ScratchBudget(options.scratchHostBytes ?? SCRATCH_HOST_BYTES),
-      backupQueue: new Mutex(),
+      backupTurn: shard?.backupTurn ?? new Mutex(),
+      partyOf: (disk) => engine.#partyOf(disk),
       report: options.report,
     }
-    const engine = new Engine(context, lock)
+    const engine = new Engine(context, lock, shard)
     try {
-      for (const record of catalog.list('disk')) await engine.#openRecord(record)
-      await engine.#resumeJobs()
+      for (const record of catalog.list('disk')) if (engine.#owns(record)) await engine.#openRecord(record)
     } catch (error) {
       catalog.close()
       throw error
@@ -108,7 +128,8 @@ export class Engine {
   }
 
   listDisks(): DiskStatus[] {
-    return this.#context.catalog.list('disk').map((record) => this.showDisk(record.name))
+    const records = this.#context.catalog.list('disk').filter((record) => this.#owns(record))
+    return records.map((record) => this.showDisk(record.name))
   }
 
   /** Kind 'not-found' when there is no such disk. */
@@ -180,7 +201,7 @@ export class Engine {
       const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
       // Commits of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
       const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind === 'commit' && spec.disk === name)
-      context.catalog.commit([
+      await context.catalog.commit([
         { remove: 'disk', id: record.id },
         ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
         ...jobs.map(({ id }) => ({ remove: 'job' as const, id })),
@@ -229,28 +250,27 @@ export class Engine {
 
   /** Calls back on every change of a running job; returns how to stop that. */
   watchJob(id: string, listener: (status: JobStatus) => void): () => void {
-    return this.#context.jobs.running(id).watch((job) => listener(job.status))
+    return this.#context.jobs.watch(id, listener)
   }
 
   jobEnded(id: string): Promise<JobStatus> {
     return this.#context.jobs.ended(id)
   }
 
-  sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): JobStatus {
+  sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
     return this.#context.jobs.say(id, verb)
   }
 
-  setJobSpeed(id: string, bytesPerSecond: number): JobStatus {
+  setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
     return this.#context.jobs.setSpeed(id, bytesPerSecond)
   }
 
   /** Suspends the jobs, stops serving and leaves every image clean. Nothing can be asked of the engine afterwards. */
   async close(): Promise<void> {
-    const { jobs, backupQueue } = this.#context
+    const { jobs } = this.#context
     jobs.stop()
-    // What was asked for and has not begun ends here: nobody gets these locks after.
+    // What was asked for and has not begun ends here: nobody gets this lock after.
     await this.#control.acquire()
-    await backupQueue.acquire()
     await jobs.allEnded()
     for (const managed of this.#context.disks.values()) {
       try {
@@ -260,14 +280,28 @@ export class Engine {
       }
     }
     this.#context.catalog.close()
-    await this.#lock.close()
+    await this.#lock?.close()
+  }
+
+  /** This engine's side of a backup, for one that runs in another shard too. */
+  partyOf(disk: string): BackupParty {
+    return new LocalParty(this.#context, findDisk(this.#context, disk))
+  }
+
+  /**
+   * Settles the bits that backups left pending on this engine's disks: of all, or of those whose jobs `of` says. Of jobs that still
+   * run they must not be. Before `resumeJobs`, and where there are several engines, of all of them before that of any.
+   */
+  async settleBackups(of?: (row: JobRecord) => boolean): Promise<void> {
+    const rows = this.#context.catalog.list('job').filter(({ spec }) => spec.kind === 'backup')
+    await settleBackups(this.#context, of === undefined ? { rows, all: true } : { rows: rows.filter(of), all: false })
   }
 
   /** Opens and serves a new disk, and takes it into the catalog; all of it or nothing. */
   async #openNew(record: DiskRecord): Promise<void> {
     const managed = await openManagedDisk(this.#context, record)
     try {
-      this.#context.catalog.commit([{ put: 'disk', record }])
+      await this.#context.catalog.commit([{ put: 'disk', record }])
     } catch (error) {
       await closeManagedDisk(this.#context, managed)
       throw error
@@ -306,9 +340,27 @@ export class Engine {
     }
   }
 
-  async #resumeJobs(): Promise<void> {
+  #owns(record: DiskRecord): boolean {
+    return this.#shard?.owns(record.id) ?? true
+  }
+
+  /** A backup is the affair of its first disk's engine. */
+  #ownsJob({ spec }: JobRecord): boolean {
+    const name = spec.kind === 'commit' ? spec.disk : spec.disks[0]
+    const record = this.#context.catalog.list('disk').find((disk) => disk.name === name)
+    return record === undefined ? this.#shard === undefined : this.#owns(record)
+  }
+
+  #partyOf(disk: string): BackupParty {
+    const record = this.#context.catalog.list('disk').find(({ name }) => name === disk)
+    const isForeign = record !== undefined && !this.#owns(record)
+    return isForeign && this.#shard !== undefined ? this.#shard.partyOf(disk) : this.partyOf(disk)
+  }
+
+  /** Lets the jobs go on that a restart found. */
+  async resumeJobs(): Promise<void> {
     const context = this.#context
-    const rows = context.catalog.list('job')
+    const rows = context.catalog.list('job').filter((row) => this.#ownsJob(row))
     await resumeBackups(
       context,
       rows.filter(({ spec }) => spec.kind === 'backup'),
@@ -347,4 +399,9 @@ export class Engine {
     const message = `disk ${name}: ${image} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
     throw new BlockError('exists', message, { path: image })
   }
+}
+
+/** Takes the home for this process. Kind 'busy' when another daemon has it. */
+export function lockHome(host: Host, home: Home): Promise<HostFile> {
+  return host.open(home.lock, { write: true, create: 'if-missing', lock: 'write' })
 }

@@ -3,10 +3,10 @@
 
 import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
-import type { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job, JobStatus } from '../job/job.ts'
 import type { Catalog, JobRecord } from './catalog.ts'
+import type { Turn } from './context.ts'
 
 export class JobTable {
   readonly #catalog: Catalog
@@ -29,7 +29,10 @@ export class JobTable {
   /** Running jobs first, then ended ones, newest first. */
   list(): JobStatus[] {
     const running = [...this.#running.values()].map(({ job }) => job.status)
-    const ended = this.#catalog.list('history').map((record) => record.status as JobStatus)
+    const ended = this.#catalog
+      .list('history')
+      .filter(({ id }) => !this.#running.has(id))
+      .map((record) => record.status as JobStatus)
     return [...running, ...ended.toReversed()]
   }
 
@@ -49,6 +52,11 @@ export class JobTable {
     throw new BlockError('busy', `job ${this.status(id).id} has ended`)
   }
 
+  /** Calls back on every change of a job until it has ended; returns how to stop that. */
+  watch(id: string, listener: (status: JobStatus) => void): () => void {
+    return this.#running.get(id)?.job.watch((job) => listener(job.status)) ?? (() => {})
+  }
+
   /** The job that works on a disk in the given way, if any. */
   find(test: (record: JobRecord) => boolean): Job | undefined {
     return [...this.#running.values()].find(({ record }) => test(record()))?.job
@@ -63,23 +71,25 @@ export class JobTable {
   }
 
   /** Says a verb to a job and keeps what must outlive a restart. */
-  say(id: string, verb: 'pause' | 'resume' | 'cancel'): JobStatus {
+  async say(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
     const job = this.running(id)
     job[verb]()
     const record = this.#catalog.get('job', id)
     if (record !== undefined && verb !== 'cancel') {
-      this.#catalog.commit([{ put: 'job', record: { ...record, paused: verb === 'pause' } }])
+      await this.#catalog.commit([{ put: 'job', record: { ...record, paused: verb === 'pause' } }])
     }
     return job.status
   }
 
   /** Changes a job's speed limit, also for its runs after a restart. */
-  setSpeed(id: string, bytesPerSecond: number): JobStatus {
+  async setSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
     const job = this.running(id)
     job.setSpeed(bytesPerSecond)
     const record = this.#catalog.get('job', id)
     if (record !== undefined) {
-      this.#catalog.commit([{ put: 'job', record: { ...record, spec: { ...record.spec, speed: bytesPerSecond } } }])
+      await this.#catalog.commit([
+        { put: 'job', record: { ...record, spec: { ...record.spec, speed: bytesPerSecond } } },
+      ])
     }
     return job.status
   }
@@ -88,7 +98,7 @@ export class JobTable {
    * Runs `work` as a job whose row is already in the catalog. When it ends, the row goes and the history has it; when
    * it is suspended, the row stays. With a `turn` it waits for that, known and not begun, and holds it while it works.
    */
-  launch(job: Job, record: JobRecord, work: () => Promise<void>, turn?: Mutex): void {
+  launch(job: Job, record: JobRecord, work: () => Promise<void>, turn?: Turn): void {
     const begin = async (): Promise<void> => {
       // It may have been cancelled, or the daemon told to stop, while it waited for its turn.
       await job.pausePoint(0)
@@ -106,7 +116,7 @@ export class JobTable {
         job.move('concluded')
         this.#report(`job ${job.id} of ${job.subject} failed: ${job.error?.message}`)
       } finally {
-        this.#end(job)
+        await this.#end(job)
       }
     }
     if (this.#isStopped) job.suspend()
@@ -131,12 +141,12 @@ export class JobTable {
     await Promise.all([...this.#running.values()].map(({ ended }) => ended))
   }
 
-  #end(job: Job): void {
-    this.#running.delete(job.id)
-    if (job.suspended && job.state !== 'concluded') return
+  /** The table has the job until the history has it. */
+  async #end(job: Job): Promise<void> {
     try {
+      if (job.suspended && job.state !== 'concluded') return
       const old = this.#catalog.list('history')
-      this.#catalog.commit([
+      await this.#catalog.commit([
         { remove: 'job', id: job.id },
         { put: 'history', record: { id: job.id, status: job.status } },
         ...old
@@ -146,6 +156,8 @@ export class JobTable {
     } catch (error) {
       // The row stays, and the next start finds the job done or lets it go on.
       this.#report(`job ${job.id} has ended, which the catalog does not know: ${(error as Error).message}`)
+    } finally {
+      this.#running.delete(job.id)
     }
   }
 }

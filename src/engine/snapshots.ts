@@ -63,7 +63,7 @@ export function refuseDuringCommit(context: EngineContext, disk: string, verb: s
 export async function removeGarbage(context: EngineContext, file: string): Promise<void> {
   await context.host.unlink(file)
   await context.host.syncFolder(path.dirname(file))
-  context.catalog.commit([{ remove: 'garbage', id: file }])
+  await context.catalog.commit([{ remove: 'garbage', id: file }])
 }
 
 /** Makes the overlay file, known to the catalog as garbage until the snapshot is committed. */
@@ -75,7 +75,7 @@ async function prepareOverlay(
   const { active } = disk.chain
   const overlayPath = await freePath(context, record)
   const prepared = { ...record, nextOverlay: record.nextOverlay + 1 }
-  context.catalog.commit([
+  await context.catalog.commit([
     { put: 'garbage', record: { id: overlayPath, disk: record.id } },
     { put: 'disk', record: prepared },
   ])
@@ -113,7 +113,7 @@ async function freeze(context: EngineContext, managed: ManagedDisk, overlay: Lay
     await frozen.setAccess('read')
     try {
       await overlay.setAccess('write')
-      context.catalog.commit([
+      await context.catalog.commit([
         { put: 'disk', record: next },
         { remove: 'garbage', id: overlay.path },
       ])

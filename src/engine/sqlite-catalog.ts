@@ -53,7 +53,7 @@ export class SqliteCatalog implements Catalog {
     })
   }
 
-  commit(changes: readonly CatalogChange[]): void {
+  async commit(changes: readonly CatalogChange[]): Promise<void> {
     this.#try('commit', () => {
       this.#db.exec('BEGIN IMMEDIATE')
       try {

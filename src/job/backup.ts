@@ -5,19 +5,32 @@
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
-import type { PointInTime } from '../chain/point-in-time.ts'
 import type { BackupInfo, BackupWriter } from '../repository/repository.ts'
-import { Copier } from './copier.ts'
+import { Copier, type CopySource } from './copier.ts'
 import type { Job } from './job.ts'
 import { allocatedGranules } from './restore.ts'
 
+/** A disk as it was at the moment, in this thread or in another one. */
+export interface BackupView extends CopySource {
+  /** Bytes. */
+  readonly size: number
+  /** Bytes that were saved for it in all, and the most that scratch held at one time. */
+  readonly savedBytes: number
+  readonly scratchPeak: number
+  /** Only these granules are read after all. */
+  restrict(needed: Bitmap): void
+  /** The backup has the range: it is not read again. */
+  release(offset: number, length: number): void
+  /** Puts what the disk had at the moment on stable storage. */
+  flushDisk(): Pending
+  close(): Promise<void>
+}
+
 export interface BackupDisk {
   readonly name: string
-  readonly view: PointInTime
+  readonly view: BackupView
   /** The granules that changed since the parent; undefined for a full, which finds what is allocated by itself. */
   readonly changed: Bitmap | undefined
-  /** Flushes the disk itself. */
-  readonly flush: () => Pending
 }
 
 export interface BackupResult {
@@ -45,7 +58,7 @@ export async function runBackup(job: Job, disks: readonly BackupDisk[], writer: 
     // A visible backup ends the marks of what it holds. Were a write that it holds still to be lost with the power, the disk
     // would differ from it without a mark: so what the disk had at the moment is on stable storage first.
     for (const disk of disks) {
-      const flushed = disk.flush()
+      const flushed = disk.view.flushDisk()
       if (flushed !== undefined) await flushed
     }
     return { info: await writer.finish(), readBytes }

@@ -28,7 +28,7 @@ export interface CommitOptions {
   /** Bytes to do when the job was first begun; 0 for a new job. */
   readonly total: number
   /** Told once, when the to-do set is known. */
-  readonly began: (total: number) => void
+  readonly began: (total: number) => Promise<void>
   /** Makes the merge take effect: called with the target flushed, and the disk drained when the active layer goes down. */
   readonly pivot: () => Promise<void>
 }
@@ -111,7 +111,7 @@ async function findTodo(options: CommitOptions, isActive: boolean): Promise<Logg
     { kind: 'meta', name: bitmap, meta: COMPLETE },
   ])
   const todo = log.bitmaps.get(bitmap) as LoggedBitmap
-  options.began(todo.bits.bytes)
+  await options.began(todo.bits.bytes)
   options.job.resumeFrom(0, todo.bits.bytes)
   return todo
 }

@@ -1,0 +1,240 @@
+// One disk's side of a backup: how it is backed up and why, its moment, and what becomes of its bits. The backup itself
+// (backups.ts) asks one party for each disk and does not know in which thread that disk lives.
+//
+// Each disk has one recording bitmap per repository, which says what changed since the last backup there. At the moment,
+// under a drain of all disks of the backup:
+//
+//   backup:R  ##.#..        ->  backup:R:captured  ##.#..   (what this backup copies)
+//                               backup:R           ......   (records what changes from now on)
+//
+// When the backup is durable the captured bits are dropped; if it fails they are put back.
+
+import path from 'node:path'
+import { GRANULE } from '../base/limits.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
+import { BlockError } from '../block/error.ts'
+import type { Disk } from '../chain/disk.ts'
+import { PointInTime } from '../chain/point-in-time.ts'
+import { Scratch, ScratchBudget } from '../chain/scratch.ts'
+import type { BitmapChange } from '../dirtylog/dirty-log.ts'
+import type { BackupView } from '../job/backup.ts'
+import type { BackupInfo } from '../repository/repository.ts'
+import type { DiskRecord } from './catalog.ts'
+import type { EngineContext, ManagedDisk } from './context.ts'
+
+/** What of a repository's backups a party needs to know. */
+export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment'> & {
+  readonly disks: readonly { readonly name: string; readonly size: number }[]
+}
+
+export interface PlanRequest {
+  readonly bitmap: string
+  /** A full was asked for. */
+  readonly full: boolean
+  readonly backups: readonly EarlierBackup[]
+}
+
+/** How one disk is backed up, and why not by its changes alone. */
+export interface DiskPlan {
+  /** Bytes of the disk. */
+  readonly size: number
+  readonly bitmap: string
+  /** The backup that the bitmap's bits are relative to; undefined for a full. */
+  readonly parent: string | undefined
+  readonly reason: string
+}
+
+/** A disk's moment. */
+export interface Captured {
+  readonly view: BackupView
+  /** The granules that changed since the parent; undefined for a full. */
+  readonly changed: Bitmap | undefined
+  /** Resolves when the swapped bitmaps are durable. */
+  readonly durable: Promise<unknown>
+}
+
+/** Whether the backup became visible, so that the captured bits have been used, or not. */
+export type Outcome = 'kept' | 'returned'
+
+export interface BackupParty {
+  /** The disk's name. */
+  readonly disk: string
+  plan(request: PlanRequest): Promise<DiskPlan>
+  /** Holds the guest back until `thaw`; kind 'timeout' when its requests in flight do not end. */
+  freeze(): Promise<void>
+  /** Takes the moment: the disk is frozen. */
+  capture(plan: DiskPlan, backup: string): Promise<Captured>
+  thaw(): Promise<void>
+  /** Ends the view and settles the bits; a party that captured nothing for this backup has nothing to settle. */
+  settle(bitmap: string, backup: string, outcome: Outcome): Promise<void>
+}
+
+/** Meta of the recording bitmap: the backup it counts from, or the one being written that it will count from. */
+interface RecordingMeta {
+  readonly last?: string | undefined
+  readonly pending?: string | undefined
+}
+
+/** The party of a disk in this thread. */
+export class LocalParty implements BackupParty {
+  readonly disk: string
+  readonly #context: EngineContext
+  readonly #managed: ManagedDisk
+  #scratch: Scratch | undefined
+  #view: PointInTime | undefined
+  #isFrozen = false
+
+  constructor(context: EngineContext, managed: ManagedDisk) {
+    this.disk = managed.record.name
+    this.#context = context
+    this.#managed = managed
+  }
+
+  /** Incremental whenever it can be; else a full, with the reason. */
+  async plan({ bitmap, full, backups }: PlanRequest): Promise<DiskPlan> {
+    const known = new Map(backups.map((info) => [info.id, info]))
+    return { size: this.#managed.disk.size, bitmap, ...findParent(this.#managed, bitmap, known, full) }
+  }
+
+  async freeze(): Promise<void> {
+    this.#scratch = await this.#makeScratch()
+    await this.#managed.disk.drain()
+    this.#isFrozen = true
+  }
+
+  async capture({ bitmap, parent }: DiskPlan, backup: string): Promise<Captured> {
+    const { disk } = this.#managed
+    const scratch = this.#scratch
+    if (scratch === undefined || !this.#isFrozen)
+      throw new BlockError('timeout', `${disk.name} was let go before its moment was taken`, { device: disk.name })
+    const changed = parent === undefined ? undefined : capturedBits(disk, bitmap)
+    const view = new PointInTime(disk, scratch, changed?.copy() ?? everything(disk))
+    this.#view = view
+    this.#scratch = undefined
+    const durable = disk.log.edit(captureChanges(disk, bitmap, backup))
+    // Whoever waits for it hears of a failure; until then it is nobody's.
+    durable.catch(() => undefined)
+    return { view, changed, durable }
+  }
+
+  async thaw(): Promise<void> {
+    if (this.#isFrozen) this.#managed.disk.undrain()
+    this.#isFrozen = false
+    const unused = this.#scratch
+    this.#scratch = undefined
+    await unused?.close()
+  }
+
+  async settle(bitmap: string, backup: string, outcome: Outcome): Promise<void> {
+    await this.#view?.close()
+    this.#view = undefined
+    await settleBits(this.#managed.disk, bitmap, backup, outcome)
+  }
+
+  async #makeScratch(): Promise<Scratch> {
+    const { host, home, scratchBytes, scratchBudget } = this.#context
+    const file = path.join(home.diskFolder(this.#managed.record.id), 'scratch')
+    await host.unlink(file)
+    const opened = await host.open(file, { write: true, create: 'exclusive' })
+    // Unlinked while open: whatever happens to the daemon, the space comes back.
+    await host.unlink(file)
+    return new Scratch(opened, GRANULE, [new ScratchBudget(scratchBytes), scratchBudget])
+  }
+}
+
+/** The backups that a crash left pending on a disk: its recording bitmaps with the backup that each waits for. */
+export function pendingBackups(disk: Disk): { readonly bitmap: string; readonly backup: string }[] {
+  return [...disk.log.bitmaps].flatMap(([bitmap, { meta }]) => {
+    if (!bitmap.startsWith('backup:') || isCaptured(bitmap)) return []
+    const { pending } = JSON.parse(meta) as RecordingMeta
+    return pending === undefined ? [] : [{ bitmap, backup: pending }]
+  })
+}
+
+/** Drops or puts back the bits that were captured for a backup; nothing when none are. */
+export async function settleBits(disk: Disk, bitmap: string, backup: string, outcome: Outcome): Promise<void> {
+  const recording = disk.log.bitmaps.get(bitmap)
+  if (recording === undefined || (JSON.parse(recording.meta) as RecordingMeta).pending !== backup) return
+  await disk.log.edit(outcome === 'kept' ? keepChanges(disk, bitmap, backup) : returnChanges(disk, bitmap))
+}
+
+function findParent(
+  { disk, record }: ManagedDisk,
+  name: string,
+  backups: ReadonlyMap<string, EarlierBackup>,
+  full: boolean,
+): { parent: string | undefined; reason: string } {
+  const no = (reason: string): { parent: undefined; reason: string } => ({ parent: undefined, reason })
+  if (full) return no('asked for')
+  const bitmap = disk.log.bitmaps.get(name)
+  if (bitmap === undefined) return no(whyNoBitmap(record, backups))
+  if (bitmap.state === 'void') return no('its bitmap is void')
+  const { last } = JSON.parse(bitmap.meta) as RecordingMeta
+  if (last === undefined) return no('the earlier backup was not finished')
+  const info = backups.get(last)
+  if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
+  const before = info.disks.find((other) => other.name === disk.name)
+  if (before?.size !== disk.size) return no(`the disk's size changed since ${last}`)
+  return { parent: last, reason: `changes since ${last}` }
+}
+
+function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {
+  const isOlder = (info: EarlierBackup, atMs: number): boolean =>
+    info.moment < atMs && info.disks.some((disk) => disk.name === name)
+  if (bitmapsLost !== undefined && [...backups.values()].some((info) => isOlder(info, bitmapsLost.atMs)))
+    return bitmapsLost.reason
+  return 'no earlier backup of this disk in this repository is known'
+}
+
+function everything(disk: Disk): Bitmap {
+  const bitmap = new Bitmap(disk.size)
+  bitmap.setAll()
+  return bitmap
+}
+
+function isCaptured(name: string): boolean {
+  return name.endsWith(':captured')
+}
+
+function capturedName(bitmap: string): string {
+  return `${bitmap}:captured`
+}
+
+function capturedBits(disk: Disk, bitmap: string): Bitmap {
+  const found = disk.log.bitmaps.get(bitmap)
+  if (found === undefined) throw new BlockError('not-found', `${disk.name}: bitmap ${bitmap} is gone`)
+  return found.bits.copy()
+}
+
+/** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */
+function captureChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[] {
+  const old = disk.log.bitmaps.get(bitmap)
+  const { last } = JSON.parse(old?.meta ?? '{}') as RecordingMeta
+  const meta = JSON.stringify({ last, pending: backup } satisfies RecordingMeta)
+  const fresh: BitmapChange = { kind: 'add', name: bitmap, granule: GRANULE, recording: true, fill: 'none', meta }
+  if (old === undefined) return [fresh]
+  if (last === undefined || old.state === 'void') return [{ kind: 'remove', name: bitmap }, fresh]
+  // Also when a full is asked for: should it fail, the next one is an incremental as before.
+  const captured = capturedName(bitmap)
+  return [{ kind: 'rename', name: bitmap, to: captured }, { kind: 'record', name: captured, on: false }, fresh]
+}
+
+/** The backup is durable: the recording bitmap counts from it. */
+function keepChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[] {
+  const captured = capturedName(bitmap)
+  const meta = JSON.stringify({ last: backup } satisfies RecordingMeta)
+  const kept: BitmapChange = { kind: 'meta', name: bitmap, meta }
+  return disk.log.bitmaps.has(captured) ? [{ kind: 'remove', name: captured }, kept] : [kept]
+}
+
+/** The backup failed: what was set aside comes back, or there is no bitmap when there was none to count from. */
+function returnChanges(disk: Disk, bitmap: string): BitmapChange[] {
+  const captured = capturedName(bitmap)
+  const { last } = JSON.parse(disk.log.bitmaps.get(bitmap)?.meta ?? '{}') as RecordingMeta
+  if (last === undefined || !disk.log.bitmaps.has(captured)) return [{ kind: 'remove', name: bitmap }]
+  return [
+    { kind: 'merge', from: captured, into: bitmap },
+    { kind: 'remove', name: captured },
+    { kind: 'meta', name: bitmap, meta: JSON.stringify({ last } satisfies RecordingMeta) },
+  ]
+}

@@ -1,0 +1,33 @@
+// What the API asks of the engine, whether that is an Engine in this thread or several of them in shards. Every answer is plain
+// data, so that it can cross threads.
+
+import type { Format } from '../chain/open.ts'
+import type { JobStatus } from '../job/job.ts'
+import type { BackupRequest } from './backups.ts'
+import type { DiskStatus } from './engine.ts'
+import type { SnapshotInfo } from './snapshots.ts'
+
+type Soon<T> = T | Promise<T>
+
+export interface EngineService {
+  listDisks(): Soon<DiskStatus[]>
+  showDisk(name: string): Soon<DiskStatus>
+  addDisk(name: string, image: string, format: Format): Promise<DiskStatus>
+  createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus>
+  removeDisk(name: string): Promise<void>
+  listSnapshots(disk: string): Soon<SnapshotInfo[]>
+  createSnapshot(disk: string, name: string): Promise<SnapshotInfo>
+  deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus>
+  planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
+  commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
+  backup(request: BackupRequest): Promise<JobStatus>
+  listJobs(): Soon<JobStatus[]>
+  showJob(id: string): Soon<JobStatus>
+  sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus>
+  setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>
+  /** Calls back on changes of a running job, with how it is then; returns how to stop that. */
+  watchJob(id: string, listener: (status: JobStatus) => void): () => void
+  /** Resolves when the job is no longer running. */
+  jobEnded(id: string): Promise<JobStatus>
+  close(): Promise<void>
+}
