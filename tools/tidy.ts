@@ -37,14 +37,15 @@ export const ROOMS: Readonly<Record<string, Room>> = {
   source: { rank: 6, invariant: 'a source answers what changed, for disks that others own' },
   job: { rank: 7, invariant: 'a job is given devices and bitmaps and knows no names' },
   engine: { rank: 8, invariant: 'engine alone owns machines, disks, exports, jobs and repositories' },
-  api: { rank: 9, invariant: 'api translates between HTTP and the engine, and decides nothing' },
-  daemon: { rank: 10, invariant: 'daemon wires a process and knows no data path' },
-  cli: { rank: 11, invariant: 'cli asks and prints' },
+  shard: { rank: 9, invariant: 'shard puts engines into threads, and knows no data path' },
+  api: { rank: 10, invariant: 'api translates between HTTP and the engine, and decides nothing' },
+  daemon: { rank: 11, invariant: 'daemon wires a process and knows no data path' },
+  cli: { rank: 12, invariant: 'cli asks and prints' },
 }
 
 /** src/index.ts, which shows the public parts of all rooms. */
 const INDEX = 'src/index.ts'
-const INDEX_RANK = 12
+const INDEX_RANK = 13
 
 /** Third-party packages may be imported from this rank upward. */
 const PACKAGES_FROM = 'api'

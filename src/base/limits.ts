@@ -29,6 +29,11 @@ export const LAYER_MAP_PAGE = 4096
 /** Pieces of one layer that a look through a chain holds at once. */
 export const ALLOCATION_PIECES = 256
 
+/** How long a disk is held for the moment of a backup that another thread makes, in milliseconds; then the backup fails. */
+export const REMOTE_FREEZE_MS = 5000
+/** A shard that dies is started again after the first of these times, then the second, and so on, in milliseconds. */
+export const SHARD_RESTART_MS = [0, 250, 1000, 5000, 30_000] as const
+
 /** How long a drain waits for the requests in flight before it gives up, in milliseconds. */
 export const DRAIN_TIMEOUT_MS = 30_000
 

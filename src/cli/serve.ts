@@ -10,6 +10,7 @@ import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 import { VERSION } from './version.ts'
 
 interface ServeOptions extends TlsOptions {
+  readonly shards?: number
   readonly scratch?: number
   readonly scratchHost?: number
   readonly metadataCache?: number
@@ -20,6 +21,7 @@ interface ServeOptions extends TlsOptions {
 export function addServeCommand(program: Command): void {
   addTlsOptions(program.command('serve'))
     .description('the daemon: serves the disks, runs the jobs, answers the other commands')
+    .option('--shards <number>', 'at most so many threads for disks; one for each processor unless told', countArgument)
     .option('--scratch <size>', 'copy space of one backup', sizeArgument)
     .option('--scratch-host <size>', 'copy space of all backups together', sizeArgument)
     .addOption(metadataCacheOption())
@@ -37,6 +39,7 @@ export function addServeCommand(program: Command): void {
         home: cli.home,
         version: VERSION,
         ...nbdOf(options),
+        ...(options.shards === undefined ? {} : { shards: options.shards }),
         ...(options.scratch === undefined ? {} : { scratchBytes: options.scratch }),
         ...(options.scratchHost === undefined ? {} : { scratchHostBytes: options.scratchHost }),
         ...(options.metadataCache === undefined ? {} : { metadataCacheBytes: options.metadataCache }),
@@ -75,4 +78,11 @@ function nbdOf(options: ServeOptions): { nbd?: NbdOptions } {
       ...(tls === undefined ? {} : { tls }),
     },
   }
+}
+
+/** A number of threads. Kind 'invalid-argument' when it is none. */
+function countArgument(text: string): number {
+  const count = /^\d{1,3}$/.test(text) ? Number(text) : 0
+  if (count > 0) return count
+  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is no number of threads: write 1 or more`)
 }

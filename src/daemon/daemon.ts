@@ -6,15 +6,13 @@ import path from 'node:path'
 import { type Logger, pino } from 'pino'
 import { makeServer } from '../api/server.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
-import { Engine } from '../engine/engine.ts'
-import { homeAt } from '../engine/home.ts'
+import { type Home, homeAt } from '../engine/home.ts'
 import { SqliteCatalog } from '../engine/sqlite-catalog.ts'
-import { metadataCache } from '../format/qcow2/metadata-cache.ts'
 import { realHost } from '../host/real.ts'
+import { NbdServer } from '../nbd/server.ts'
 import { loadServerTls, type ServerTlsOptions } from '../nbd/tls.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
-import { DiskExports } from './disk-exports.ts'
-import { openRepositoryAt } from './repositories.ts'
+import { Shards } from '../shard/shards.ts'
 
 export interface DaemonOptions {
   readonly home: string
@@ -24,6 +22,8 @@ export interface DaemonOptions {
   readonly scratchHostBytes?: number
   /** Memory for the maps of all open qcow2 images, in bytes. */
   readonly metadataCacheBytes?: number
+  /** At most so many threads for disks. */
+  readonly shards?: number
   /** Serve all disks on TCP too. */
   readonly nbd?: NbdOptions
 }
@@ -47,49 +47,36 @@ export interface Daemon {
 export async function startDaemon(options: DaemonOptions, log: Logger = pino(pino.destination(2))): Promise<Daemon> {
   const home = homeAt(options.home)
   checkSocketPath(home.apiSocket)
-  for (const folder of [home.folder, path.dirname(home.lock), path.dirname(home.nbdSocket('x'))]) {
+  for (const folder of [
+    home.folder,
+    path.dirname(home.lock),
+    path.dirname(home.nbdSocket('x')),
+    path.dirname(home.viewSocket('x')),
+  ]) {
     await realHost.makeFolder(folder)
   }
-  const { version, home: folder, nbd, metadataCacheBytes, ...budgets } = options
-  if (metadataCacheBytes !== undefined) metadataCache.budget = metadataCacheBytes
+  const { version, home: folder, nbd, ...budgets } = options
   // Before anything is opened: credentials that cannot be used stop the start and change nothing.
   const tls = nbd?.tls === undefined ? undefined : await loadServerTls(nbd.tls)
-  const exports = new DiskExports()
-  let engine: Engine
-  try {
-    engine = await Engine.open({
-      ...budgets,
-      host: realHost,
-      home,
-      openCatalog: () => new SqliteCatalog(home.catalog),
-      serve: exports.serve,
-      openRepository: openRepositoryAt,
-      report: (message, details) => log.warn(details ?? {}, message),
-    })
-  } catch (error) {
-    if (error instanceof BlockError && error.kind === 'busy' && error.place.path === home.lock) {
-      const message = `another varve serve has the home ${home.folder}: stop it, or name another with --home`
-      throw new BlockError('busy', message, { path: home.folder }, error)
-    }
-    throw error
-  }
+  const engine = await openEngine(home, budgets, log)
   const server = await makeServer({ engine, version, home: folder })
+  const gate = makeGate(engine, home)
   let nbdPort: number | undefined
   try {
     if (nbd !== undefined) {
       const { address, port, insecure = false } = nbd
-      nbdPort = await exports.listen({ address, port, insecure, ...(tls === undefined ? {} : { tls }) })
+      nbdPort = await gate.listenTcp(address, port, { insecure, ...(tls === undefined ? {} : { tls }) })
     }
     // The lock on the home says that a socket file found here was left by a dead daemon.
     fs.rmSync(home.apiSocket, { force: true })
     await server.listen({ path: home.apiSocket })
     fs.chmodSync(home.apiSocket, 0o600)
   } catch (error) {
-    await exports.close()
+    await gate.close()
     await engine.close()
     throw toBlockError(error, `${home.apiSocket}: listen`, { path: home.apiSocket })
   }
-  const disks = engine.listDisks().length
+  const disks = (await engine.listDisks()).length
   log.info(
     { version, home: home.folder, api: home.apiSocket, ...(nbdPort === undefined ? {} : { nbdPort }), disks },
     'varve serves',
@@ -99,10 +86,38 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
     nbdPort,
     close: async () => {
       await server.close()
-      await exports.close()
+      await gate.close()
       await engine.close()
       fs.rmSync(home.apiSocket, { force: true })
       log.info('varve ended cleanly')
     },
   }
+}
+
+type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes' | 'shards'>
+
+async function openEngine(home: Home, { shards, ...budgets }: Budgets, log: Logger): Promise<Shards> {
+  try {
+    return await Shards.open({
+      ...budgets,
+      ...(shards === undefined ? {} : { count: shards }),
+      host: realHost,
+      home,
+      openCatalog: () => new SqliteCatalog(home.catalog),
+      report: (message, details) => log.warn(details ?? {}, message),
+    })
+  } catch (error) {
+    if (!(error instanceof BlockError) || error.kind !== 'busy' || error.place.path !== home.lock) throw error
+    const message = `another varve serve has the home ${home.folder}: stop it, or name another with --home`
+    throw new BlockError('busy', message, { path: home.folder }, error)
+  }
+}
+
+/** The NBD server for TCP: disks live in other threads, so that their clients are only passed on. */
+function makeGate(engine: Shards, home: Home): NbdServer {
+  return new NbdServer({
+    find: () => undefined,
+    list: () => engine.diskNames.map((name) => ({ name })),
+    route: (name) => (engine.diskNames.includes(name) ? home.nbdSocket(name) : undefined),
+  })
 }

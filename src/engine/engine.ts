@@ -265,13 +265,18 @@ export class Engine {
     return this.#context.jobs.setSpeed(id, bytesPerSecond)
   }
 
+  /** Suspends the jobs, to go on after a restart; resolves when none runs any more, and none begins. */
+  async stopJobs(): Promise<void> {
+    this.#context.jobs.stop()
+    await this.#context.jobs.allEnded()
+  }
+
   /** Suspends the jobs, stops serving and leaves every image clean. Nothing can be asked of the engine afterwards. */
   async close(): Promise<void> {
-    const { jobs } = this.#context
-    jobs.stop()
+    await this.stopJobs()
     // What was asked for and has not begun ends here: nobody gets this lock after.
     await this.#control.acquire()
-    await jobs.allEnded()
+    await this.#context.jobs.allEnded()
     for (const managed of this.#context.disks.values()) {
       try {
         await closeManagedDisk(this.#context, managed)

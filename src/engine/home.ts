@@ -2,6 +2,7 @@
 //
 //   catalog.db            run/api.sock          disks/ID/log.0 log.1 slot.0 slot.1    dirty log
 //   run/lock              run/nbd/DISK.sock     disks/ID/scratch                      old data of a running backup
+//                         run/pit/DISK.sock     a disk's point in time, for a backup that another thread makes
 
 import os from 'node:os'
 import path from 'node:path'
@@ -12,6 +13,7 @@ export interface Home {
   readonly lock: string
   readonly apiSocket: string
   nbdSocket(disk: string): string
+  viewSocket(disk: string): string
   diskFolder(id: string): string
 }
 
@@ -31,6 +33,7 @@ export function homeAt(folder: string): Home {
     lock: path.join(folder, 'run', 'lock'),
     apiSocket: path.join(folder, 'run', 'api.sock'),
     nbdSocket: (disk) => path.join(folder, 'run', 'nbd', `${disk}.sock`),
+    viewSocket: (disk) => path.join(folder, 'run', 'pit', `${disk}.sock`),
     diskFolder: (id) => path.join(folder, 'disks', id),
   }
 }

@@ -1,22 +1,27 @@
 // One connection of the server: ties a socket to the handshake and then the transmission, and sees it to its end. Whatever
 // the peer does, the connection ends with every buffer given back and no request of it in flight.
 //
-//   handshake --STARTTLS--> securing --> handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
+//   handshake --STARTTLS--> securing --> handshake --served elsewhere--> spliced --either side ends--> closed
+//   handshake --GO--> transmission --DISC, end, violation, withdraw--> draining --all answered--> closed
 
 import type net from 'node:net'
 import { NBD_DRAIN_MS, NBD_HANDSHAKE_MS, NBD_KEEPALIVE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
+import { getUint32 } from '../base/bytes.ts'
 import { isBlockError } from '../block/error.ts'
 import type { Export } from './export.ts'
-import { type ExportList, Handshake } from './handshake.ts'
+import { type ExportList, Handshake, type PassOn } from './handshake.ts'
 import { readByEvents, takeAccepted } from './inlet.ts'
 import { Outbox } from './outbox.ts'
 import { Receiver } from './receiver.ts'
+import { NBD_OPTS_MAGIC } from './spec.ts'
+import { Splice } from './splice.ts'
 import type { ServerTls } from './tls.ts'
 import { Transmission } from './transmission.ts'
 
 type Phase =
   | { readonly kind: 'handshake'; readonly handshake: Handshake }
   | { readonly kind: 'securing' }
+  | { readonly kind: 'spliced'; readonly splice: Splice }
   | { readonly kind: 'transmission'; readonly transmission: Transmission }
   | { readonly kind: 'draining' }
   | { readonly kind: 'closed' }
@@ -38,6 +43,8 @@ export class Connection {
   #timer: NodeJS.Timeout
   #phase: Phase
   #served: Export | undefined
+  /** Where the options go that name an export which is served elsewhere. */
+  #splice: Splice | undefined
   /** Stays when the phase is over: its slow requests may outlive the socket. */
   #transmission: Transmission | undefined
   /** Reading is off until the bounds admit more. */
@@ -80,6 +87,7 @@ export class Connection {
   /** Takes no more requests, answers those in flight, then closes. */
   drain(): void {
     if (this.#phase.kind === 'closed' || this.#phase.kind === 'draining') return
+    if (this.#phase.kind === 'spliced') return this.#phase.splice.end()
     this.#phase = { kind: 'draining' }
     this.#endWhenIdle()
   }
@@ -131,12 +139,21 @@ export class Connection {
   }
 
   #consume(): void {
-    if (this.#phase.kind === 'handshake') this.#negotiate(this.#phase.handshake)
+    while (this.#phase.kind === 'handshake' && this.#negotiate(this.#phase.handshake)) continue
     if (this.#phase.kind === 'transmission') this.#serve(this.#phase.transmission)
+    if (this.#phase.kind === 'spliced' && !this.#phase.splice.feed(this.#receiver, this.#receiver.length))
+      this.#isHeld = true
     if (this.#phase.kind === 'draining') this.#receiver.start = this.#receiver.end
   }
 
-  #negotiate(handshake: Handshake): void {
+  /** One step of the handshake; true when there may be another. */
+  #negotiate(handshake: Handshake): boolean {
+    const splice = this.#splice
+    if (splice !== undefined && !isOption(this.#receiver)) {
+      if (this.#receiver.length < 8) return false
+      this.#splicedForGood(splice)
+      return false
+    }
     const outcome = handshake.consume(this.#receiver)
     if (outcome.kind === 'enter') {
       clearTimeout(this.#timer)
@@ -151,8 +168,28 @@ export class Connection {
       served.opened?.()
     }
     this.#outbox.flush()
+    if (outcome.kind === 'pass-on') {
+      this.#passOn(outcome)
+      return true
+    }
     if (outcome.kind === 'start-tls' && this.#tls !== undefined) void this.#secure(handshake, this.#tls)
     if (outcome.kind === 'hang-up') this.drain()
+    return false
+  }
+
+  /** An option for whoever serves the export. The client may still turn to another one. */
+  #passOn(option: PassOn): void {
+    if (this.#splice?.socket !== option.socket) {
+      this.#splice?.drop()
+      this.#splice = new Splice(option, this.#socket, this.#progress)
+    }
+    this.#splice.feed(this.#receiver, option.length)
+    if (option.isLast) this.#splicedForGood(this.#splice)
+  }
+
+  #splicedForGood(splice: Splice): void {
+    clearTimeout(this.#timer)
+    this.#phase = { kind: 'spliced', splice }
   }
 
   #serve(transmission: Transmission): void {
@@ -223,4 +260,11 @@ export class Connection {
     this.#closed.resolve()
     this.#events.onClosed(this)
   }
+}
+
+/** True when what comes next is an option, and no request. */
+function isOption({ bytes, start, length }: Receiver): boolean {
+  return (
+    length >= 8 && getUint32(bytes, start) === NBD_OPTS_MAGIC[0] && getUint32(bytes, start + 4) === NBD_OPTS_MAGIC[1]
+  )
 }

@@ -9,6 +9,7 @@ import { NBD_OPTION_MAX, REQUEST_MAX } from '../base/limits.ts'
 import { type Export, type MetaContext, type SelectedContext, type Session, transmissionFlags } from './export.ts'
 import type { Outbox } from './outbox.ts'
 import type { Receiver } from './receiver.ts'
+import type { SpliceStart } from './splice.ts'
 import {
   BASE_ALLOCATION,
   DEFAULT_PREFERRED_BLOCK,
@@ -53,15 +54,26 @@ import {
 export interface ExportList {
   /** The export of a name; the empty name asks for the default export. */
   find(name: string): Export | undefined
-  list(): readonly Export[]
+  list(): readonly Pick<Export, 'name' | 'description'>[]
+  /** The Unix socket of an export that is served elsewhere: its clients are passed on. */
+  route?(name: string): string | undefined
 }
 
-/** How far the handshake came: it waits for more bytes, goes on over TLS, is over, or ends the connection. */
+/** How far the handshake came: it waits for more bytes, goes on over TLS or elsewhere, is over, or ends the connection. */
 export type HandshakeOutcome =
   | { readonly kind: 'more' }
   | { readonly kind: 'start-tls' }
   | { readonly kind: 'enter'; readonly session: Session }
+  | ({ readonly kind: 'pass-on' } & PassOn)
   | { readonly kind: 'hang-up' }
+
+/** An option for whoever serves the export that it names. It is still in the receiver. */
+export interface PassOn extends SpliceStart {
+  /** Bytes of the option. */
+  readonly length: number
+  /** True when no other option follows: EXPORT_NAME. */
+  readonly isLast: boolean
+}
 
 const MORE: HandshakeOutcome = { kind: 'more' }
 const HANG_UP: HandshakeOutcome = { kind: 'hang-up' }
@@ -75,6 +87,15 @@ export type TlsPhase = 'none' | 'required' | 'begun'
 
 /** What a client may ask for before TLS where it is required; EXPORT_NAME cannot be refused, so it ends the connection. */
 const BEFORE_TLS = new Set([NBD_OPT_ABORT, NBD_OPT_STARTTLS, NBD_OPT_EXPORT_NAME])
+
+/** Options that name an export. */
+const NAMING = new Set([
+  NBD_OPT_EXPORT_NAME,
+  NBD_OPT_INFO,
+  NBD_OPT_GO,
+  NBD_OPT_LIST_META_CONTEXT,
+  NBD_OPT_SET_META_CONTEXT,
+])
 
 /** The option is syntactically invalid: answered with NBD_REP_ERR_INVALID. */
 class MalformedOption extends Error {}
@@ -205,6 +226,12 @@ export class Handshake {
     receiver.start += OPTION_SIZE + length
     if (this.#tls === 'required' && !BEFORE_TLS.has(option))
       return this.#refuse(option, NBD_REP_ERR_TLS_REQD, 'TLS is required here: NBD_OPT_STARTTLS comes first')
+    const elsewhere = this.#routeOf(option, bytes, start + OPTION_SIZE, length)
+    if (elsewhere !== undefined) {
+      // The option itself is for whoever serves the export.
+      receiver.start = start
+      return elsewhere
+    }
     const handler = this.#handlers[option]
     if (handler === undefined) return this.#refuse(option, NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
     try {
@@ -213,6 +240,19 @@ export class Handshake {
       if (!(error instanceof MalformedOption)) throw error
       return this.#refuse(option, NBD_REP_ERR_INVALID, error.message)
     }
+  }
+
+  /** Where the export lives that an option names, when that is not here. */
+  #routeOf(option: number, bytes: Uint8Array, at: number, length: number): HandshakeOutcome | undefined {
+    if (this.#exports.route === undefined || !NAMING.has(option)) return undefined
+    const isBare = option === NBD_OPT_EXPORT_NAME
+    const nameLength = isBare ? length : length < 4 ? -1 : getUint32(bytes, at)
+    const nameAt = isBare ? at : at + 4
+    if (nameLength < 0 || nameAt + nameLength > at + length) return undefined
+    const socket = this.#exports.route(utf8.decode(bytes.subarray(nameAt, nameAt + nameLength)))
+    if (socket === undefined) return undefined
+    const agreed = { clientFlags: this.#flags ?? 0, structured: this.#structured }
+    return { kind: 'pass-on', socket, ...agreed, length: OPTION_SIZE + length, isLast: isBare }
   }
 
   #startTls(option: number, data: OptionData): HandshakeOutcome {

@@ -48,7 +48,8 @@ export class NbdServer {
         const found = options.find(name)
         return found !== undefined && this.#withdrawn.has(found) ? undefined : found
       },
-      list: () => options.list().filter((served) => !this.#withdrawn.has(served)),
+      list: () => options.list().filter((served) => !this.#withdrawn.has(served as Export)),
+      ...(options.route === undefined ? {} : { route: options.route.bind(options) }),
     }
     this.#report = options.report ?? ((error) => process.emitWarning(error instanceof Error ? error : String(error)))
   }

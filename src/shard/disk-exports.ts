@@ -1,0 +1,73 @@
+// A disk as an NBD export on a Unix socket of its own. With the device go the metadata contexts that QEMU's clients know: its
+// bitmaps, and how deep in the chain the data lies.
+
+import type { Bitmap } from '../bitmap/bitmap.ts'
+import { allocationDepth } from '../chain/allocation-depth.ts'
+import type { Disk } from '../chain/disk.ts'
+import type { ServeDisk } from '../engine/context.ts'
+import { type Export, type MetaContext, NbdServer } from '../nbd/server.ts'
+import { formatNbdUri } from '../nbd/uri.ts'
+
+/** Serves a disk on a Unix socket, under its name and as the default export. */
+export const serveDisk: ServeDisk = async (disk, socket) => {
+  const served: Export = {
+    name: disk.name,
+    device: disk,
+    get contexts() {
+      return contextsOf(disk)
+    },
+  }
+  const server = new NbdServer({
+    find: (name) => (name === disk.name || name === '' ? served : undefined),
+    list: () => [served],
+  })
+  await server.listenUnix(socket, { mode: 0o660 })
+  return {
+    uri: formatNbdUri({ transport: 'unix', path: socket, name: disk.name }),
+    close: () => server.close(),
+  }
+}
+
+/** The contexts of a disk at this moment, besides base:allocation. */
+function contextsOf(disk: Disk): MetaContext[] {
+  const bitmaps = [...disk.log.bitmaps.values()].filter(
+    ({ name, state }) => state === 'valid' && !name.startsWith('job:'),
+  )
+  const depth: MetaContext = {
+    name: 'qemu:allocation-depth',
+    extents: (offset, length, visit) => disk.admit(() => allocationDepth(disk.chain.layers, offset, length, visit)),
+  }
+  return [
+    depth,
+    ...bitmaps.map(({ name }) => ({
+      name: `qemu:dirty-bitmap:${name}`,
+      extents: (offset: number, length: number, visit: (length: number, status: number) => boolean) => {
+        // Looked up anew: a backup may have put another one in its place.
+        const bitmap = disk.log.bitmaps.get(name)?.bits
+        if (bitmap !== undefined) visitBits(bitmap, offset, length, visit)
+        else visit(length, 1)
+        return undefined
+      },
+    })),
+  ]
+}
+
+/** The range as clean (0) and dirty (1) pieces. */
+function visitBits(
+  bitmap: Bitmap,
+  offset: number,
+  length: number,
+  visit: (length: number, status: number) => boolean,
+): void {
+  const end = offset + length
+  let at = offset
+  bitmap.runs(offset, end, length, (start, dirty) => {
+    if (start > at && !visit(start - at, 0)) {
+      at = end
+      return false
+    }
+    at = start + dirty
+    return visit(dirty, 1)
+  })
+  if (at < end) visit(end - at, 0)
+}

@@ -1,0 +1,78 @@
+// What the control plane and a shard may ask of each other. All of it is plain data.
+
+import type { DiskPlan, Outcome, PlanRequest } from '../engine/backup-party.ts'
+import type { CatalogChange } from '../engine/catalog.ts'
+import type { EngineService } from '../engine/service.ts'
+import type { JobStatus } from '../job/job.ts'
+import type { AnyRecord } from './catalog-mirror.ts'
+
+/** What a shard is started with. */
+export interface ShardStart {
+  readonly number: number
+  /** The home's folder. */
+  readonly home: string
+  /** Ids of the disks that are this shard's. */
+  readonly disks: readonly string[]
+  /** All records of the catalog. */
+  readonly records: readonly AnyRecord[]
+  readonly scratchBytes: number | undefined
+  readonly scratchHostBytes: number | undefined
+  /** This shard's part of the memory for the maps of qcow2 images, in bytes. */
+  readonly metadataCacheBytes: number
+}
+
+/** The moment of a disk for a backup that another shard makes. */
+export interface RemoteCapture {
+  /** Where the view is an NBD export; a TRIM there says that the range has been read. */
+  readonly socket: string
+  /** Bytes of the disk. */
+  readonly size: number
+  /** The bits of the changed granules; undefined for a full. */
+  readonly changed: Uint8Array | undefined
+}
+
+export interface ViewStats {
+  readonly savedBytes: number
+  readonly scratchPeak: number
+}
+
+/** A disk's side of a backup that another shard makes; each names the disk, `freeze` also the shard that asks. */
+export type PartyFunctions = {
+  partyPlan(disk: string, request: PlanRequest): Promise<DiskPlan>
+  partyFreeze(disk: string, asker: number): Promise<void>
+  partyCapture(disk: string, plan: DiskPlan, backup: string): Promise<RemoteCapture>
+  partyDurable(disk: string): Promise<void>
+  partyThaw(disk: string): Promise<void>
+  partyRestrict(disk: string, needed: Uint8Array): void
+  partyStats(disk: string): ViewStats
+  partySettle(disk: string, bitmap: string, backup: string, outcome: Outcome): Promise<void>
+}
+
+/** What the control plane asks of a shard. */
+export type ShardFunctions = PartyFunctions &
+  Omit<EngineService, 'watchJob' | 'close'> & {
+    /** Opens its disks. */
+    open(): Promise<void>
+    /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */
+    settleBackups(ofDisks: readonly string[] | undefined): Promise<void>
+    resumeJobs(): Promise<void>
+    /** What another shard committed. */
+    apply(changes: readonly CatalogChange[]): void
+    watchJob(id: string): void
+    unwatchJob(id: string): void
+    /** Another shard died: what it asked of this one for its backup ends. */
+    askerDied(asker: number): Promise<void>
+    stopJobs(): Promise<void>
+    close(): Promise<void>
+  }
+
+/** What a shard asks of the control plane; of the party functions those of other shards' disks. */
+export type ControlFunctions = PartyFunctions & {
+  commit(changes: readonly CatalogChange[]): Promise<void>
+  report(message: string, details?: Record<string, unknown>): void
+  /** A watched job changed. */
+  jobChanged(id: string, status: JobStatus): void
+  /** Resolves when it is this shard's turn to make a backup, with what gives the turn back. */
+  takeTurn(): Promise<number>
+  giveTurn(ticket: number): void
+}

@@ -1,0 +1,135 @@
+// A shard: the thread in which some of the disks live, with their exports and their jobs. An Engine on a mirror of the catalog,
+// reached by calls from the control plane (shards.ts). It shares nothing with other shards.
+
+import { parentPort, workerData } from 'node:worker_threads'
+import { EVENTS_EVERY_MS } from '../base/limits.ts'
+import { assert } from '../base/assert.ts'
+import type { CatalogChange } from '../engine/catalog.ts'
+import type { Turn } from '../engine/context.ts'
+import { Engine } from '../engine/engine.ts'
+import { homeAt } from '../engine/home.ts'
+import { metadataCache } from '../format/qcow2/metadata-cache.ts'
+import { realHost } from '../host/real.ts'
+import { Calls } from './calls.ts'
+import { CatalogMirror } from './catalog-mirror.ts'
+import { serveDisk } from './disk-exports.ts'
+import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import { RemoteParty } from './remote-party.ts'
+import { openRepositoryAt } from './repositories.ts'
+import { ViewExports } from './view-exports.ts'
+
+const start = workerData as ShardStart
+const home = homeAt(start.home)
+const owned = new Set(start.disks)
+const watched = new Map<string, () => void>()
+let engine: Engine | undefined
+
+function running(): Engine {
+  assert(engine !== undefined, 'the shard is open')
+  return engine
+}
+
+const mirror = new CatalogMirror((changes) => {
+  // A disk that this shard adds is its own from the moment at which the mirror shows it.
+  for (const change of changes) if ('put' in change && change.put === 'disk') owned.add(change.record.id)
+  return control.commit(changes)
+}, start.records)
+
+const views = new ViewExports(
+  (disk) => running().partyOf(disk),
+  (disk) => home.viewSocket(disk),
+)
+
+const functions: ShardFunctions = {
+  ...views.functions,
+  open: async () => {
+    metadataCache.budget = start.metadataCacheBytes
+    engine = await Engine.open({
+      host: realHost,
+      home,
+      openCatalog: () => mirror,
+      serve: serveDisk,
+      openRepository: openRepositoryAt,
+      report: (message, details) => void control.report(message, details),
+      ...(start.scratchBytes === undefined ? {} : { scratchBytes: start.scratchBytes }),
+      ...(start.scratchHostBytes === undefined ? {} : { scratchHostBytes: start.scratchHostBytes }),
+      shard: {
+        owns: (id) => owned.has(id),
+        partyOf: (disk) => new RemoteParty(disk, start.number, control),
+        backupTurn,
+      },
+    })
+  },
+  settleBackups: (ofDisks) =>
+    running().settleBackups(
+      ofDisks === undefined
+        ? undefined
+        : ({ spec }) => spec.kind === 'backup' && ofDisks.includes(spec.disks[0] as string),
+    ),
+  resumeJobs: () => running().resumeJobs(),
+  apply: (changes: readonly CatalogChange[]) => mirror.apply(changes),
+  listDisks: () => running().listDisks(),
+  showDisk: (name) => running().showDisk(name),
+  addDisk: (...args) => running().addDisk(...args),
+  createDisk: (...args) => running().createDisk(...args),
+  removeDisk: (name) => {
+    views.checkFree(name)
+    return running().removeDisk(name)
+  },
+  listSnapshots: (disk) => running().listSnapshots(disk),
+  createSnapshot: (...args) => running().createSnapshot(...args),
+  deleteSnapshot: (...args) => running().deleteSnapshot(...args),
+  planCommit: (...args) => running().planCommit(...args),
+  commit: (...args) => running().commit(...args),
+  backup: (request) => running().backup(request),
+  listJobs: () => running().listJobs(),
+  showJob: (id) => running().showJob(id),
+  sayToJob: (...args) => running().sayToJob(...args),
+  setJobSpeed: (...args) => running().setJobSpeed(...args),
+  jobEnded: (id) => running().jobEnded(id),
+  watchJob: (id) => {
+    if (!watched.has(id)) watched.set(id, watch(id))
+  },
+  unwatchJob: (id) => {
+    watched.get(id)?.()
+    watched.delete(id)
+  },
+  askerDied: (asker) => views.askerDied(asker),
+  stopJobs: () => running().stopJobs(),
+  close: async () => {
+    await views.close()
+    await engine?.close()
+  },
+}
+
+assert(parentPort !== null, 'a shard runs in a worker thread')
+const { remote: control } = new Calls<ControlFunctions>(parentPort, functions, (error) => {
+  // A fault in Varve: the thread ends, and the control plane starts it again.
+  throw error
+})
+
+const backupTurn: Turn = {
+  async run(work) {
+    const ticket = await control.takeTurn()
+    try {
+      return await work()
+    } finally {
+      void control.giveTurn(ticket)
+    }
+  },
+}
+
+/** Passes a job's changes on, not too often; the last one always arrives. */
+function watch(id: string): () => void {
+  let timer: NodeJS.Timeout | undefined
+  const unwatch = running().watchJob(id, () => {
+    timer ??= setTimeout(() => {
+      timer = undefined
+      void control.jobChanged(id, running().showJob(id))
+    }, EVENTS_EVERY_MS / 2)
+  })
+  return () => {
+    unwatch()
+    clearTimeout(timer)
+  }
+}

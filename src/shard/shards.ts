@@ -1,0 +1,393 @@
+// The control plane: owns the home and its catalog, and has the disks live in shards, worker threads that are started when they
+// get their first disk. What the API asks goes to the shard of the disk or job; what a shard commits is made durable here and
+// shown to the others. A shard that dies is started again and opens its disks anew; the others do not notice.
+//
+//   API -> Shards -> calls -> shard-worker -> Engine (its disks, exports, jobs)
+//            catalog <- commit <-+
+
+import os from 'node:os'
+import { Worker } from 'node:worker_threads'
+import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
+import { Mutex } from '../base/mutex.ts'
+import { BlockError } from '../block/error.ts'
+import type { Format } from '../chain/open.ts'
+import type { BackupRequest } from '../engine/backups.ts'
+import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
+import { type DiskStatus, lockHome } from '../engine/engine.ts'
+import type { Home } from '../engine/home.ts'
+import type { EngineService } from '../engine/service.ts'
+import type { SnapshotInfo } from '../engine/snapshots.ts'
+import type { Host, HostFile } from '../host/host.ts'
+import type { JobStatus } from '../job/job.ts'
+import { Calls, type Remote } from './calls.ts'
+import type { AnyRecord } from './catalog-mirror.ts'
+import type { ControlFunctions, PartyFunctions, ShardFunctions, ShardStart } from './messages.ts'
+
+export interface ShardsOptions {
+  readonly host: Host
+  readonly home: Home
+  /** Called when the home is ours. */
+  readonly openCatalog: () => Catalog
+  readonly report: (message: string, details?: Record<string, unknown>) => void
+  /** At most so many threads; one for each processor unless told. */
+  readonly count?: number
+  /** Copy space of one backup and of all together, in bytes. */
+  readonly scratchBytes?: number
+  readonly scratchHostBytes?: number
+  /** Memory for the maps of all open qcow2 images, in bytes; each thread has its part. */
+  readonly metadataCacheBytes?: number
+}
+
+/** One thread and how to reach it. */
+interface Shard {
+  readonly number: number
+  readonly worker: Worker
+  readonly calls: Calls<ShardFunctions>
+  /** Resolves when its disks are open. */
+  ready: Promise<void>
+}
+
+/** A shard's place: the thread that is there now, and the disks that belong to it. */
+interface Seat {
+  readonly number: number
+  readonly disks: Set<string>
+  shard: Shard | undefined
+  /** Deaths in a row, and when the last one was. */
+  deaths: number
+  diedMs: number
+}
+
+const RECORD_KINDS: readonly RecordKind[] = ['disk', 'job', 'garbage', 'history']
+
+export class Shards implements EngineService {
+  readonly #options: ShardsOptions
+  readonly #lock: HostFile
+  readonly #catalog: Catalog
+  readonly #seats: readonly Seat[]
+  readonly #control = new Mutex()
+  readonly #turn = new Mutex()
+  /** Who has the turn, by ticket: at most one. */
+  readonly #turns = new Map<number, Seat>()
+  readonly #watchers = new Map<string, Set<(status: JobStatus) => void>>()
+  #lastTicket = 0
+  #isClosing = false
+
+  private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
+    this.#options = options
+    this.#lock = lock
+    this.#catalog = catalog
+    const count = options.count ?? os.availableParallelism()
+    const seat = (number: number): Seat => ({ number, disks: new Set(), shard: undefined, deaths: 0, diedMs: 0 })
+    this.#seats = Array.from({ length: count }, (_, number) => seat(number))
+  }
+
+  /** Opens the home with all its disks. Kind 'busy' when another daemon has it. */
+  static async open(options: ShardsOptions): Promise<Shards> {
+    const { host, home } = options
+    const lock = await lockHome(host, home)
+    try {
+      const shards = new Shards(options, lock, options.openCatalog())
+      try {
+        await shards.#openAll()
+        return shards
+      } catch (error) {
+        shards.#isClosing = true
+        for (const { shard } of shards.#seats) await shard?.worker.terminate()
+        shards.#catalog.close()
+        throw error
+      }
+    } catch (error) {
+      await lock.close()
+      throw error
+    }
+  }
+
+  async #openAll(): Promise<void> {
+    for (const [index, { id }] of this.#catalog.list('disk').entries())
+      this.#seats[index % this.#seats.length]?.disks.add(id)
+    const used = this.#seats.filter(({ disks }) => disks.size > 0)
+    const started = used.map((seat) => this.#start(seat))
+    for (const shard of started) await shard.ready
+    // The bits of all disks are settled before any backup begins again: it may have disks in several shards.
+    for (const { calls } of started) await calls.remote.settleBackups(undefined)
+    for (const { calls } of started) await calls.remote.resumeJobs()
+  }
+
+  async listDisks(): Promise<DiskStatus[]> {
+    const lists = await this.#everywhere((remote) => remote.listDisks())
+    const found = new Map(lists.flat().map((status) => [status.name, status]))
+    return this.#catalog.list('disk').flatMap(({ name }) => found.get(name) ?? [])
+  }
+
+  showDisk(name: string): Promise<DiskStatus> {
+    return this.#of(name).then((remote) => remote.showDisk(name))
+  }
+
+  addDisk(name: string, image: string, format: Format): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).addDisk(name, image, format))
+  }
+
+  createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).createDisk(name, image, format, size))
+  }
+
+  removeDisk(name: string): Promise<void> {
+    return this.#control.run(async () => (await this.#of(name)).removeDisk(name))
+  }
+
+  listSnapshots(disk: string): Promise<SnapshotInfo[]> {
+    return this.#of(disk).then((remote) => remote.listSnapshots(disk))
+  }
+
+  createSnapshot(disk: string, name: string): Promise<SnapshotInfo> {
+    return this.#of(disk).then((remote) => remote.createSnapshot(disk, name))
+  }
+
+  deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.deleteSnapshot(disk, snapshot, speed))
+  }
+
+  planCommit(disk: string, from?: string, to?: string): Promise<readonly string[]> {
+    return this.#of(disk).then((remote) => remote.planCommit(disk, from, to))
+  }
+
+  commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.commit(disk, from, to, speed))
+  }
+
+  /** A backup is made in the shard of its first disk. */
+  async backup(request: BackupRequest): Promise<JobStatus> {
+    const [first] = request.disks
+    if (first === undefined) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
+    for (const disk of request.disks) this.#seatOf(disk)
+    return (await this.#of(first)).backup(request)
+  }
+
+  async listJobs(): Promise<JobStatus[]> {
+    const lists = await this.#everywhere((remote) => remote.listJobs())
+    const ended = this.#catalog.list('history').map(({ status }) => status as JobStatus)
+    const known = new Set(ended.map(({ id }) => id))
+    const running = lists.flat().filter(({ id, endedMs }) => endedMs === undefined && !known.has(id))
+    return [...running, ...ended.toReversed()]
+  }
+
+  async showJob(id: string): Promise<JobStatus> {
+    const ended = this.#catalog.get('history', id)
+    if (ended !== undefined) return ended.status as JobStatus
+    return (await this.#ofJob(id)).status
+  }
+
+  async sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
+    return (await this.#ofJob(id)).remote.sayToJob(id, verb)
+  }
+
+  async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
+    return (await this.#ofJob(id)).remote.setJobSpeed(id, bytesPerSecond)
+  }
+
+  watchJob(id: string, listener: (status: JobStatus) => void): () => void {
+    const listeners = this.#watchers.get(id) ?? new Set()
+    listeners.add(listener)
+    this.#watchers.set(id, listeners)
+    const tell = (verb: 'watchJob' | 'unwatchJob'): void => {
+      // A job that is over has nothing to say, and a shard that died says no more.
+      this.#ofJob(id)
+        .then(({ remote }) => remote[verb](id))
+        .catch(() => undefined)
+    }
+    tell('watchJob')
+    return () => {
+      listeners.delete(listener)
+      if (listeners.size > 0) return
+      this.#watchers.delete(id)
+      tell('unwatchJob')
+    }
+  }
+
+  async jobEnded(id: string): Promise<JobStatus> {
+    const ended = this.#catalog.get('history', id)
+    if (ended !== undefined) return ended.status as JobStatus
+    return (await this.#ofJob(id)).remote.jobEnded(id)
+  }
+
+  /** Suspends all jobs, then leaves every image clean. */
+  async close(): Promise<void> {
+    this.#isClosing = true
+    await this.#control.acquire()
+    const shards = this.#seats.flatMap(({ shard }) => shard ?? [])
+    await Promise.allSettled(shards.map(({ calls }) => calls.remote.stopJobs()))
+    const closed = await Promise.allSettled(shards.map(({ calls }) => calls.remote.close()))
+    for (const one of closed)
+      if (one.status === 'rejected') this.#options.report(`a shard did not close: ${(one.reason as Error).message}`)
+    for (const { worker } of shards) await worker.terminate()
+    this.#catalog.close()
+    await this.#lock.close()
+  }
+
+  /** Ends a shard as a fault in it would: for tests, and for an operator whose shard hangs. It is started again. */
+  async kill(number: number): Promise<void> {
+    await this.#seats[number]?.shard?.worker.terminate()
+  }
+
+  /** Names of all disks, also of those that are not open. */
+  get diskNames(): readonly string[] {
+    return this.#catalog.list('disk').map(({ name }) => name)
+  }
+
+  /** Threads that run. */
+  get running(): number {
+    return this.#seats.filter(({ shard }) => shard !== undefined).length
+  }
+
+  #start(seat: Seat): Shard {
+    const { home, scratchBytes, scratchHostBytes, metadataCacheBytes = QCOW2_METADATA_BYTES } = this.#options
+    const workerData: ShardStart = {
+      number: seat.number,
+      home: home.folder,
+      disks: [...seat.disks],
+      records: this.#records(),
+      scratchBytes,
+      scratchHostBytes,
+      metadataCacheBytes: Math.floor(metadataCacheBytes / this.#seats.length),
+    }
+    const url = new URL(`./shard-worker${import.meta.filename.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url)
+    const worker = new Worker(url, { name: `varve-shard-${seat.number}`, workerData })
+    const calls = new Calls<ShardFunctions>(worker, this.#functionsFor(seat), (error) => {
+      this.#options.report(`a fault in the control plane: ${error instanceof Error ? error.stack : String(error)}`)
+    })
+    const shard: Shard = { number: seat.number, worker, calls, ready: calls.remote.open() }
+    shard.ready.catch(() => undefined)
+    seat.shard = shard
+    worker.on('error', (error) => this.#options.report(`shard ${seat.number} failed: ${error.stack ?? error.message}`))
+    worker.on('exit', () => this.#died(seat, shard))
+    return shard
+  }
+
+  #died(seat: Seat, shard: Shard): void {
+    const message = `the thread of the disk ended; it is started again, ask in a moment`
+    shard.calls.lose(new BlockError('closed', message))
+    if (seat.shard !== shard) return
+    seat.shard = undefined
+    for (const [ticket, holder] of this.#turns) if (holder === seat) this.#giveTurn(ticket)
+    if (this.#isClosing) return
+    const isRecent = Date.now() - seat.diedMs < 60_000
+    seat.deaths = isRecent ? seat.deaths + 1 : 0
+    seat.diedMs = Date.now()
+    const waitMs = SHARD_RESTART_MS[Math.min(seat.deaths, SHARD_RESTART_MS.length - 1)] as number
+    this.#options.report(`shard ${seat.number} ended: its ${seat.disks.size} disks are opened again in ${waitMs} ms`)
+    setTimeout(() => void this.#restart(seat), waitMs)
+  }
+
+  async #restart(seat: Seat): Promise<void> {
+    if (this.#isClosing || seat.shard !== undefined) return
+    const names = this.#catalog.list('disk').flatMap(({ id, name }) => (seat.disks.has(id) ? [name] : []))
+    try {
+      // Its backups of others' disks first: those disks go on, and their bits are as if it had never begun.
+      for (const other of this.#seats) {
+        if (other.shard === undefined) continue
+        await other.shard.calls.remote.askerDied(seat.number)
+        await other.shard.calls.remote.settleBackups(names)
+      }
+      const shard = this.#start(seat)
+      await shard.ready
+      await shard.calls.remote.settleBackups(undefined)
+      await shard.calls.remote.resumeJobs()
+      this.#options.report(`shard ${seat.number} runs again`)
+    } catch (error) {
+      this.#options.report(`shard ${seat.number} was not started: ${(error as Error).message}`)
+    }
+  }
+
+  /** What the shard may ask. */
+  #functionsFor(seat: Seat): ControlFunctions {
+    const party =
+      (name: keyof PartyFunctions) =>
+      async (disk: string, ...args: unknown[]) => {
+        const call = (await this.#of(disk))[name] as (...given: unknown[]) => Promise<unknown>
+        return call(disk, ...args)
+      }
+    return {
+      partyPlan: party('partyPlan') as PartyFunctions['partyPlan'],
+      partyFreeze: party('partyFreeze') as PartyFunctions['partyFreeze'],
+      partyCapture: party('partyCapture') as PartyFunctions['partyCapture'],
+      partyDurable: party('partyDurable') as PartyFunctions['partyDurable'],
+      partyThaw: party('partyThaw') as PartyFunctions['partyThaw'],
+      partyRestrict: party('partyRestrict') as unknown as PartyFunctions['partyRestrict'],
+      partyStats: party('partyStats') as unknown as PartyFunctions['partyStats'],
+      partySettle: party('partySettle') as PartyFunctions['partySettle'],
+      commit: (changes) => this.#commit(seat, changes),
+      report: this.#options.report,
+      jobChanged: (id, status) => {
+        for (const listener of this.#watchers.get(id) ?? []) listener(status)
+      },
+      takeTurn: async () => {
+        await this.#turn.acquire()
+        const ticket = ++this.#lastTicket
+        this.#turns.set(ticket, seat)
+        if (seat.shard === undefined) this.#giveTurn(ticket)
+        return ticket
+      },
+      giveTurn: (ticket) => this.#giveTurn(ticket),
+    }
+  }
+
+  #giveTurn(ticket: number): void {
+    if (this.#turns.delete(ticket)) this.#turn.release()
+  }
+
+  async #commit(seat: Seat, changes: readonly CatalogChange[]): Promise<void> {
+    await this.#catalog.commit(changes)
+    for (const change of changes) {
+      if ('put' in change && change.put === 'disk') seat.disks.add(change.record.id)
+      if ('remove' in change && change.remove === 'disk') seat.disks.delete(change.id)
+    }
+    for (const other of this.#seats) if (other !== seat) void other.shard?.calls.remote.apply(changes).catch(() => {})
+  }
+
+  #records(): AnyRecord[] {
+    return RECORD_KINDS.flatMap((kind) => this.#catalog.list(kind).map((record) => ({ kind, record }) as AnyRecord))
+  }
+
+  #seatOf(disk: string): Seat {
+    const record = this.#catalog.list('disk').find(({ name }) => name === disk)
+    const seat = record === undefined ? undefined : this.#seats.find(({ disks }) => disks.has(record.id))
+    if (seat !== undefined) return seat
+    throw new BlockError('not-found', `there is no disk ${disk}: varve disk list shows those there are`)
+  }
+
+  /** The shard of a disk, when its disks are open. */
+  async #of(disk: string): Promise<Remote<ShardFunctions>> {
+    return this.#reach(this.#seatOf(disk))
+  }
+
+  async #reach(seat: Seat): Promise<Remote<ShardFunctions>> {
+    const { shard } = seat
+    if (shard === undefined) throw new BlockError('closed', 'the thread of the disk is being started: ask in a moment')
+    await shard.ready
+    return shard.calls.remote
+  }
+
+  /** Where a new disk goes: the shard with the fewest. */
+  async #forNew(): Promise<Remote<ShardFunctions>> {
+    if (this.#isClosing) throw new BlockError('closed', 'the daemon stops: ask again when it runs')
+    const seat = this.#seats.reduce((least, one) => (one.disks.size < least.disks.size ? one : least))
+    if (seat.shard === undefined) this.#start(seat)
+    return this.#reach(seat)
+  }
+
+  async #ofJob(id: string): Promise<{ readonly remote: Remote<ShardFunctions>; readonly status: JobStatus }> {
+    for (const { shard } of this.#seats) {
+      if (shard === undefined) continue
+      const { remote } = shard.calls
+      const found = await remote.showJob(id).catch(() => undefined)
+      if (found !== undefined) return { remote, status: found }
+    }
+    throw new BlockError('not-found', `there is no job ${id}: varve job list shows those there are`)
+  }
+
+  /** Asks every shard that runs; one that dies meanwhile has nothing to say. */
+  async #everywhere<T>(ask: (remote: Remote<ShardFunctions>) => Promise<T>): Promise<T[]> {
+    const asked = this.#seats.flatMap(({ shard }) => (shard === undefined ? [] : [ask(shard.calls.remote)]))
+    return (await Promise.allSettled(asked)).flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+  }
+}
