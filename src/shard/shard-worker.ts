@@ -4,6 +4,7 @@
 import { parentPort, workerData } from 'node:worker_threads'
 import { EVENTS_EVERY_MS } from '../base/limits.ts'
 import { assert } from '../base/assert.ts'
+import { BlockError } from '../block/error.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
 import type { Turn } from '../engine/context.ts'
 import { Engine } from '../engine/engine.ts'
@@ -25,8 +26,8 @@ const watched = new Map<string, () => void>()
 let engine: Engine | undefined
 
 function running(): Engine {
-  assert(engine !== undefined, 'the shard is open')
-  return engine
+  if (engine !== undefined) return engine
+  throw new BlockError('closed', 'the thread of the disk is being started: ask in a moment')
 }
 
 const mirror = new CatalogMirror((changes) => {

@@ -285,6 +285,7 @@ export class Shards implements EngineService {
       // Its backups of others' disks first: those disks go on, and their bits are as if it had never begun.
       for (const other of this.#seats) {
         if (other.shard === undefined) continue
+        await other.shard.ready
         await other.shard.calls.remote.askerDied(seat.number)
         await other.shard.calls.remote.settleBackups(names)
       }
@@ -379,7 +380,7 @@ export class Shards implements EngineService {
     for (const { shard } of this.#seats) {
       if (shard === undefined) continue
       const { remote } = shard.calls
-      const found = await remote.showJob(id).catch(() => undefined)
+      const found = await shard.ready.then(() => remote.showJob(id)).catch(() => undefined)
       if (found !== undefined) return { remote, status: found }
     }
     throw new BlockError('not-found', `there is no job ${id}: varve job list shows those there are`)
@@ -387,7 +388,9 @@ export class Shards implements EngineService {
 
   /** Asks every shard that runs; one that dies meanwhile has nothing to say. */
   async #everywhere<T>(ask: (remote: Remote<ShardFunctions>) => Promise<T>): Promise<T[]> {
-    const asked = this.#seats.flatMap(({ shard }) => (shard === undefined ? [] : [ask(shard.calls.remote)]))
+    const asked = this.#seats.flatMap(({ shard }) =>
+      shard === undefined ? [] : [shard.ready.then(() => ask(shard.calls.remote))],
+    )
     return (await Promise.allSettled(asked)).flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
   }
 }
