@@ -34,6 +34,7 @@ const disk = z.object({
   uri: z.string().optional(),
   layers: z.array(layer),
   bitmaps: z.array(bitmap),
+  note: z.string().optional(),
 })
 
 const snapshot = z.object({ name: z.string(), createdMs: z.number(), path: z.string() })

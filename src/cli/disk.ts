@@ -71,7 +71,9 @@ async function add(
   body: { name: string; image: string; format: Format; size?: number },
 ): Promise<void> {
   const cli = cliOf(command)
-  print(cli, await cli.api.call('addDisk', {}, body), (disk) => disk.uri ?? '')
+  const added = await cli.api.call('addDisk', {}, body)
+  if (added.note !== undefined) process.stderr.write(`varve: ${added.note}\n`)
+  print(cli, added, (disk) => disk.uri ?? '')
 }
 
 function describeDisk(disk: DiskReply): string {

@@ -201,6 +201,39 @@ suite('qcow2 between QEMU and Varve', { skip: missing('qemu-img', 'qemu-io') }, 
     assert.ok((await contentOf(left)).equals(model))
   })
 
+  test('QEMU finds leaks and nothing else in an image of version 2 whose process was killed, and none after a close', async (t) => {
+    const { file } = rawSource(t, 0, 1)
+    const target = path.join(path.dirname(file), 'image.qcow2')
+    const left = path.join(path.dirname(file), 'left.qcow2')
+    const size = 4 * MIB
+    const model = Buffer.alloc(size)
+    const random = new Random(21)
+    await createQcow2(realHost, target, { size, clusterSize: 512, version: 2 })
+    const image = await open(target)
+    await image.setAccess('write')
+    for (let kill = 0; kill < 8; kill++) {
+      await churn(image, model, random, 60)
+      // The file as it is now is what a kill would leave.
+      fs.copyFileSync(target, left)
+      const outcome = runPeer('qemu-img', ['check', '-f', 'qcow2', '--output=json', left])
+      const found = JSON.parse(outcome.stdout) as { corruptions?: number; leaks?: number; 'check-errors': number }
+      assert.deepEqual([found.corruptions ?? 0, found['check-errors']], [0, 0], outcome.stdout)
+      assert.ok((found.leaks ?? 0) > 0, 'clusters are counted ahead of use')
+      assert.ok((await contentOf(left)).equals(model))
+      fs.writeFileSync(file, model)
+      peer('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', file, left)
+      const again = await open(left)
+      await again.setAccess('write')
+      const after = Buffer.from(model)
+      await churn(again, after, new Random(kill), 30)
+      await again.close()
+      peer('qemu-img', 'check', '-r', 'leaks', '-f', 'qcow2', left)
+      assert.ok((await contentOf(left)).equals(after))
+    }
+    await image.close()
+    assertClean(target)
+  })
+
   test('internal snapshots keep their content while the image is written', async (t) => {
     const { file, bytes } = rawSource(t, 2 * MIB, 9)
     const target = path.join(path.dirname(file), 'image.qcow2')
