@@ -234,8 +234,12 @@ suite('persistent bitmaps between QEMU and Varve', {
     peer('qemu-img', 'resize', '-f', 'qcow2', '--shrink', file, '4M')
     const after = await open(file, 'write')
     assert.deepEqual(rangesOf(await after.readBitmap('on-512')), [[3 * MIB, 3 * MIB + 512]])
+    await after.write(0, 512, Buffer.alloc(512, 1), 0, 0)
+    await after.resize(3 * MIB, { shrink: true })
     await after.close()
     assertClean(file)
+    assert.deepEqual(await dirtyRangesOfQemu(t, file, 'on-512'), [[0, 512]])
+    assert.deepEqual(await dirtyRangesOfQemu(t, file, `on-${2 * MIB}`), [[0, 3 * MIB]])
   })
 
   test('applying an internal snapshot sets all of what records, and nothing else', async (t) => {
