@@ -2,6 +2,7 @@
 // image/; the work is in src/image and is loaded when a command runs.
 
 import type { Command } from 'commander'
+import { addBitmapCommand } from './image/bitmap.ts'
 import { addCheckCommand } from './image/check.ts'
 import { addCommitCommand } from './image/commit.ts'
 import { addCompareCommand } from './image/compare.ts'
@@ -17,6 +18,7 @@ import { addSnapshotCommand } from './image/snapshot.ts'
 
 /** One line per command, in alphabetical order. */
 const COMMANDS: readonly ((image: Command) => void)[] = [
+  addBitmapCommand,
   addCheckCommand,
   addCommitCommand,
   addCompareCommand,

@@ -8,7 +8,8 @@ import type { ClusterStore } from './copy.ts'
 export class Qcow2ClusterStore implements ClusterStore {
   readonly clusterSize: number
   readonly #image: Qcow2Image
-  readonly #compressors: ClusterCompressor[] = []
+  /** By lane: not every lane is used. */
+  readonly #compressors = new Map<number, ClusterCompressor>()
   readonly #packed: (Uint8Array | undefined)[] = []
 
   constructor(image: Qcow2Image) {
@@ -17,9 +18,13 @@ export class Qcow2ClusterStore implements ClusterStore {
   }
 
   async compress(lane: number, plain: Uint8Array, length: number): Promise<void> {
-    this.#compressors[lane] ??= new ClusterCompressor(this.#image.header.compression, this.clusterSize)
+    let compressor = this.#compressors.get(lane)
+    if (compressor === undefined) {
+      compressor = new ClusterCompressor(this.#image.header.compression, this.clusterSize)
+      this.#compressors.set(lane, compressor)
+    }
     plain.fill(0, length, this.clusterSize)
-    this.#packed[lane] = await this.#compressors[lane].compress(plain)
+    this.#packed[lane] = await compressor.compress(plain)
   }
 
   store(lane: number, offset: number, plain: Uint8Array, length: number): Pending {
@@ -27,6 +32,6 @@ export class Qcow2ClusterStore implements ClusterStore {
   }
 
   close(): void {
-    for (const compressor of this.#compressors) compressor.close()
+    for (const compressor of this.#compressors.values()) compressor.close()
   }
 }

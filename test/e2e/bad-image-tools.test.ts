@@ -3,11 +3,11 @@
 
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import fs from 'node:fs'
 import path from 'node:path'
 import { after, before, type TestContext, test } from 'node:test'
 import { missing, peer } from '../support/peer.ts'
+import { isRefused as isRefusedOn, type Refusal } from '../support/refusals.ts'
 import { beginCommand, checkRefusal, notRoot, Site, STATUS } from '../support/site.ts'
 
 const SKIP = { skip: missing('qemu-img', 'qemu-io', 'qemu-nbd') }
@@ -36,30 +36,9 @@ function overlay(name: string, backing: string, ...options: string[]): string {
   return site.image(name, '4M', '-b', backing, '-F', 'qcow2', ...options)
 }
 
-/** Every file in the site's folder, with its content's digest. */
-function files(): Record<string, string> {
-  const names = fs.readdirSync(site.folder, { recursive: true, encoding: 'utf8' })
-  const plain = names.filter((name) => fs.statSync(site.path(name)).isFile())
-  const digest = (name: string): string =>
-    createHash('sha256')
-      .update(fs.readFileSync(site.path(name)))
-      .digest('hex')
-  return Object.fromEntries(plain.sort().map((name) => [name, digest(name)]))
-}
-
-interface Refusal {
-  /** Names in the site's folder begin with @. */
-  readonly args: string
-  readonly status: number
-  readonly says: RegExp
-}
-
-async function isRefused({ args, status, says }: Refusal, options: { readonly user?: number } = {}): Promise<void> {
-  const words = args.split(' ').map((word) => (word === "''" ? '' : word.replace(/^@/, `${site.folder}/`)))
-  const before = files()
-  const outcome = await beginCommand(['image', ...words], options).ended
-  checkRefusal(words, outcome, status, says)
-  assert.deepEqual(files(), before, args)
+/** As `isRefused` of the helpers, on this site. */
+function isRefused(refusal: Refusal, options: { readonly user?: number } = {}): Promise<void> {
+  return isRefusedOn(site, refusal, options)
 }
 
 const MISSING: readonly Refusal[] = [

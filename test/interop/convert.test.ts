@@ -152,6 +152,16 @@ suite('Conversions, beside qemu-img', SKIP, () => {
     })
   }
 
+  test('a disk of one cluster, of zeros or of no bytes is compressed too', async (t) => {
+    const bench = new Bench(t, 25, 40 * KIB)
+    fs.writeFileSync(bench.path('zeros.raw'), Buffer.alloc(MIB))
+    fs.writeFileSync(bench.path('empty.raw'), '')
+    for (const name of ['source', 'zeros', 'empty']) {
+      await bench.convert(`${name}.raw`, `${name}-packed.qcow2`, { compress: true })
+      peer('qemu-img', 'compare', '-f', 'raw', bench.path(`${name}.raw`), bench.path(`${name}-packed.qcow2`))
+    }
+  })
+
   test('compressed over an existing image, what was there is replaced and freed', async (t) => {
     const bench = new Bench(t, 22, 3 * MIB)
     peer('qemu-img', 'create', '-q', '-f', 'qcow2', bench.path('there.qcow2'), '3M')

@@ -24,7 +24,10 @@ import {
 interface DiffFlags extends ImageOptions {
   readonly secondFormat?: Format
   readonly overlay?: boolean
-  readonly granularity: number
+  readonly fromBitmap?: string
+  readonly bitmap?: string
+  readonly into?: string
+  readonly granularity?: number
   readonly progress?: boolean
 }
 
@@ -33,12 +36,19 @@ const GRANULARITY = 64 * 1024
 export function addDiffCommand(image: Command): void {
   image
     .command('diff <images...>')
-    .usage('[options] <image> <image> | --overlay <image>')
-    .description('the blocks that differ between two images, or that an overlay holds')
+    .usage('[options] <image> <image> | --overlay <image> | --from-bitmap <name> <image>')
+    .description('the blocks that differ between two images, that an overlay holds, or that a bitmap says have changed')
     .addOption(formatOption())
     .addOption(new Option('-F, --second-format <format>', 'format of the second image').choices(FORMATS))
     .option('--overlay', 'of one image: what it holds itself, over its backing file; no data is read')
-    .option('-g, --granularity <size>', 'size of a block, a power of two', granularityArgument, GRANULARITY)
+    .option('--from-bitmap <name>', 'of one image: what this persistent bitmap of it says has changed')
+    .option('--bitmap <name>', 'save the result as a persistent bitmap of the last image, and print nothing')
+    .option('--into <image>', 'with --bitmap: save it in this qcow2 image instead')
+    .option(
+      '-g, --granularity <size>',
+      'size of a block, a power of two; 64k unless told, or that of the overlay or bitmap',
+      granularityArgument,
+    )
     .addOption(allowOption())
     .addOption(shareOption())
     .addOption(progressOption())
@@ -47,20 +57,63 @@ export function addDiffCommand(image: Command): void {
 }
 
 async function diff(images: readonly string[], flags: DiffFlags, command: Command): Promise<void> {
+  refuse(images, flags)
   const [first = '', second = ''] = images
-  const wanted = flags.overlay === true ? 1 : 2
-  if (images.length !== wanted) {
-    const message = wanted === 1 ? 'name one image for --overlay' : 'name two images, or one with --overlay'
+  const open = { host: realHost, ...whatToOpen(flags) }
+  const last = { ...open, path: second, format: flags.secondFormat }
+  const find = (visit: RangeVisitor): Promise<void> =>
+    withProgress('comparing', flags.progress, async (progress) => {
+      const options = { granule: flags.granularity ?? (images.length === 2 ? GRANULARITY : 1), visit, progress }
+      if (flags.fromBitmap !== undefined) return diffByBitmap({ ...open, path: first }, flags.fromBitmap, options)
+      if (flags.overlay === true) return diffOne({ ...open, path: first }, options)
+      return diffTwo({ ...open, path: first }, last, options)
+    })
+  if (flags.bitmap === undefined) {
+    const output = wantsJson(command) ? new JsonRanges() : new TableRanges()
+    await find(output.visit)
+    output.end()
+  } else {
+    const image = images.length === 2 ? last : { ...open, path: first }
+    const into = flags.into === undefined ? image : { host: realHost, path: flags.into }
+    await saveAsBitmap(into, flags.bitmap, flags.granularity ?? GRANULARITY, find)
+  }
+}
+
+function refuse(images: readonly string[], { overlay, fromBitmap, bitmap, into }: DiffFlags): void {
+  const fail = (message: string): never => {
     throw new BlockError('invalid-argument', message)
   }
-  const output = wantsJson(command) ? new JsonRanges() : new TableRanges()
-  const open = { host: realHost, ...whatToOpen(flags) }
-  await withProgress('comparing', flags.progress, async (progress) => {
-    const options = { granule: flags.granularity, visit: output.visit, progress }
-    if (flags.overlay === true) return diffOne({ ...open, path: first }, options)
-    return diffTwo({ ...open, path: first }, { ...open, path: second, format: flags.secondFormat }, options)
+  if (overlay === true && fromBitmap !== undefined) fail('give --overlay or --from-bitmap, not both')
+  const wanted = overlay === true || fromBitmap !== undefined ? 1 : 2
+  if (images.length !== wanted && wanted === 1) fail('name one image for --overlay or --from-bitmap')
+  if (images.length !== wanted) fail('name two images, or one with --overlay or --from-bitmap')
+  if (into !== undefined && bitmap === undefined) fail('--into is where --bitmap saves; name the bitmap')
+}
+
+async function saveAsBitmap(
+  into: OpenImageOptions,
+  name: string,
+  granule: number,
+  find: (visit: RangeVisitor) => Promise<void>,
+): Promise<void> {
+  const { checkNewBitmap, saveNewBitmap } = await import('../../image/edit-bitmaps.ts')
+  const { Bitmap } = await import('../../bitmap/bitmap.ts')
+  const size = await checkNewBitmap(into, name)
+  const bits = new Bitmap(size, granule)
+  await find((start, length) => {
+    if (start + length > size) {
+      const message = `the images differ at ${start}, past the ${size} bytes of ${into.path}, whose bitmap cannot say so`
+      throw new BlockError('invalid-argument', message, { path: into.path })
+    }
+    bits.set(start, length)
   })
-  output.end()
+  await saveNewBitmap(into, name, bits)
+}
+
+async function diffByBitmap(image: OpenImageOptions, name: string, options: DiffOptions): Promise<void> {
+  const { readBitmap } = await import('../../image/edit-bitmaps.ts')
+  const { diffBitmap } = await import('../../image/diff.ts')
+  diffBitmap(await readBitmap(image, name), options)
 }
 
 async function diffTwo(first: OpenImageOptions, second: OpenImageOptions, options: DiffOptions): Promise<void> {
