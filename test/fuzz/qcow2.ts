@@ -159,7 +159,7 @@ async function change(
     await attempt(async () => {
       const kind = random.below(10)
       if (kind < 5) {
-        const bytes = random.fill(Buffer.alloc(length))
+        const bytes = Buffer.alloc(length, random.fill(Buffer.alloc(Math.min(length, 1000))))
         await image.write(offset, length, bytes, 0, 0)
         model.set(bytes, offset)
       } else if (kind < 7) {

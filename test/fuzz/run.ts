@@ -64,6 +64,7 @@ class Report {
     }
     this.trials += failures.length
     this.failures.push(...failures)
+    for (const { seed, error } of failures) console.log(`seed ${seed}: ${error}`)
     this.peakMiB = Math.max(this.peakMiB, peakMiB)
   }
 
@@ -71,7 +72,6 @@ class Report {
     console.log(`${this.trials} images in ${Math.round(seconds)} s, peak memory of a process ${this.peakMiB} MiB`)
     for (const [key, count] of [...this.outcomes].sort((a, b) => b[1] - a[1])) console.log(`${count} ${key}`)
     console.log(`${this.failures.length} failures`)
-    for (const { seed, error } of this.failures.slice(0, 20)) console.log(`seed ${seed}: ${error}`)
   }
 }
 

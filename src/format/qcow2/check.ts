@@ -151,11 +151,6 @@ export function* windowsOf(
   for (let start = 0; start < clusters; start += window) yield { start, stop: Math.min(clusters, start + window) }
 }
 
-/** The offsets of the refcount blocks whose entries can be right. */
-export function* blocksOf(stored: StoredCounts): Generator<number> {
-  for (let index = 0; index < stored.entries; index++) yield stored.block(index)
-}
-
 /** Marks what is counted once in the file, before the walk compares copied flags with it. */
 async function markStoredOnes(stored: StoredCounts, tally: Tally): Promise<void> {
   const breather = new Breather()
@@ -183,7 +178,7 @@ async function countAndJudge(
 ): Promise<Guest> {
   const { file, header, l1 } = subject
   const guest = { allocatedClusters: 0, fragmentedClusters: 0, compressedClusters: 0 }
-  const roots: Roots = { file, header, l1, refcountBlocks: blocksOf(stored) }
+  const roots: Roots = { file, header, l1, refcountBlocks: stored.blocks }
   const clusters = clustersOf(subject)
   // What concerns no single cluster is found in the first window, and not again in the others.
   const general = tally.start === 0 ? findings : new Findings()
@@ -220,19 +215,18 @@ async function countAndJudge(
 }
 
 /** Refcount blocks have one reference, their table entry's; the first of several entries is not to blame for the others. */
-function reportBlocks(stored: StoredCounts, tally: Tally, clusterSize: number, findings: Findings): void {
+function reportBlocks({ blocks }: StoredCounts, tally: Tally, clusterSize: number, findings: Findings): void {
   const entries = new Map<number, number>()
-  for (const block of blocksOf(stored)) entries.set(block, (entries.get(block) ?? 0) + 1)
+  for (const block of blocks) entries.set(block, (entries.get(block) ?? 0) + 1)
   const seen = new Map<number, number>()
-  for (let index = 0; index < stored.entries; index++) {
-    const block = stored.block(index)
+  for (const block of blocks) {
     const cluster = block / clusterSize
-    if (block === 0 || !tally.has(cluster)) continue
+    if (!tally.has(cluster)) continue
     const soFar = (seen.get(block) ?? 0) + 1
     seen.set(block, soFar)
     const others = tally.count(cluster) - (entries.get(block) as number)
     if (others + soFar !== 1)
-      findings.corruption(`refcount block ${index}, cluster ${cluster}, is used for something else too`)
+      findings.corruption(`the refcount block at ${block}, cluster ${cluster}, is used for something else too`)
   }
 }
 

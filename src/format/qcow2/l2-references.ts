@@ -2,7 +2,7 @@
 // that cannot be right. Which tables there are is references.ts's work.
 
 import { getUint32 } from '../../base/bytes.ts'
-import type { Pending } from '../../block/device.ts'
+import { andThen, type Pending } from '../../block/device.ts'
 import type { Header } from './header.ts'
 import type { EntryFlaw, Visitor } from './references.ts'
 import * as spec from './spec.ts'
@@ -30,6 +30,8 @@ export class L2Walk {
   readonly #fileSize: number
   readonly #hasDataFile: boolean
   readonly #reservedLow: number
+  /** The bits of an entry's offset that lead into a cluster, in its low half. */
+  readonly #withinCluster: number
   /** Where the active table's first cluster lies in a data file, once an entry has said it. */
   #base = -1
   #place = 0
@@ -45,6 +47,7 @@ export class L2Walk {
     this.#visitor = visitor
     this.#l1 = l1
     this.#fileSize = fileSize
+    this.#withinCluster = (header.clusterSize - 1) & spec.OFFSET_LOW
     this.#hasDataFile = (header.incompatible & spec.INCOMPAT_DATA_FILE) !== 0
     this.#reservedLow = header.extendedL2 ? spec.EXTENDED_L2_RESERVED_LOW : spec.L2_RESERVED_LOW
   }
@@ -79,7 +82,7 @@ export class L2Walk {
 
   /** Undefined when the entry is right and its visitor does not have to be waited for, as nearly always. */
   #visitStandard(at: number, high: number, low: number, zeros: number, data: number): Pending {
-    const { clusterSize, extendedL2, version } = this.#header
+    const { extendedL2, version } = this.#header
     const host = spec.entryOffset(high, low)
     const isCopied = high >= spec.OFLAG_COPIED_HIGH
     const isZero = extendedL2 ? data === 0 : (low & spec.OFLAG_ZERO_LOW) !== 0
@@ -88,7 +91,7 @@ export class L2Walk {
     const isFlawed =
       isReserved ||
       (zeros & data) !== 0 ||
-      (isPlaced ? host % clusterSize !== 0 : data !== 0 || isCopied) ||
+      (isPlaced ? (low & this.#withinCluster) !== 0 : data !== 0 || isCopied) ||
       (version === 2 && isZero)
     if (isFlawed) return this.#visitFlawed(at, { host, isCopied, isZero, isReserved, isPlaced, zeros, data })
     if (!isPlaced) return undefined
@@ -119,12 +122,12 @@ export class L2Walk {
   }
 
   /** Clusters of a data file lie at the guest's own offset, and are not counted. */
-  async #visitInDataFile(at: number, host: number, isCopied: boolean): Promise<void> {
+  #visitInDataFile(at: number, host: number, isCopied: boolean): Pending {
     const { clusterSize, l2EntrySize } = this.#header
     const base = host - (at / l2EntrySize) * clusterSize
     if (this.#base < 0 && this.#isBase(base)) this.#base = base
-    if (base !== this.#base) await this.#flaw('other place in data file', at)
-    await this.#visitor.flag?.(this.#place + at, -1, isCopied, this.#weight.active)
+    const wait = base === this.#base ? undefined : this.#flaw('other place in data file', at)
+    return andThen(wait, () => this.#visitor.flag?.(this.#place + at, -1, isCopied, this.#weight.active))
   }
 
   /** True when the L1 entry of the guest offset leads to this table. */

@@ -8,7 +8,7 @@ import { setUint32, setUint64 } from '../../base/bytes.ts'
 import { QCOW2_REFCOUNT_TABLE_MAX } from '../../base/limits.ts'
 import { divideUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
-import { blocksOf, clustersOf, nextPage, type Subject, windowsOf } from './check.ts'
+import { clustersOf, nextPage, type Subject, windowsOf } from './check.ts'
 import { setCopiedFlags } from './copied-flags.ts'
 import { setCount } from './refcounts.ts'
 import { type Roots, walkReferences } from './references.ts'
@@ -52,7 +52,7 @@ async function countWindow(roots: Roots, start: number, stop: number): Promise<T
 
 /** Sets what may be set where it is. False when the structure is not sound, and nothing was set. */
 async function fixInPlace(subject: Subject, stored: StoredCounts, what: RefcountRepair): Promise<boolean> {
-  const roots = rootsOf(subject, [...blocksOf(stored)])
+  const roots = rootsOf(subject, stored.blocks)
   const windows = [...windowsOf(clustersOf(subject))]
   let isSound = stored.flaws.size === 0
   let seen: Tally | undefined
@@ -75,7 +75,7 @@ function isStructureSound({ header }: Subject, stored: StoredCounts, tally: Tall
   const { clusterSize, refcountTableOffset, refcountTableClusters } = header
   const isAlone = (cluster: number): boolean => !tally.has(cluster) || tally.count(cluster) === 1
   for (let i = 0; i < refcountTableClusters; i++) if (!isAlone(refcountTableOffset / clusterSize + i)) return false
-  for (const block of blocksOf(stored)) if (block !== 0 && !isAlone(block / clusterSize)) return false
+  for (const block of stored.blocks) if (!isAlone(block / clusterSize)) return false
   for (let first = tally.start; first < tally.end; first = nextPage(stored, first)) {
     const stop = Math.min(tally.end, nextPage(stored, first))
     if (stored.hasBlock(first) || tally.isSurelyEmpty(first, stop)) continue

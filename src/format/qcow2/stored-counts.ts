@@ -22,6 +22,8 @@ export class StoredCounts {
   readonly perPage: number
   /** Entries of the table that cannot be right, by index. */
   readonly flaws = new Map<number, BlockFlaw>()
+  /** Where the refcount blocks of the other entries are in the file, in the order of the table. */
+  blocks: readonly number[] = []
   readonly #file: HostFile
   readonly #header: Header
   readonly #bits: number
@@ -46,6 +48,7 @@ export class StoredCounts {
     await this.#file.read(refcountTableOffset, bytes.length, bytes, 0)
     const fileClusters = divideUp(this.#file.size(), clusterSize)
     this.#offsets = new Float64Array(bytes.length / spec.ENTRY_SIZE)
+    const blocks: number[] = []
     for (let index = 0; index < this.#offsets.length; index++) {
       const high = getUint32(bytes, index * spec.ENTRY_SIZE)
       const low = getUint32(bytes, index * spec.ENTRY_SIZE + 4)
@@ -55,17 +58,9 @@ export class StoredCounts {
       if ((low & spec.REFT_RESERVED_LOW) !== 0) this.flaws.set(index, 'has reserved bits set')
       else if (offset % clusterSize !== 0) this.flaws.set(index, 'leads to no cluster’s start')
       else if (offset / clusterSize >= fileClusters) this.flaws.set(index, 'leads past the end of the file')
+      else if (offset !== 0) blocks.push(offset)
     }
-  }
-
-  /** How many entries the table has. */
-  get entries(): number {
-    return this.#offsets.length
-  }
-
-  /** Where refcount block `index` is in the file; 0 when there is none, or its entry cannot be right. */
-  block(index: number): number {
-    return this.flaws.has(index) ? 0 : (this.#offsets[index] ?? 0)
+    this.blocks = blocks
   }
 
   /** True when the counts of the cluster's block cannot even be looked for. */

@@ -14,7 +14,9 @@ export type AreaKind = (typeof AREA_KINDS)[number]
 
 const KIND_NUMBER: Readonly<Record<AreaKind, number>> = { unique: 0, 'L2 table': 1, data: 2, compressed: 3 }
 
-const PAGE = 65_536
+const PAGE_BITS = 16
+const PAGE = 2 ** PAGE_BITS
+const IN_PAGE = PAGE - 1
 const COUNT_MASK = 15
 const WIDE = 15
 const KIND_SHIFT = 4
@@ -54,7 +56,7 @@ export class Tally {
   markStoredOne(cluster: number): void {
     const index = cluster - this.start
     const page = this.#page(index)
-    page[index % PAGE] = (page[index % PAGE] as number) | STORED_ONE
+    page[index & IN_PAGE] = (page[index & IN_PAGE] as number) | STORED_ONE
   }
 
   has(cluster: number): boolean {
@@ -65,7 +67,7 @@ export class Tally {
   count(cluster: number): number {
     const index = cluster - this.start
     const count = this.#byte(index) & COUNT_MASK
-    return count < WIDE ? count : ((this.#wide[Math.floor(index / PAGE)] as Uint32Array)[index % PAGE] as number)
+    return count < WIDE ? count : ((this.#wide[index >>> PAGE_BITS] as Uint32Array)[index & IN_PAGE] as number)
   }
 
   /** True when it was added as two different things, or twice as something that has one reference. */
@@ -79,18 +81,18 @@ export class Tally {
 
   /** True when nothing was added to the clusters `first` to `end` - 1, by a quick look: false does not mean the contrary. */
   isSurelyEmpty(first: number, end: number): boolean {
-    const last = Math.floor((Math.min(end, this.end) - 1 - this.start) / PAGE)
-    for (let page = Math.floor((first - this.start) / PAGE); page <= last; page++)
+    const last = (Math.min(end, this.end) - 1 - this.start) >>> PAGE_BITS
+    for (let page = (first - this.start) >>> PAGE_BITS; page <= last; page++)
       if (this.#pages[page] !== undefined) return false
     return true
   }
 
   #byte(index: number): number {
-    return this.#pages[Math.floor(index / PAGE)]?.[index % PAGE] ?? 0
+    return this.#pages[index >>> PAGE_BITS]?.[index & IN_PAGE] ?? 0
   }
 
   #page(index: number): Uint8Array {
-    const number = Math.floor(index / PAGE)
+    const number = index >>> PAGE_BITS
     let page = this.#pages[number]
     if (page === undefined) {
       page = new Uint8Array(PAGE)
@@ -101,7 +103,7 @@ export class Tally {
 
   #addOne(index: number, kind: number, times: number): void {
     const page = this.#page(index)
-    const at = index % PAGE
+    const at = index & IN_PAGE
     const before = page[at] as number
     const count = before & COUNT_MASK
     const isFirst = count === 0
@@ -112,7 +114,7 @@ export class Tally {
       page[at] = flags | (count + times)
       return
     }
-    const number = Math.floor(index / PAGE)
+    const number = index >>> PAGE_BITS
     let wide = this.#wide[number]
     if (wide === undefined) {
       wide = new Uint32Array(PAGE)
