@@ -66,6 +66,32 @@ suite('an external data file', () => {
     await image.close()
   })
 
+  test('shows nothing of what lay in a cluster before it was mapped, even when a process and then the host dies', async () => {
+    const host = await newImage()
+    const data = await host.open('/data', { write: true })
+    await data.write(0, CLUSTER, new Uint8Array(CLUSTER).fill(0xee), 0)
+    await data.sync()
+    // The first process dies when it has overwritten that with the guest's zeros, before it syncs them.
+    const first = await openQcow2(host, '/disk', { name: 'disk' })
+    await first.setAccess('write')
+    host.beforeOperation = ({ kind, path }) => {
+      if (kind === 'sync' && path === '/data') host.killProcess()
+    }
+    await assert.rejects(async () => first.write(0, CLUSTER, new Uint8Array(CLUSTER), 0, 0))
+    host.beforeOperation = undefined
+    // For the second the cluster is empty. The power fails when of its write only the map is durable.
+    const second = await openQcow2(host, '/disk', { name: 'disk' })
+    await second.setAccess('write')
+    await second.write(0, 512, new Uint8Array(512).fill(5), 0, 0)
+    await (await host.open('/disk', { write: true })).sync()
+    host.crash('none')
+    const third = await openQcow2(host, '/disk', { name: 'disk' })
+    const seen = new Uint8Array(CLUSTER).fill(1)
+    await third.read(0, seen.length, seen, 0)
+    assert.ok(seen.every((byte) => byte === 0))
+    await third.close()
+  })
+
   test('that is missing is refused, with what to do', async () => {
     const host = await newImage()
     await host.unlink('/data')

@@ -375,6 +375,7 @@ export class Qcow2Image implements Layer {
     await writer.finish()
     const parts = { file: this.#file, header: this.#header, tables: this.#tables, allocator }
     await emptyImage({ ...parts, isBlockDevice: this.#isBlockDevice })
+    await this.#dataFile?.file.punch(0, this.size)
     this.#reader.forget()
   }
 
