@@ -22,7 +22,7 @@ export async function createQcow2(host: Host, imagePath: string, options: Create
   const header = newHeader(imagePath, options)
   const makeImage = async (): Promise<void> => {
     await makeFile(host, imagePath, (file) => writeImage(file, header))
-    if ((options.preallocation ?? 'off') !== 'off')
+    if ((options.preallocation ?? 'off') !== 'off' || options.dataFileRaw === true)
       await orUnlink(host, imagePath, () => preallocate(host, imagePath, options))
   }
   if (options.dataFile === undefined) return makeImage()

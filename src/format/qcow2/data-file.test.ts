@@ -50,6 +50,27 @@ suite('an external data file', () => {
     assert.equal(data.size(), SIZE)
   })
 
+  test('that is raw is mapped whole, also where the disk grows, so that what others write to it shows', async () => {
+    for (const extendedL2 of [false, true]) {
+      const host = new SimulatedHost()
+      await createQcow2(host, '/disk', { size: SIZE, dataFile: 'data', dataFileRaw: true, extendedL2 })
+      const image = await openQcow2(host, '/disk', { name: 'disk' })
+      await image.setAccess('write')
+      await image.grow(3 * SIZE)
+      await image.close()
+      const data = await host.open('/data', { write: true })
+      assert.equal(data.size(), 3 * SIZE)
+      const again = await openQcow2(host, '/disk', { name: 'disk' })
+      for (const offset of [0, SIZE - 512, 3 * SIZE - 512]) {
+        await data.write(offset, 5, utf8.encode('varve'), 0)
+        const seen = new Uint8Array(5)
+        await again.read(offset, 5, seen, 0)
+        assert.equal(utf8.decode(seen), 'varve')
+      }
+      await again.close()
+    }
+  })
+
   test('is claimed with the image: for reading when it is opened, alone while it is written', async () => {
     const host = await newImage()
     const image = await openQcow2(host, '/disk', { name: 'disk' })

@@ -275,9 +275,13 @@ export class Qcow2Image implements Layer {
     await this.preallocate(from, options.preallocation ?? 'off')
   }
 
-  /** Gives the disk its places from `offset` on ahead of use; see `CreateOptions`. Durable on return. Needs access 'write'. */
+  /**
+   * Gives the disk its places from `offset` on ahead of use; see `CreateOptions`. Durable on return. Needs access 'write'. A raw data
+   * file is mapped whatever is asked: its data then show at once, and never without their mapping after a crash.
+   */
   preallocate(offset: number, how: Preallocation): Promise<void> {
-    return preallocate(this, this.#mustWrite().writer, this.#dataFile?.file ?? this.#file, offset, how)
+    const least = how === 'off' && this.#header.dataFile?.isRaw === true ? 'metadata' : how
+    return preallocate(this, this.#mustWrite().writer, this.#dataFile?.file ?? this.#file, offset, least)
   }
 
   /** Names another backing file in the header; durable on return. Needs access 'write'. */

@@ -4,7 +4,7 @@
 import { Breather } from '../../base/breather.ts'
 import { COPY_PIECE } from '../../base/limits.ts'
 import { roundDown, roundUp } from '../../base/round.ts'
-import type { Pending } from '../../block/device.ts'
+import { type Pending, ZERO } from '../../block/device.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Changes } from './changes.ts'
 import { NO_PLACE } from './mapping.ts'
@@ -47,6 +47,7 @@ export class Preallocator {
     const count = roundUp(length, clusterSize) / clusterSize
     const token = changes.lock(offset, count * clusterSize)
     try {
+      if (changes.hasDataFile) await this.#clear(offset, count * clusterSize)
       const fresh = changes.hasDataFile ? undefined : await places.take(offset, count)
       if (fresh !== undefined) await places.extendOver(fresh)
       const taken = fresh?.count ?? count
@@ -56,6 +57,20 @@ export class Preallocator {
     } finally {
       changes.release(token)
     }
+  }
+
+  /** A data file may hold anything where nothing is mapped to it: zeros, before it shows. */
+  async #clear(offset: number, length: number): Promise<void> {
+    const { data, sync } = this.#changes
+    const present = Math.min(length, Math.max(0, data.size() - offset))
+    let isZero = true
+    await data.extents(offset, present, (_piece, extent) => {
+      isZero = (extent & ZERO) !== 0
+      return isZero
+    })
+    if (isZero) return
+    await data.punch(offset, length)
+    await sync.run()
   }
 }
 

@@ -235,10 +235,10 @@ export class Tables implements PieceOwner {
 
   /**
    * Gives the clusters of the range, which have none, places one after the other in the file. They read as before: subclusters
-   * stay what they are, and whole clusters, which showed zeros, are data that is zeros. See `#change`.
+   * stay what they are, and whole clusters, which showed zeros, are data that is zeros; so are all of a raw data file. See `#change`.
    */
   reserve(offset: number, length: number, host: number): Pending {
-    if (!this.#header.extendedL2) return this.link(offset, length, host)
+    if (!this.#header.extendedL2 || this.#header.dataFile?.isRaw === true) return this.link(offset, length, host)
     const count = this.#clustersOf(offset, length)
     const scratch = this.#scratch
     const cluster = Math.floor(offset / this.#clusterSize)
