@@ -1,6 +1,5 @@
-// A qcow2 image as a Layer: opening it, its parts, and the change between read and write access. What it shows is in reader.ts,
-// changes are in writer.ts, the map in tables.ts, allocation in refcounts.ts. As long as an image has access 'write', its dirty bit is set:
-// refcounts in the file may be behind, and whoever opens it after a crash rebuilds them.
+// A qcow2 image as a Layer: opening it, and its parts under one roof. What it shows is in reader.ts, changes are in writer.ts,
+// the change between read and write access in writing.ts, the map in tables.ts, allocation in allocator.ts.
 
 import type { Bitmap } from '../../bitmap/bitmap.ts'
 import {
@@ -16,33 +15,21 @@ import {
 } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { Host, HostFile } from '../../host/host.ts'
-import { Allocator } from './allocator.ts'
 import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
 import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
 import { removeBacking, rewriteBacking } from './backing.ts'
-import {
-  type Admit,
-  type DataFile,
-  openDataFile,
-  unopenedDataFile,
-  openWritableOrNot,
-  readyDataFile,
-} from './data-file.ts'
+import { type Admit, type DataFile, openDataFile, unopenedDataFile, openWritableOrNot } from './data-file.ts'
 import { emptyImage } from './empty.ts'
-import { type Header, isDirty, isMarkedCorrupt, knownAutoclear, readHeader, writeFeatures } from './header.ts'
+import { type Header, readHeader } from './header.ts'
 import { type MappingVisitor, Reader } from './reader.ts'
-import { recoverRefcounts } from './recover.ts'
 import { type Preallocation, preallocate } from './preallocate.ts'
-import { Refcounts } from './refcounts.ts'
 import { resizeImage, type ResizeOptions } from './resize.ts'
-import { SharedSync } from './shared-sync.ts'
 import type { Progress } from './shared-clusters.ts'
 import type { Snapshot } from './snapshot-table.ts'
 import { type SnapshotHome, Snapshots } from './snapshots.ts'
-import { INCOMPAT_DIRTY } from './spec.ts'
 import { Tables } from './tables.ts'
-import { Writer } from './writer.ts'
+import { beginWriting, claim, markClean, markedCorrupt, type Parts, storeAll, type Writing } from './writing.ts'
 
 export interface OpenQcow2Options {
   /** For messages. */
@@ -95,49 +82,31 @@ export async function readQcow2Info(host: Host, path: string): Promise<Readonly<
 
 function ignore(): void {}
 
-/** What an image is made of. */
-interface Parts {
-  readonly file: HostFile
-  readonly isBlockDevice: boolean
-  /** Undefined without an external one. */
-  readonly dataFile: DataFile | undefined
-  readonly header: Header
-  readonly tables: Tables
-  readonly bitmaps: Bitmaps
-}
-
-/** What access 'write' adds to an image. */
-interface Writing {
-  readonly allocator: Allocator
-  readonly writer: Writer
-}
-
 export class Qcow2Image implements Layer {
   readonly name: string
   readonly format = 'qcow2'
   backing: BlockDevice | undefined
+  readonly #parts: Parts
   readonly #file: HostFile
-  readonly #dataFile: DataFile | undefined
   readonly #tables: Tables
   readonly #reader: Reader
   readonly #bitmaps: Bitmaps
-  readonly #isBlockDevice: boolean
   readonly #capabilities: Readonly<Record<Access, Capabilities>>
   #header: Header
   #writing: Writing | undefined
   readonly #snapshots: Snapshots
 
   /** Use `openQcow2`. */
-  constructor({ file, isBlockDevice, dataFile, header, tables, bitmaps }: Parts, name: string) {
+  constructor(parts: Parts, name: string) {
+    const { file, dataFile, header, tables, bitmaps } = parts
     this.name = name
+    this.#parts = parts
     this.#file = file
-    this.#dataFile = dataFile
     this.#header = header
     this.#tables = tables
     this.#reader = new Reader(file, dataFile?.file ?? file, this, tables)
     this.#bitmaps = bitmaps
     this.#snapshots = new Snapshots(file, header)
-    this.#isBlockDevice = isBlockDevice
     const can: Capabilities = {
       write: false,
       fua: 'emulated',
@@ -156,7 +125,7 @@ export class Qcow2Image implements Layer {
 
   /** The path of the external data file; undefined without one. */
   get dataFile(): string | undefined {
-    return this.#dataFile?.file.path
+    return this.#parts.dataFile?.file.path
   }
 
   get size(): number {
@@ -253,7 +222,7 @@ export class Qcow2Image implements Layer {
    */
   async setAccess(access: Access): Promise<void> {
     if (access === this.access) return
-    if (access === 'write') await this.#beginWriting()
+    if (access === 'write') this.#writing = await beginWriting(this.#parts, this)
     else if (this.#writing !== undefined) await this.#endWriting(this.#writing)
   }
 
@@ -267,7 +236,7 @@ export class Qcow2Image implements Layer {
    * on return. Kinds: 'invalid-argument' for a size that cannot be, 'unsupported' for an image whose size is fixed.
    */
   async resize(size: number, options: ResizeOptions = {}): Promise<void> {
-    const parts = { file: this.#file, header: this.#header, dataFile: this.#dataFile, ...this.#home }
+    const parts = { file: this.#file, header: this.#header, dataFile: this.#parts.dataFile, ...this.#home }
     const from = this.size
     await this.#bitmaps.beforeResize(size)
     await resizeImage(size, { ...parts, backing: this.backing }, options)
@@ -281,7 +250,7 @@ export class Qcow2Image implements Layer {
    */
   preallocate(offset: number, how: Preallocation): Promise<void> {
     const least = how === 'off' && this.#header.dataFile?.isRaw === true ? 'metadata' : how
-    return preallocate(this, this.#mustWrite().writer, this.#dataFile?.file ?? this.#file, offset, least)
+    return preallocate(this, this.#mustWrite().writer, this.#parts.dataFile?.file ?? this.#file, offset, least)
   }
 
   /** Names another backing file in the header; durable on return. Needs access 'write'. */
@@ -308,7 +277,14 @@ export class Qcow2Image implements Layer {
     tables.mayPassEnd = this.#tables.mayPassEnd
     await tables.open()
     const bitmaps = new Bitmaps(file, header, ignore)
-    const parts: Parts = { file, isBlockDevice: this.#isBlockDevice, dataFile: undefined, header, tables, bitmaps }
+    const parts: Parts = {
+      file,
+      isBlockDevice: this.#parts.isBlockDevice,
+      dataFile: undefined,
+      header,
+      tables,
+      bitmaps,
+    }
     const view = new Qcow2Image(parts, `${this.name}@${name}`)
     view.backing = this.backing
     return view
@@ -378,8 +354,8 @@ export class Qcow2Image implements Layer {
     const { writer, allocator } = this.#mustWrite()
     await writer.finish()
     const parts = { file: this.#file, header: this.#header, tables: this.#tables, allocator }
-    await emptyImage({ ...parts, isBlockDevice: this.#isBlockDevice })
-    await this.#dataFile?.file.punch(0, this.size)
+    await emptyImage({ ...parts, isBlockDevice: this.#parts.isBlockDevice })
+    await this.#parts.dataFile?.file.punch(0, this.size)
     this.#reader.forget()
   }
 
@@ -400,7 +376,7 @@ export class Qcow2Image implements Layer {
     } finally {
       this.#tables.forget()
       this.#writing?.allocator.refcounts.forget()
-      await this.#dataFile?.file.close()
+      await this.#parts.dataFile?.file.close()
       await this.#file.close()
     }
   }
@@ -417,89 +393,17 @@ export class Qcow2Image implements Layer {
   #mustWrite(): Writing {
     if (this.#writing === undefined)
       throw new BlockError('read-only', `${this.name} is open for reading only`, { device: this.name, path: this.path })
-    if (this.#writing.writer.isCorrupt) throw this.#corrupt()
+    if (this.#writing.writer.isCorrupt) throw markedCorrupt(this.path)
     return this.#writing
-  }
-
-  async #beginWriting(): Promise<void> {
-    this.#refuseToWrite()
-    this.#claim('write')
-    try {
-      if (this.#dataFile !== undefined) await readyDataFile(this.#dataFile, this.#header)
-      const deviceSize = this.#isBlockDevice ? this.#file.size() : undefined
-      const refcounts = new Refcounts(this.#file, this.#header)
-      const data = this.#dataFile?.file ?? this.#file
-      const sync = new SharedSync(data === this.#file ? [data] : [data, this.#file])
-      const allocator = new Allocator(this.#file, this.#header, refcounts, sync, deviceSize)
-      // What stale bitmaps held is free, by a count of all that is still in use.
-      const { isStale } = this.#bitmaps
-      if (isDirty(this.#header) || isStale) await recoverRefcounts(this.#file, this.#header, this.#tables, allocator)
-      await allocator.refcounts.open()
-      await allocator.open()
-      await this.#bitmaps.begin({ file: this.#file, header: this.#header, allocator })
-      if (this.#header.version !== 2) this.#header.incompatible |= INCOMPAT_DIRTY
-      // What only holds as long as every writer knows it ends with this writer, unless it is known here.
-      this.#header.autoclear = knownAutoclear(this.#header)
-      await writeFeatures(this.#file, this.#header)
-      this.#tables.mayPassEnd = false
-      if (isStale) await this.#bitmaps.refound()
-      this.#writing = { allocator, writer: new Writer(this.#file, data, this, this.#tables, allocator) }
-    } catch (error) {
-      this.#claim('read')
-      throw error
-    }
-  }
-
-  /** Changes the claim on the image and on its data file, or on neither. */
-  #claim(access: Access): void {
-    this.#file.lock(access)
-    try {
-      this.#dataFile?.file.lock(access)
-    } catch (error) {
-      this.#file.lock(access === 'write' ? 'read' : 'write')
-      throw error
-    }
   }
 
   /** An image found corrupt is left as it is, marked so. */
   async #endWriting({ allocator, writer }: Writing): Promise<void> {
     await writer.finish()
-    if (!writer.isCorrupt) await this.#leaveClean(allocator)
+    if (!writer.isCorrupt) await storeAll(this.#parts, allocator)
     allocator.refcounts.forget()
     this.#writing = undefined
-    this.#claim('read')
-  }
-
-  async #leaveClean(allocator: Allocator): Promise<void> {
-    try {
-      await this.#bitmaps.store()
-      await allocator.finish()
-      await this.#file.sync()
-    } catch (error) {
-      // What reached the file is not known: neither refcounts nor bitmaps may be believed when this is tried again.
-      allocator.isDamaged = true
-      this.#bitmaps.giveUp()
-      throw error
-    }
-    allocator.refcounts.forget()
-    // Nothing is written any more, even when this fails: it says that all is as it should be.
-    this.#writing = undefined
-    await this.#bitmaps.release()
-    if (!allocator.isDamaged) this.#header.incompatible &= ~INCOMPAT_DIRTY
-    await writeFeatures(this.#file, this.#header)
-  }
-
-  #refuseToWrite(): void {
-    if (isMarkedCorrupt(this.#header)) throw this.#corrupt()
-    const fixed = [this.#file, this.#dataFile?.file].find((file) => file?.writable === false)
-    if (fixed === undefined) return
-    const message = `${fixed.path} may not be written by this user; change its owner, mode or mount`
-    throw new BlockError('permission', message, { path: this.path })
-  }
-
-  #corrupt(): BlockError {
-    const { path } = this
-    const message = `${path} is marked corrupt and can only be read; repair it with: varve image check -r all ${path}`
-    return new BlockError('corrupt', message, { path })
+    if (!writer.isCorrupt) await markClean(this.#parts, allocator)
+    claim(this.#parts, 'read')
   }
 }
