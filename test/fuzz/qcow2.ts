@@ -127,10 +127,13 @@ async function lookAtParts(host: WatchedHost, image: Qcow2Image, random: Random)
       const found = image.snapshots[i]
       if (found === undefined) return
       const snapshot = await image.openSnapshot(found.id)
-      const piece = Buffer.alloc(Math.min(snapshot.size, 64 * KIB))
-      await snapshot.read(0, piece.length, piece, 0)
-      await snapshot.read(random.below(snapshot.size - piece.length + 1), piece.length, piece, 0)
-      await snapshot.close()
+      try {
+        const piece = Buffer.alloc(Math.min(snapshot.size, 64 * KIB))
+        await snapshot.read(0, piece.length, piece, 0)
+        await snapshot.read(random.below(snapshot.size - piece.length + 1), piece.length, piece, 0)
+      } finally {
+        await snapshot.close()
+      }
     })
     await kindOf(host, async () => {
       const found = image.bitmaps[i]
