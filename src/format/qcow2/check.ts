@@ -182,6 +182,10 @@ async function countAndJudge(
   const clusters = clustersOf(subject)
   // What concerns no single cluster is found in the first window, and not again in the others.
   const general = tally.start === 0 ? findings : new Findings()
+  const wrongFlag = (place: number, times: number): undefined => {
+    findings.flags += times
+    findings.corruption(`the copied flag of the entry at ${place} is wrong`, times)
+  }
   await walkReferences(roots, {
     area: (offset, length, kind, times) => tally.add(offset, length, kind, times),
     flaw(flaw, place, times) {
@@ -195,14 +199,16 @@ async function countAndJudge(
     },
     flag(place, target, isCopied, times) {
       const cluster = Math.floor(target / header.clusterSize)
-      const judgeFlag = (should: boolean): undefined => {
-        if (isCopied === should) return
-        findings.flags += times
-        findings.corruption(`the copied flag of the entry at ${place} is wrong`, times)
+      if (tally.has(cluster)) {
+        if (tally.isStoredOne(cluster) !== isCopied && !stored.isUnreadable(cluster)) wrongFlag(place, times)
+        return undefined
       }
-      if (tally.has(cluster)) return stored.isUnreadable(cluster) ? undefined : judgeFlag(tally.isStoredOne(cluster))
-      if (tally.start > 0 || (cluster >= 0 && cluster < clusters)) return undefined
-      return cluster < 0 ? judgeFlag(true) : andThen(stored.load(cluster), () => judgeFlag(stored.get(cluster) === 1))
+      const isElsewhere = tally.start > 0 || (cluster >= 0 && cluster < clusters)
+      if (isElsewhere || (cluster < 0 && isCopied)) return undefined
+      if (cluster < 0) return wrongFlag(place, times)
+      return andThen(stored.load(cluster), () =>
+        (stored.get(cluster) === 1) === isCopied ? undefined : wrongFlag(place, times),
+      )
     },
     guest(allocated, fragmented, compressed, times) {
       guest.allocatedClusters += allocated * times
