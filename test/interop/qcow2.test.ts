@@ -283,6 +283,21 @@ suite('qcow2 between QEMU and Varve', { skip: missing('qemu-img', 'qemu-io') }, 
     peer('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', path.join(path.dirname(base), 'expected.raw'), target)
   })
 
+  test('what a disk held past its new end is gone when Varve shrinks it and QEMU makes it larger again', async (t) => {
+    const target = path.join(tempFolder(t), 'image.qcow2')
+    const model = Buffer.alloc(MIB)
+    model.fill('old ', 0, MIB - 100 * KIB)
+    await createQcow2(realHost, target, { size: MIB })
+    const image = await open(target)
+    await image.setAccess('write')
+    await image.write(0, MIB, Buffer.alloc(MIB, 'old '), 0, 0)
+    await image.resize(MIB - 100 * KIB, { shrink: true })
+    await image.close()
+    assertClean(target)
+    peer('qemu-img', 'resize', '-q', '-f', 'qcow2', target, String(MIB))
+    assert.ok((await contentOf(target)).equals(model))
+  })
+
   test('the backing reference can be rewritten to a shorter, a longer and another format’s name', async (t) => {
     const { file } = rawSource(t, 0, 1)
     const target = path.join(path.dirname(file), 'image.qcow2')

@@ -79,6 +79,9 @@ async function shrinkImage(size: number, image: Resizing): Promise<void> {
   const { header, tables, writer, dataFile } = image
   const end = roundUp(header.size, header.clusterSize)
   const tablesEnd = roundUp(size, tables.tableReach)
+  // Part of a cluster cannot go. QEMU shows it as it is when it makes the disk larger.
+  const partEnd = Math.min(roundUp(size, header.clusterSize), header.size)
+  if (partEnd > size) await writer.zero(size, partEnd - size, true)
   await writer.drop(roundUp(size, header.clusterSize), Math.min(end, tablesEnd))
   await writer.finish()
   if (tablesEnd < end) await writer.withTables(() => dropTables(tablesEnd / tables.tableReach, image))
