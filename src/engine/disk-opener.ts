@@ -9,6 +9,8 @@ import { Chain } from '../chain/chain.ts'
 import { Disk } from '../chain/disk.ts'
 import { backingName, backingPath, type Format, isFormat, openChain, openLayer } from '../chain/open.ts'
 import { DirtyLog, type DirtyLogFiles } from '../dirtylog/dirty-log.ts'
+import { dataFilePath } from '../format/qcow2/data-file.ts'
+import { readQcow2Info } from '../format/qcow2/image.ts'
 import type { HostFile } from '../host/host.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
@@ -20,7 +22,7 @@ const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
 export async function openManagedDisk(context: EngineContext, record: DiskRecord): Promise<ManagedDisk> {
   const active = record.layers.at(-1) as LayerRecord
   // As it was found: opening it for writing changes it.
-  const found = await lineage(context, active.path)
+  const found = await lineage(context, active)
   await redoBackingNames(context, record)
   const layers = await openChain({
     host: context.host,
@@ -55,7 +57,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
 async function closeUnserved(context: EngineContext, layers: readonly Layer[], log?: DirtyLog): Promise<void> {
   try {
     for (const layer of layers.toReversed()) await layer.close()
-    await log?.close(await lineage(context, (layers.at(-1) as Layer).path))
+    await log?.close(await lineage(context, layers.at(-1) as Layer))
   } finally {
     await log?.abandon()
   }
@@ -67,13 +69,18 @@ export async function closeManagedDisk(context: EngineContext, managed: ManagedD
   await managed.disk.drain()
   const active = managed.disk.chain.active
   await managed.disk.close()
-  await managed.disk.log.close(await lineage(context, active.path))
+  await managed.disk.log.close(await lineage(context, active))
 }
 
-/** What a clean close says of the active image; another writer since then changes it. */
-async function lineage(context: EngineContext, image: string): Promise<string> {
-  const status = await context.host.status(image)
-  return status === undefined ? '' : JSON.stringify([image, status.identity, status.size, status.modifiedMs])
+/** What a clean close says of the active image and its data file; another writer since then changes it. */
+async function lineage({ host }: EngineContext, { path: image, format }: LayerRecord): Promise<string> {
+  const status = await host.status(image)
+  if (status === undefined) return ''
+  const said = [image, status.identity, status.size, status.modifiedMs]
+  const dataFile = format === 'qcow2' ? (await readQcow2Info(host, image)).dataFile : undefined
+  if (dataFile === undefined) return JSON.stringify(said)
+  const data = await host.status(dataFilePath(image, dataFile.name))
+  return JSON.stringify([...said, data?.identity, data?.size, data?.modifiedMs])
 }
 
 export function formatOf(layer: LayerRecord): Format {

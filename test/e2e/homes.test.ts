@@ -189,6 +189,28 @@ test('an image that another program changed while the daemon was down is a full 
   assert.match(await site.done(...backup), /incremental/)
 })
 
+test('a data file that another program changed while the daemon was down makes the next backup a full', {
+  skip: missing('qemu-img'),
+}, async (t) => {
+  const site = await startSite(t)
+  const data = site.path('vm1.data')
+  const image = site.image('vm1.qcow2', '8M', '-o', `data_file=${data},data_file_raw=on`)
+  await site.done('disk', 'add', 'vm1', image, '-f', 'qcow2')
+  const backup = ['backup', 'vm1', '--repo', site.repository]
+  assert.match(await site.done(...backup), /full \(no earlier backup/)
+  assert.match(await site.done(...backup), /incremental/)
+  await site.daemon.stop()
+  const fd = fs.openSync(data, 'r+')
+  fs.writeSync(fd, Buffer.alloc(65_536, 9), 0, 65_536, MIB)
+  fs.closeSync(fd)
+  await site.daemon.start()
+  const said = await site.done(...backup)
+  assert.match(said, /full \(another program changed .*vm1\.qcow2 while the daemon did not run\)/)
+  await site.done('restore', said.split('\n')[0] ?? '', '--repo', site.repository, '--to', site.path('r.raw'))
+  const restored = fs.readFileSync(site.path('r.raw')).subarray(MIB, MIB + 65_536)
+  assert.ok(restored.equals(Buffer.alloc(65_536, 9)))
+})
+
 test('a chain that another program changed while the daemon was down is refused, with the way on', {
   skip: missing('qemu-img'),
 }, async (t) => {
