@@ -44,8 +44,8 @@ async function makeFile(host: Host, filePath: string, fill: (file: HostFile) => 
     } finally {
       await file.close()
     }
+    await host.syncFolder(path.dirname(filePath))
   })
-  await host.syncFolder(path.dirname(filePath))
 }
 
 async function orUnlink(host: Host, filePath: string, work: () => Promise<void>): Promise<void> {

@@ -156,8 +156,9 @@ export class SharedClusters {
     throw this.#failure('corrupt', `an L1 entry leads to ${table}, where no L2 table can be; see varve image check`)
   }
 
-  /** The host cluster where the data of an L2 entry begin; 0 for none. */
+  /** The host cluster where the data of an L2 entry begin; 0 for none in this file. */
   #firstCluster(entry: number): number {
+    if (this.#header.dataFile !== undefined) return 0
     const high = getUint32(this.#l2, entry)
     if ((high & spec.OFLAG_COMPRESSED_HIGH) === 0) return this.#standardCluster(entry)
     const host = spec.compressedOffset(high, getUint32(this.#l2, entry + 4), this.#header.clusterBits)
