@@ -26,7 +26,9 @@ const BITMAPS_MAX = 2
 
 export function idsOf(bytes: Uint8Array): Ids {
   const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)
-  return Array.from({ length: bytes.length / SECTOR }, (_, i) => idOf(words, i, 0))
+  const ids: number[] = []
+  for (let i = 0; i < bytes.length / SECTOR; i++) ids.push(idOf(words, i, 0))
+  return ids
 }
 
 /** An operation on what an image keeps: what the next world is, how it is made, and what the disk becomes. */

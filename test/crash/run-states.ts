@@ -2,14 +2,18 @@
 // every change. Runs are numbered from --seed on, so that a long campaign is done in parts.
 //
 //   node test/crash/run-states.ts --states 1000000 --jobs 2 --seed 1     from run 1 on, until there are so many
-//   node test/crash/run-states.ts --setting 512+late --states 50000
+//   node test/crash/run-states.ts --setting 512+late+keeps --states 50000 --qemu 2000     with QEMU looking at one in 2000
 //   node test/crash/run-states.ts --replay 512+late,17,5000,2310,3       one state, with its story
 
+import fs from 'node:fs'
+import os from 'node:os'
+import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { isMainThread, parentPort, Worker } from 'node:worker_threads'
+import { QemuPeer } from './qcow2-qemu.ts'
 import { record } from './qcow2-run.ts'
 import { SETTINGS, settingNamed } from './qcow2-settings.ts'
-import { type Counts, type Finding, judge, MANNERS, NO_STATES, sumOf, type Verdict } from './qcow2-states.ts'
+import { type Counts, type Finding, judge, type Look, MANNERS, NO_STATES, sumOf, type Verdict } from './qcow2-states.ts'
 
 /** What a worker is asked to do. */
 interface Task {
@@ -18,6 +22,8 @@ interface Task {
   readonly operations: number
   readonly draws: number
   readonly most: number
+  /** QEMU is shown one state in so many; none for 0. */
+  readonly qemu: number
 }
 
 interface Report {
@@ -26,18 +32,31 @@ interface Report {
   readonly boundaries: number
   readonly findings: readonly Finding[]
   readonly seconds: number
+  /** How often QEMU looked at a state. */
+  readonly looks: number
+  /** Of these states, those that only Varve can repair. */
+  readonly lost: number
 }
 
 async function perform(task: Task): Promise<Report> {
   const started = performance.now()
-  const verdict = await runOf(task)
-  return { task, ...verdict, seconds: (performance.now() - started) / 1000 }
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'varve-states-'))
+  try {
+    const peer = new QemuPeer(folder, settingNamed(task.setting))
+    const verdict = await runOf(task, peer)
+    return { task, ...verdict, seconds: (performance.now() - started) / 1000, looks: peer.seen, lost: peer.lost }
+  } finally {
+    fs.rmSync(folder, { recursive: true })
+  }
 }
 
-async function runOf(task: Task): Promise<Verdict> {
-  const { setting, seed, operations, draws, most } = task
+async function runOf(task: Task, peer: QemuPeer): Promise<Verdict> {
+  const { setting, seed, operations, draws, most, qemu } = task
+  const look: Look = (state, content, when) => {
+    if (qemu > 0 && (state.boundary * 31 + state.index) % qemu === 0) peer.look(state, content, when)
+  }
   try {
-    return await judge(await record(settingNamed(setting), seed, operations), { draws, most })
+    return await judge(await record(settingNamed(setting), seed, operations), { draws, most, look })
   } catch (error) {
     // The run itself went wrong: an operation failed, or an image could not be opened again.
     const message = error instanceof Error ? (error.stack ?? error.message) : String(error)
@@ -62,6 +81,8 @@ class Campaign {
   #run: number
   #states = 0
   #findings = 0
+  #looks = 0
+  #lost = 0
 
   constructor(options: Options) {
     this.#options = options
@@ -84,13 +105,13 @@ class Campaign {
   }
 
   #nextTask(): Task {
-    const { setting, operations, draws, states } = this.#options
+    const { setting, operations, draws, states, qemu } = this.#options
     const seed = this.#run++
     const name = setting ?? (SETTINGS[seed % SETTINGS.length] as { name: string }).name
-    return { setting: name, seed, operations, draws, most: states - this.#states }
+    return { setting: name, seed, operations, draws, most: states - this.#states, qemu }
   }
 
-  #add({ task, counts, boundaries, findings, seconds }: Report): void {
+  #add({ task, counts, boundaries, findings, seconds, looks, lost }: Report): void {
     const total = this.#totals.get(task.setting) ?? { states: 0, boundaries: 0, runs: 0, findings: 0, seconds: 0 }
     this.#totals.set(task.setting, total)
     const states = sumOf(counts)
@@ -101,6 +122,8 @@ class Campaign {
     total.seconds += seconds
     for (const manner of MANNERS) this.#counts[manner] += counts[manner]
     this.#states += states
+    this.#looks += looks
+    this.#lost += lost
     this.#findings += findings.length
     for (const finding of findings) {
       const { setting, seed, operations, boundary, index, manner, message } = finding
@@ -126,6 +149,7 @@ class Campaign {
     console.log(
       `runs ${seed} to ${this.#run - 1} of ${operations} operations, ${jobs} threads, ${Math.round(this.#seconds)} s`,
     )
+    console.log(`QEMU looked ${this.#looks} times, ${this.#lost} times at what only Varve repairs`)
     console.log(`${this.#findings} states were wrong`)
   }
 }
@@ -156,6 +180,7 @@ interface Options {
   readonly seed: number
   readonly operations: number
   readonly draws: number
+  readonly qemu: number
   readonly setting: string | undefined
 }
 
@@ -166,6 +191,7 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     operations: { type: 'string', default: '5000' },
     draws: { type: 'string', default: '2' },
+    qemu: { type: 'string', default: '0' },
     setting: { type: 'string' },
     replay: { type: 'string' },
   },
@@ -184,6 +210,7 @@ if (!isMainThread) {
           seed: Number(values.seed),
           operations: Number(values.operations),
           draws: Number(values.draws),
+          qemu: Number(values.qemu),
           setting: values.setting,
         }).go()
       : await replay(values.replay)

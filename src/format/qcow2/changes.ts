@@ -10,7 +10,8 @@
 // A unit (a cluster, or with extended L2 entries a subcluster) that shows no data but has a place of its own in the file
 // is written there: subclusters of a cluster with data, preallocated zeros, all of an external data file. What lies in the
 // place then counts as seen. When that is zeros, no sync is needed: what a power loss may bring back there is zeros, or
-// something that the guest itself had there since the last flush.
+// something that the guest itself had there since the last flush. Not so when a place that was hidden was emptied since:
+// what is brought back there may be older than what a flush covered.
 
 import { assert } from '../../base/assert.ts'
 import { QCOW2_COPY } from '../../base/limits.ts'
@@ -52,6 +53,9 @@ export class Changes {
   #isBackingSlow = false
   /** After a failure, places may hold what no sync covers, and are not looked at any more. */
   #arePlacesUncertain = false
+  /** Places that were emptied though nothing showed in them, and how many of these a sync has made durable. */
+  #emptied = 0
+  #emptiedSynced = 0
   #sawZeros = false
   readonly #seeExtent: ExtentVisitor = (_length, extent) => {
     this.#sawZeros = this.#sawZeros && (extent & ZERO) !== 0
@@ -78,6 +82,18 @@ export class Changes {
     this.places = new Places(allocator, header.clusterSize)
     this.tableMaker = new TableMaker(file, header, tables, this.places, this.sync)
     this.#filler = new Filler(data, image, tables)
+  }
+
+  /** A place that showed nothing was emptied: until a sync, it may hold again what was hidden in it. */
+  emptiedHidden(): void {
+    this.#emptied++
+  }
+
+  /** Syncs what was written. Kind 'io' when that is uncertain. */
+  async syncAll(): Promise<void> {
+    const emptied = this.#emptied
+    await this.sync.run()
+    this.#emptiedSynced = Math.max(this.#emptiedSynced, emptied)
   }
 
   /** Counts a host request that has not completed, so that what it uses is not given to others meanwhile. */
@@ -187,8 +203,8 @@ export class Changes {
     this.protect(place, end - offset, offset)
     this.done = end - offset
     const isSeen = this.tables.kind === UNMAPPED && this.#showsData(offset, end - offset)
-    const isClean =
-      !isSeen && !this.#arePlacesUncertain && this.#filler.isZeroAt(place - (offset - start), stop - start)
+    const isCertain = !this.#arePlacesUncertain && this.#emptied === this.#emptiedSynced
+    const isClean = !isSeen && isCertain && this.#filler.isZeroAt(place - (offset - start), stop - start)
     if (!isClean || from === undefined)
       return this.track(this.#settleOver({ offset, end, from, at }, start, stop, place))
     const host = place - (offset - roundDown(offset, this.#clusterSize))
@@ -222,7 +238,7 @@ export class Changes {
     const token = this.lock(offset, end - offset)
     try {
       await this.#filler.fill(content, start, stop, place - (offset - start), false)
-      await this.sync.run()
+      await this.syncAll()
       await this.#linkLoaded(offset, end - offset, place - (offset - roundDown(offset, this.#clusterSize)))
     } catch (error) {
       this.#arePlacesUncertain = true

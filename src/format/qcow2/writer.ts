@@ -91,7 +91,7 @@ export class Writer {
     this.#flushes++
     try {
       const settlement = await changes.allocator.collect()
-      await changes.sync.run()
+      await changes.syncAll()
       await changes.allocator.settle(settlement, changes.inFlight === 0)
     } finally {
       this.#flushes--

@@ -163,16 +163,14 @@ export class Zeros {
 
   /** Makes whole clusters of an external data file read as zeros, and deallocates them there. */
   #unlinkPlaces(offset: number, span: number): Pending {
-    const wait = this.#changes.data.punch(offset, span)
-    if (wait === undefined)
-      return this.#changes.holding(
-        offset,
-        span,
-        this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset)),
-      )
-    return this.#afterPunch(wait, offset, span, () =>
-      this.#changes.tables.unlink(offset, span, this.#changes.mayShowBacking(offset)),
-    )
+    const changes = this.#changes
+    const isHidden = changes.tables.kind !== DATA
+    const unlink = (): Pending => {
+      if (isHidden) changes.emptiedHidden()
+      return changes.tables.unlink(offset, span, changes.mayShowBacking(offset))
+    }
+    const wait = changes.data.punch(offset, span)
+    return wait === undefined ? changes.holding(offset, span, unlink()) : this.#afterPunch(wait, offset, span, unlink)
   }
 
   /** Makes subclusters read as zeros, and deallocates their part of the place when they may. */
