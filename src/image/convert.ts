@@ -7,6 +7,7 @@ import { IMAGE_COMPRESSING_MAX, IMAGE_LANES, IMAGE_LOST_RANGES_MAX } from '../ba
 import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, openChain } from '../chain/open.ts'
+import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { Qcow2Image } from '../format/qcow2/image.ts'
 import { withBackgroundFiles } from '../host/background.ts'
 import type { Host } from '../host/host.ts'
@@ -84,7 +85,12 @@ export async function convertImage(options: ConvertOptions): Promise<Converted> 
       const late = withLateSync(host)
       const sized = { ...settings, size: source.device.size }
       await createImage({ host: late, path: partial, format, settings: sized, allowedFolders })
-      return fill(options, source, late, partial, settings?.backingName === undefined)
+      try {
+        return await fill(options, source, late, partial, settings?.backingName === undefined)
+      } catch (error) {
+        if (settings?.dataFile !== undefined) await host.unlink(dataFilePath(partial, settings.dataFile))
+        throw error
+      }
     })
   } finally {
     await source.close()

@@ -9,6 +9,7 @@ import { Random } from '../../src/base/random.ts'
 import type { Format } from '../../src/chain/open.ts'
 import { openQcow2 } from '../../src/format/qcow2/image.ts'
 import { realHost } from '../../src/host/real.ts'
+import { parseCreateOptions } from '../../src/image/create-options.ts'
 import { type ConvertOptions, type Converted, convertImage } from '../../src/image/convert.ts'
 import { breakCompressedCluster, contentByQemu, qemuIo, writeRawDisk } from '../support/images.ts'
 import { missing, peer } from '../support/peer.ts'
@@ -110,6 +111,37 @@ suite('Conversions, beside qemu-img', SKIP, () => {
       bench.assertSame('back.raw')
     })
   }
+
+  for (const option of [
+    'compat=0.10',
+    'refcount_bits=1',
+    'extended_l2=on',
+    'preallocation=metadata',
+    'preallocation=full',
+    'data_file=made.data',
+    'data_file=made.data,data_file_raw=on',
+    'lazy_refcounts=on,cluster_size=2M',
+  ]) {
+    test(`-o ${option}`, async (t) => {
+      const bench = new Bench(t, 26, 3 * MIB)
+      // QEMU looks for a relative name in its working folder.
+      const words = option.replace('made.data', bench.path('made.data'))
+      await bench.convert('source.raw', 'made.qcow2', { settings: parseCreateOptions('qcow2', [words]) })
+      bench.assertSame('made.qcow2')
+      await bench.convert('made.qcow2', 'back.raw')
+      bench.assertSame('back.raw')
+    })
+  }
+
+  test('a conversion that fails takes its data file along', async (t) => {
+    const bench = new Bench(t, 27, MIB)
+    const settings = { dataFile: 'made.data' }
+    await assert.rejects(bench.convert('source.raw', 'made.qcow2', { settings, signal: AbortSignal.abort() }))
+    await assert.rejects(bench.convert('source.raw', 'made.qcow2', { settings, compress: true }), {
+      kind: 'unsupported',
+    })
+    assert.deepEqual(fs.readdirSync(bench.folder).sort(), ['source.qcow2', 'source.raw'])
+  })
 
   test('a chain becomes one image; with -B only what its top holds is copied', async (t) => {
     const bench = new Bench(t, 15, 4 * MIB)
