@@ -53,7 +53,8 @@ async function countWindow(roots: Roots, start: number, stop: number): Promise<T
 /** Sets what may be set where it is. False when the structure is not sound, and nothing was set. */
 async function fixInPlace(subject: Subject, stored: StoredCounts, what: RefcountRepair): Promise<boolean> {
   const roots = rootsOf(subject, stored.blocks)
-  const windows = [...windowsOf(clustersOf(subject))]
+  // A crash may leave counts past the end of the file, which would be leaks as soon as it grows.
+  const windows = [...windowsOf(Math.max(clustersOf(subject), stored.end))]
   let isSound = stored.flaws.size === 0
   let seen: Tally | undefined
   for (const { start, stop } of windows) {

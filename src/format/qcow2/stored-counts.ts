@@ -63,6 +63,11 @@ export class StoredCounts {
     this.blocks = blocks
   }
 
+  /** The end of the clusters that have a block, right or wrong. */
+  get end(): number {
+    return (this.#offsets.findLastIndex((offset) => offset !== 0) + 1) * this.perBlock
+  }
+
   /** True when the counts of the cluster's block cannot even be looked for. */
   isUnreadable(cluster: number): boolean {
     return (this.#offsets[Math.floor(cluster / this.perBlock)] ?? 0) % this.#header.clusterSize !== 0
