@@ -23,7 +23,7 @@ type Phase =
   | { readonly kind: 'securing' }
   | { readonly kind: 'spliced'; readonly splice: Splice }
   | { readonly kind: 'transmission'; readonly transmission: Transmission }
-  | { readonly kind: 'draining' }
+  | { readonly kind: 'draining'; readonly refusing: Transmission | undefined }
   | { readonly kind: 'closed' }
 
 export interface ConnectionEvents {
@@ -88,8 +88,16 @@ export class Connection {
   drain(): void {
     if (this.#phase.kind === 'closed' || this.#phase.kind === 'draining') return
     if (this.#phase.kind === 'spliced') return this.#phase.splice.end()
-    this.#phase = { kind: 'draining' }
+    this.#phase = { kind: 'draining', refusing: undefined }
     this.#endWhenIdle()
+  }
+
+  /** As `drain`, when it is the server that ends: until all is answered, what still comes is refused with ESHUTDOWN. */
+  shutDown(): void {
+    const refusing = this.#phase.kind === 'transmission' ? this.#phase.transmission : undefined
+    if (refusing === undefined || refusing.inFlight === 0) return this.drain()
+    refusing.shutDown()
+    this.#phase = { kind: 'draining', refusing }
   }
 
   #follow(socket: net.Socket): void {
@@ -143,7 +151,7 @@ export class Connection {
     if (this.#phase.kind === 'transmission') this.#serve(this.#phase.transmission)
     if (this.#phase.kind === 'spliced' && !this.#phase.splice.feed(this.#receiver, this.#receiver.length))
       this.#isHeld = true
-    if (this.#phase.kind === 'draining') this.#receiver.start = this.#receiver.end
+    if (this.#phase.kind === 'draining') this.#refuseRest(this.#phase.refusing)
   }
 
   /** One step of the handshake; true when there may be another. */
@@ -211,6 +219,12 @@ export class Connection {
       case 'violation':
         this.#socket.destroy()
     }
+  }
+
+  #refuseRest(refusing: Transmission | undefined): void {
+    if (refusing?.consume(this.#receiver) === 'more') return this.#outbox.flush()
+    this.#phase = { kind: 'draining', refusing: undefined }
+    this.#receiver.start = this.#receiver.end
   }
 
   /** Replies were sent or a slow request completed. */

@@ -155,7 +155,7 @@ test('an option whose lengths do not fit together is invalid, and the handshake 
   assert.equal((await ask(peer, goMessage(''))).at(-1)?.type, ACK)
 })
 
-test('an unknown option and STARTTLS are answered with ERR_UNSUP, also when the data is too long to look at', async (t) => {
+test('an unknown option and STARTTLS are answered with ERR_UNSUP, and data that is too long is skipped', async (t) => {
   const peer = await connect(t)
   await greet(peer)
   for (const option of [5, 11, 4242]) {

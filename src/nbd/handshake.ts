@@ -49,6 +49,7 @@ import {
   OPTION_REPLY_SIZE,
   OPTION_SIZE,
 } from './spec.ts'
+import { textOf, wireText } from './wire-text.ts'
 
 /** What a server has to offer. */
 export interface ExportList {
@@ -97,6 +98,9 @@ const NAMING = new Set([
   NBD_OPT_SET_META_CONTEXT,
 ])
 
+/** Options that have no data. */
+const WITHOUT_DATA = new Set([NBD_OPT_LIST, NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY])
+
 /** The option is syntactically invalid: answered with NBD_REP_ERR_INVALID. */
 class MalformedOption extends Error {}
 
@@ -125,9 +129,11 @@ class OptionData {
   }
 
   text(length: number): string {
-    if (length > NBD_MAX_STRING) throw new MalformedOption(`a string has at most ${NBD_MAX_STRING} bytes`)
     const at = this.#take(length)
-    return utf8.decode(this.#bytes.subarray(at, at + length))
+    const text = textOf(this.#bytes.subarray(at, at + length))
+    if (text === undefined)
+      throw new MalformedOption(`a string is UTF-8 of at most ${NBD_MAX_STRING} bytes, without NUL`)
+    return text
   }
 
   finish(): void {
@@ -156,10 +162,7 @@ export class Handshake {
 
   readonly #handlers: Readonly<Record<number, OptionHandler>> = {
     [NBD_OPT_EXPORT_NAME]: (_option, data) => this.#exportName(data),
-    [NBD_OPT_ABORT]: (option) => {
-      this.#reply(option, NBD_REP_ACK)
-      return HANG_UP
-    },
+    [NBD_OPT_ABORT]: (option) => this.#abort(option),
     [NBD_OPT_LIST]: (option, data) => this.#list(option, data),
     [NBD_OPT_STARTTLS]: (option, data) => this.#startTls(option, data),
     [NBD_OPT_INFO]: (option, data) => this.#info(option, data),
@@ -197,6 +200,8 @@ export class Handshake {
       this.#flags = getUint32(receiver.bytes, receiver.start)
       receiver.start += 4
       if ((this.#flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) !== 0) return HANG_UP
+      // Without fixed newstyle there is no way to TLS, nor to say so ("TLS support").
+      if (this.#tls === 'required' && (this.#flags & NBD_FLAG_C_FIXED_NEWSTYLE) === 0) return HANG_UP
     }
     for (;;) {
       const skipped = Math.min(this.#skip, receiver.length)
@@ -217,29 +222,55 @@ export class Handshake {
     const option = getUint32(bytes, start + 8)
     const length = getUint32(bytes, start + 12)
     if (length > NBD_OPTION_MAX) {
-      if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
       receiver.start += OPTION_SIZE
       this.#skip = length
-      return this.#refuse(option, NBD_REP_ERR_TOO_BIG, `an option has at most ${NBD_OPTION_MAX} bytes here`)
+      return this.#tooLong(option)
     }
     if (receiver.length < OPTION_SIZE + length) return undefined
     receiver.start += OPTION_SIZE + length
-    if (this.#tls === 'required' && !BEFORE_TLS.has(option))
-      return this.#refuse(option, NBD_REP_ERR_TLS_REQD, 'TLS is required here: NBD_OPT_STARTTLS comes first')
+    const handler = this.#handlers[option]
+    if (handler === undefined || this.#awaitsTls(option)) return this.#refuseUnread(option)
     const elsewhere = this.#routeOf(option, bytes, start + OPTION_SIZE, length)
     if (elsewhere !== undefined) {
       // The option itself is for whoever serves the export.
       receiver.start = start
+      if (option === NBD_OPT_SET_META_CONTEXT) this.#selected = undefined
       return elsewhere
     }
-    const handler = this.#handlers[option]
-    if (handler === undefined) return this.#refuse(option, NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
     try {
       return handler(option, new OptionData(bytes, start + OPTION_SIZE, length))
     } catch (error) {
       if (!(error instanceof MalformedOption)) throw error
+      if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
       return this.#refuse(option, NBD_REP_ERR_INVALID, error.message)
     }
+  }
+
+  #awaitsTls(option: number): boolean {
+    return this.#tls === 'required' && !BEFORE_TLS.has(option)
+  }
+
+  /** The answer to an option that comes before TLS, or that nobody here knows, whatever its data is. */
+  #refuseUnread(option: number): HandshakeOutcome {
+    if (this.#awaitsTls(option))
+      return this.#refuse(option, NBD_REP_ERR_TLS_REQD, 'TLS is required here: NBD_OPT_STARTTLS comes first')
+    return this.#refuse(option, NBD_REP_ERR_UNSUP, `option ${option} is not known here`)
+  }
+
+  /** The answer to an option whose data is thrown away. */
+  #tooLong(option: number): HandshakeOutcome {
+    if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
+    if (option === NBD_OPT_ABORT) return this.#abort(option)
+    if (this.#handlers[option] === undefined || this.#awaitsTls(option)) return this.#refuseUnread(option)
+    if (WITHOUT_DATA.has(option)) return this.#refuse(option, NBD_REP_ERR_INVALID, 'this option has no data')
+    if (option === NBD_OPT_SET_META_CONTEXT) this.#selected = undefined
+    return this.#refuse(option, NBD_REP_ERR_TOO_BIG, `an option has at most ${NBD_OPTION_MAX} bytes here`)
+  }
+
+  /** Whatever data came with it is ignored. */
+  #abort(option: number): HandshakeOutcome {
+    this.#reply(option, NBD_REP_ACK)
+    return HANG_UP
   }
 
   /** Where the export lives that an option names, when that is not here. */
@@ -265,7 +296,7 @@ export class Handshake {
 
   /** The only option that cannot be answered with an error: what cannot be served ends the connection. */
   #exportName(data: OptionData): HandshakeOutcome {
-    if (data.left > NBD_MAX_STRING || this.#tls === 'required') return HANG_UP
+    if (this.#tls === 'required') return HANG_UP
     const name = data.text(data.left)
     const found = this.#exports.find(name)
     if (found === undefined || found.device.can.minimumBlock > 1) return HANG_UP
@@ -338,8 +369,9 @@ export class Handshake {
     const found = this.#exports.find(exportName)
     if (found === undefined)
       return this.#refuse(option, NBD_REP_ERR_UNKNOWN, `there is no export named "${exportName}"`)
+    const wildcards = isSet ? [] : [...new Set(queries)].filter((query) => query.endsWith(':'))
     const matches = (name: string): boolean =>
-      queries.some((query) => query === name || (!isSet && query.endsWith(':') && name.startsWith(query)))
+      queries.includes(name) || wildcards.some((query) => name.startsWith(query))
     const all = [baseAllocation(found), ...(found.contexts ?? [])].map((context, id) => ({ id, context }))
     const contexts = queries.length === 0 && !isSet ? all : all.filter(({ context }) => matches(context.name))
     for (const { id, context } of contexts) {
@@ -360,7 +392,7 @@ export class Handshake {
   }
 
   #refuse(option: number, error: number, message: string): HandshakeOutcome {
-    return this.#reply(option, error, utf8.encode(message).subarray(0, NBD_MAX_STRING))
+    return this.#reply(option, error, wireText(message))
   }
 
   #reply(option: number, type: number, payload: Uint8Array = new Uint8Array(0)): HandshakeOutcome {

@@ -101,7 +101,7 @@ export class NbdServer {
   async withdraw(served: Export): Promise<void> {
     this.#withdrawn.add(served)
     const theirs = [...this.#connections].filter((connection) => connection.served === served)
-    for (const connection of theirs) connection.drain()
+    for (const connection of theirs) connection.shutDown()
     await Promise.all(theirs.map((connection) => connection.closed))
   }
 
@@ -112,7 +112,7 @@ export class NbdServer {
     for (const listener of this.#listeners) listener.close()
     this.#listeners.clear()
     const open = [...this.#connections]
-    for (const connection of open) connection.drain()
+    for (const connection of open) connection.shutDown()
     await Promise.all(open.map((connection) => connection.closed))
   }
 

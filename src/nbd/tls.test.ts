@@ -3,16 +3,23 @@
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
+import tls from 'node:tls'
 import { type TestContext, suite, test } from 'node:test'
 import { RawPeer, type Served, serveDevice } from '../../test/support/nbd.ts'
-import { ACK, ask, goMessage, greet, optionMessage } from '../../test/support/nbd-wire.ts'
+import { ACK, ask, goMessage, greet, optionMessage, u32 } from '../../test/support/nbd-wire.ts'
 import { missing } from '../../test/support/peer.ts'
 import { makeCredentials } from '../../test/support/tls.ts'
 import { Random } from '../base/random.ts'
 import { isBlockError } from '../block/error.ts'
 import { MemoryDevice } from '../block/memory.ts'
 import { connectNbd } from './client.ts'
-import { NBD_OPT_ABORT, NBD_OPT_STARTTLS, NBD_REP_ERR_INVALID, NBD_REP_ERR_TLS_REQD } from './spec.ts'
+import {
+  NBD_OPT_ABORT,
+  NBD_OPT_STARTTLS,
+  NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TLS_REQD,
+  NBD_REP_ERR_UNSUP,
+} from './spec.ts'
 import { type ClientTlsOptions, loadClientTls, loadServerTls, type ServerTls } from './tls.ts'
 
 const SIZE = 1024 * 1024
@@ -23,6 +30,13 @@ async function serve(t: TestContext, tls: ServerTls, place: 'unix' | 'tcp' = 'un
 
 function fails(kind: 'permission' | 'protocol' | 'not-found' | 'invalid-format' | 'io', words = '') {
   return (error: unknown): boolean => isBlockError(error, kind) && error.message.includes(words)
+}
+
+/** The types of the whole option replies in what a server said. */
+function repliesIn(said: Buffer): number[] {
+  const types: number[] = []
+  for (let at = 0; at + 20 <= said.length; at += 20 + said.readUInt32BE(at + 16)) types.push(said.readUInt32BE(at + 12))
+  return types
 }
 
 suite('TLS', { skip: missing('openssl') }, () => {
@@ -100,6 +114,10 @@ suite('TLS', { skip: missing('openssl') }, () => {
       const [reply] = await ask(peer, optionMessage(option))
       assert.equal(reply?.type, NBD_REP_ERR_TLS_REQD, `option ${option}`)
     }
+    for (const option of [3, 7, 99]) {
+      const [reply] = await ask(peer, optionMessage(option, Buffer.alloc(300_000)))
+      assert.equal(reply?.type, NBD_REP_ERR_TLS_REQD, `option ${option}, too long to read`)
+    }
     const [withData] = await ask(peer, optionMessage(NBD_OPT_STARTTLS, Buffer.from('x')))
     assert.equal(withData?.type, NBD_REP_ERR_INVALID)
     const [aborted] = await ask(peer, optionMessage(NBD_OPT_ABORT))
@@ -108,6 +126,36 @@ suite('TLS', { skip: missing('openssl') }, () => {
     await greet(other)
     other.send(optionMessage(1))
     assert.equal((await other.rest()).length, 0)
+  })
+
+  test('a client that knows no fixed newstyle cannot begin TLS, so its connection ends', async (t) => {
+    const { keysFile } = makeCredentials(t)
+    const { target } = await serve(t, await loadServerTls({ files: { kind: 'psk', file: keysFile } }))
+    for (const flags of [0, 2]) {
+      const peer = new RawPeer(target)
+      await greet(peer, flags)
+      assert.equal((await peer.rest()).length, 0)
+    }
+  })
+
+  test('after TLS began, STARTTLS is invalid, and nothing is answered with ERR_TLS_REQD', async (t) => {
+    const { folder } = makeCredentials(t)
+    const { target } = await serve(t, await loadServerTls({ files: { kind: 'x509', folder } }))
+    const peer = new RawPeer(target)
+    await greet(peer)
+    await ask(peer, optionMessage(NBD_OPT_STARTTLS))
+    peer.socket.removeAllListeners('data')
+    const ca = fs.readFileSync(path.join(folder, 'ca-cert.pem'))
+    const secure = tls.connect({ socket: peer.socket, servername: 'localhost', ca })
+    t.after(() => secure.destroy())
+    const options = [NBD_OPT_STARTTLS, 99, 3]
+    secure.write(Buffer.concat(options.map((option) => optionMessage(option, u32(1)))))
+    let said = Buffer.alloc(0)
+    for await (const piece of secure) {
+      said = Buffer.concat([said, piece as Buffer])
+      if (repliesIn(said).length === options.length) break
+    }
+    assert.deepEqual(repliesIn(said), [NBD_REP_ERR_INVALID, NBD_REP_ERR_UNSUP, NBD_REP_ERR_INVALID])
   })
 
   test('what is sent in the clear right behind STARTTLS ends the connection', async (t) => {

@@ -5,7 +5,7 @@
 //   receiver -> consume -> device -> reply in place -> outbox
 //                             \-> promise -> SlowRequest -> outbox
 
-import { getUint16, getUint32, getUint64, utf8 } from '../base/bytes.ts'
+import { getUint16, getUint32, getUint64 } from '../base/bytes.ts'
 import { BREATH_MS, NBD_CONNECTION_BYTES, NBD_OWN_BUFFER, NBD_REQUESTS_IN_FLIGHT, REQUEST_MAX } from '../base/limits.ts'
 import { type BlockDevice, FUA, MAY_UNMAP, type Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
@@ -40,11 +40,12 @@ import {
   NBD_ENOTSUP,
   NBD_EOVERFLOW,
   NBD_EPERM,
-  NBD_MAX_STRING,
+  NBD_ESHUTDOWN,
   NBD_REQUEST_MAGIC,
   REQUEST_SIZE,
   SIMPLE_REPLY_SIZE,
 } from './spec.ts'
+import { wireText } from './wire-text.ts'
 
 /**
  * Why `consume` stopped: 'more' bytes are needed; 'blocked' until replies are sent or requests complete; the time slice is
@@ -113,6 +114,7 @@ export class Transmission {
   readonly #idle: SlowRequest[] = []
   #slowCount = 0
   #slowBytes = 0
+  #isShutDown = false
   /** A long write whose data is still arriving. */
   #gathering: { readonly header: Uint8Array; readonly data: SharedBuffer } | undefined
 
@@ -169,6 +171,11 @@ export class Transmission {
     }
   }
 
+  /** From here on every request is refused as a server that ends does it; those in flight are still answered. */
+  shutDown(): void {
+    this.#isShutDown = true
+  }
+
   /** Gives back what no slow request uses. The socket must be closed. */
   dispose(): void {
     this.#gathering?.data.release()
@@ -188,7 +195,7 @@ export class Transmission {
       const length = getUint32(bytes, start + AT_LENGTH)
       this.#checkFlags(NBD_CMD_READ, flags)
       const mayHole = (flags & NBD_CMD_FLAG_DF) === 0
-      if (length > REQUEST_MAX) throw new Refusal(mayHole ? NBD_EINVAL : NBD_EOVERFLOW, 'the read is too long')
+      if (length > REQUEST_MAX) throw this.#readTooLong(offset, length)
       const header = readHeaderSize(this.#structured)
       const at = this.#outbox.reserve(header + length)
       const to = this.#outbox.bytes
@@ -206,6 +213,12 @@ export class Transmission {
     } catch (error) {
       this.#fail(bytes, start + AT_COOKIE, NBD_CMD_READ, error)
     }
+  }
+
+  /** "Too long" is the answer only to who can ask for less and get it, and who knows of it: with structured replies. */
+  #readTooLong(offset: number, length: number): Refusal {
+    this.#checkRange(offset, length)
+    return new Refusal(this.#structured ? NBD_EOVERFLOW : NBD_EINVAL, `a read has at most ${REQUEST_MAX} bytes`)
   }
 
   #finishRead(
@@ -289,17 +302,21 @@ export class Transmission {
         return this.#device.trim(offset, length, fua)
       case NBD_CMD_WRITE_ZEROES: {
         this.#checkWritable()
-        const isFast = this.#device.can.zero === 'native'
-        if (flags & NBD_CMD_FLAG_FAST_ZERO && !isFast) throw new Refusal(NBD_ENOTSUP, 'zeroing is not fast here')
+        const { zero } = this.#device.can
+        // Where zeroing is not advertised at all, neither is its fast form: the device refuses both as invalid.
+        const isSlow = zero === 'emulated' && (flags & NBD_CMD_FLAG_FAST_ZERO) !== 0
+        if (isSlow) throw new Refusal(NBD_ENOTSUP, 'zeroing is not fast here')
         return this.#device.zero(offset, length, fua | (flags & NBD_CMD_FLAG_NO_HOLE ? 0 : MAY_UNMAP))
       }
       case NBD_CMD_CACHE:
+        this.#checkRange(offset, length)
+        if (length > REQUEST_MAX) throw new Refusal(NBD_EOVERFLOW, `at most ${REQUEST_MAX} bytes are cached at once`)
         return this.#cache(offset, length)
       default: {
         const { contexts } = this.#session
         if (contexts.length === 0) throw new Refusal(NBD_EINVAL, 'no metadata context was selected')
-        const isInside = offset >= 0 && length > 0 && offset + length <= this.#device.size
-        if (!isInside) throw new Refusal(NBD_EINVAL, 'block status outside the export')
+        this.#checkRange(offset, length)
+        if (length === 0) throw new Refusal(NBD_EINVAL, 'block status of no bytes')
         return blockStatus(contexts, offset, length, (flags & NBD_CMD_FLAG_REQ_ONE) !== 0, answers ?? [])
       }
     }
@@ -307,7 +324,6 @@ export class Transmission {
 
   /** Reads the range for the sake of the page cache below. */
   async #cache(offset: number, length: number): Promise<void> {
-    if (length > REQUEST_MAX) throw new Refusal(NBD_EOVERFLOW, 'the range to cache is too long')
     const scratch = pool.take(CACHE_PIECE)
     try {
       const end = offset + length
@@ -319,7 +335,17 @@ export class Transmission {
     }
   }
 
+  /** For what the device does not check itself. */
+  #checkRange(offset: number, length: number): void {
+    const { size, can } = this.#device
+    if (offset < 0 || offset + length > size) throw new Refusal(NBD_EINVAL, `the export has ${size} bytes`)
+    const unit = can.minimumBlock
+    if (offset % unit !== 0 || length % unit !== 0)
+      throw new Refusal(NBD_EINVAL, `requests are multiples of ${unit} bytes`)
+  }
+
   #checkFlags(type: number, flags: number): void {
+    if (this.#isShutDown) throw new Refusal(NBD_ESHUTDOWN, 'the export is being shut down')
     const allowed = COMMAND_FLAGS[type]
     if (allowed === undefined) throw new Refusal(NBD_EINVAL, `command ${type} is unknown`)
     const usable = this.#structured ? allowed : allowed & ~NBD_CMD_FLAG_DF
@@ -380,7 +406,7 @@ export class Transmission {
       return
     }
     const text = error instanceof BlockError || error instanceof Refusal ? error.message : 'internal error'
-    const message = utf8.encode(text).subarray(0, NBD_MAX_STRING)
+    const message = wireText(text)
     const at = this.#outbox.reserve(CHUNK_SIZE + 6 + message.length)
     this.#outbox.commit(structuredError(this.#outbox.bytes, at, cookie, from, errno, message))
   }
