@@ -27,7 +27,7 @@ type Parts = Parameters<typeof requestMessage>[0]
 interface Setup extends Served {
   readonly peer: RawPeer
   /** The error number of a request, however it is answered; 0 is success. */
-  errno(parts: Parts): Promise<number>
+  readonly errno: (parts: Parts) => Promise<number>
 }
 
 interface SetupOptions extends ServeOptions {
