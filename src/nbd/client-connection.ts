@@ -1,45 +1,25 @@
-// One connection of the client to a server: connects, negotiates, sends requests, and parses replies straight into the
-// callers' buffers. It ends when it is lost or the server breaks the protocol; what then happens to the requests is the
-// client's business.
+// One connection of the client to a server: connects, negotiates, sends requests, and has the replies parsed
+// (client-replies.ts). It ends when it is lost, the server breaks the protocol or goes away; what then happens to the requests is
+// the client's business.
 //
-//   connecting -> negotiating (-> TLS -> negotiating) -> open -> closed
+//   connecting -> negotiating (-> TLS -> negotiating) -> open (-> leaving) -> closed
 
 import net from 'node:net'
-import { getUint16, getUint32, getUint64, setUint16, setUint32, setUint64, utf8 } from '../base/bytes.ts'
-import { NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER, NBD_STATUS_REPLY_MAX } from '../base/limits.ts'
+import { setUint16, setUint32, setUint64 } from '../base/bytes.ts'
+import { NBD_DRAIN_MS, NBD_HANDSHAKE_MS, NBD_RECEIVE_BUFFER } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { type ExportInfo, negotiate, violation } from './client-handshake.ts'
+import { ReplyParser } from './client-replies.ts'
 import type { ClientRequest } from './client-request.ts'
 import { onreadInto, readByEvents } from './inlet.ts'
 import { Outbox } from './outbox.ts'
 import { Receiver } from './receiver.ts'
-import { SharedBuffer } from './shared-buffer.ts'
-import {
-  CHUNK_SIZE,
-  kindOfErrno,
-  NBD_CMD_DISC,
-  NBD_CMD_READ,
-  NBD_CMD_WRITE,
-  NBD_REPLY_FLAG_DONE,
-  NBD_REPLY_TYPE_BLOCK_STATUS,
-  NBD_REPLY_TYPE_FLAG_ERROR,
-  NBD_REPLY_TYPE_NONE,
-  NBD_REPLY_TYPE_OFFSET_DATA,
-  NBD_REPLY_TYPE_OFFSET_HOLE,
-  NBD_REQUEST_MAGIC,
-  NBD_SIMPLE_REPLY_MAGIC,
-  NBD_STRUCTURED_REPLY_MAGIC,
-  REQUEST_SIZE,
-  SIMPLE_REPLY_SIZE,
-} from './spec.ts'
+import { NBD_CMD_DISC, NBD_CMD_WRITE, NBD_REQUEST_MAGIC, REQUEST_SIZE } from './spec.ts'
 import { type ClientTls, loadClientTls } from './tls.ts'
 import { formatNbdUri, type NbdUri } from './uri.ts'
 
 /** Written data up to this length is copied beside its header; longer data goes to the socket from where it is. */
 const COPY_MAX = 16 * 1024
-
-/** The longest error chunk: its fields and a message whose length has 16 bits. */
-const ERROR_CHUNK_MAX = 14 + 0xffff
 
 export interface ConnectionOwner {
   /** The request in flight in a slot. */
@@ -50,21 +30,6 @@ export interface ConnectionOwner {
   lost(error: BlockError): void
 }
 
-/** What the bytes now arriving belong to. */
-type Incoming =
-  | { readonly kind: 'header' }
-  | { readonly kind: 'data'; readonly slot: number; readonly isLast: boolean }
-  | {
-      readonly kind: 'chunk'
-      readonly slot: number
-      readonly isLast: boolean
-      readonly type: number
-      readonly length: number
-      readonly buffer: SharedBuffer
-    }
-
-const HEADER: Incoming = { kind: 'header' }
-
 export class ClientConnection {
   readonly name: string
   readonly #owner: ConnectionOwner
@@ -73,8 +38,9 @@ export class ClientConnection {
   readonly #receiver = new Receiver(NBD_RECEIVE_BUFFER)
   #outbox: Outbox
   #info: ExportInfo | undefined
-  #incoming: Incoming = HEADER
-  #slot = 0
+  #replies: ReplyParser | undefined
+  /** Set while the last replies of a server that goes away may arrive. */
+  #leaving: NodeJS.Timeout | undefined
   #waiting: { readonly count: number; readonly arrived: () => void } | undefined
   #failure: BlockError | undefined
   readonly #closed = Promise.withResolvers<void>()
@@ -129,12 +95,13 @@ export class ClientConnection {
         receive: (count: number) => connection.#receive(count),
         startTls: tls === undefined ? undefined : () => connection.#startTls(tls),
       }
-      connection.#info = await negotiate(wire, target.name, contexts)
+      connection.#begin(await negotiate(wire, target.name, contexts))
       return connection
     } catch (error) {
-      connection.#destroy(toBlockError(error, `${connection.name}: handshake`))
+      const reason = toBlockError(error, `${connection.name}: handshake`)
+      connection.#destroy(reason)
       await connection.closed
-      throw connection.#failure
+      throw reason
     } finally {
       clearTimeout(timer)
     }
@@ -150,8 +117,22 @@ export class ClientConnection {
     return this.#closed.promise
   }
 
-  /** Sends a request; its cookie names `slot` and its sequence number. All of one turn go out in one write. */
+  #begin(info: ExportInfo): void {
+    this.#info = info
+    this.#replies = new ReplyParser(this.name, info, this.#receiver, {
+      find: (slot) => this.#owner.find(slot),
+      finished: (slot, error) => this.#owner.finished(slot, error),
+      leaving: this.#leave,
+      violated: (what) => this.#destroy(violation(this.name, what)),
+    })
+  }
+
+  /**
+   * Sends a request; its cookie names `slot` and its sequence number. All of one turn go out in one write. To a server that goes away
+   * nothing is sent: the request is among those that are lost with the connection.
+   */
   send(request: ClientRequest, slot: number): void {
+    if (this.#leaving !== undefined) return
     const { type, length, bytes } = request
     const copied = type === NBD_CMD_WRITE && length <= COPY_MAX ? length : 0
     const at = this.#outbox.reserve(REQUEST_SIZE + copied)
@@ -172,6 +153,19 @@ export class ClientConnection {
 
   /** Says goodbye and closes. No request may be in flight. */
   async disconnect(): Promise<void> {
+    if (this.#leaving === undefined) this.#sayGoodbye(() => this.#socket.destroy())
+    await this.closed
+  }
+
+  /** The server shuts down: says goodbye, as the text demands, takes the replies that still come, and is lost then. */
+  readonly #leave = (): void => {
+    if (this.#leaving !== undefined) return
+    this.#failure ??= new BlockError('closed', `${this.name}: the server is shutting down`, { device: this.name })
+    this.#leaving = setTimeout(() => this.#socket.destroy(), NBD_DRAIN_MS)
+    this.#sayGoodbye(() => {})
+  }
+
+  #sayGoodbye(sent: () => void): void {
     const at = this.#outbox.reserve(REQUEST_SIZE)
     const to = this.#outbox.bytes
     to.fill(0, at, at + REQUEST_SIZE)
@@ -179,8 +173,7 @@ export class ClientConnection {
     setUint16(to, at + 6, NBD_CMD_DISC)
     this.#outbox.commit(REQUEST_SIZE)
     this.#outbox.flush()
-    this.#socket.end(() => this.#socket.destroy())
-    await this.closed
+    this.#socket.end(sent)
   }
 
   #destroy(error: BlockError): void {
@@ -191,8 +184,8 @@ export class ClientConnection {
   readonly #socketClosed = (): void => {
     const lost = new BlockError('io', `${this.name}: the connection was lost`, { device: this.name })
     this.#failure ??= lost
-    if (this.#incoming.kind === 'chunk') this.#incoming.buffer.release()
-    this.#incoming = HEADER
+    clearTimeout(this.#leaving)
+    this.#replies?.dispose()
     this.#outbox.dispose()
     this.#receiver.dispose()
     this.#waiting?.arrived()
@@ -216,160 +209,13 @@ export class ClientConnection {
   }
 
   readonly #arrived = (): boolean => {
-    if (this.#info !== undefined) this.#parse()
+    if (this.#replies !== undefined) this.#replies.parse()
     else if (this.#waiting !== undefined && this.#receiver.length >= this.#waiting.count) this.#waiting.arrived()
     return true
-  }
-
-  #parse(): void {
-    let goesOn = true
-    while (goesOn && !this.#socket.destroyed) {
-      const incoming = this.#incoming
-      if (this.#receiver.isDiverting) return
-      if (incoming.kind === 'header') goesOn = this.#header()
-      else {
-        this.#incoming = HEADER
-        if (incoming.kind === 'chunk') this.#chunk(incoming.slot, incoming.type, incoming.buffer, incoming.length)
-        if (incoming.isLast) this.#finish(incoming.slot)
-      }
-    }
-  }
-
-  /** Handles a reply's header and what is small behind it; false when more bytes are needed first. */
-  #header(): boolean {
-    const { bytes, start, length } = this.#receiver
-    if (length < SIMPLE_REPLY_SIZE) return false
-    const magic = getUint32(bytes, start)
-    if (magic === NBD_SIMPLE_REPLY_MAGIC) {
-      const request = this.#find(bytes, start + 8)
-      this.#receiver.start += SIMPLE_REPLY_SIZE
-      if (request !== undefined) this.#simple(request, getUint32(bytes, start + 4))
-      return true
-    }
-    if (magic !== NBD_STRUCTURED_REPLY_MAGIC || !this.info.structured) return this.#violate('a reply of unknown kind')
-    if (length < CHUNK_SIZE) return false
-    return this.#structured(bytes, start)
-  }
-
-  /** The request of a cookie; leaves its slot in `#slot`. */
-  #find(bytes: Uint8Array, at: number): ClientRequest | undefined {
-    this.#slot = getUint32(bytes, at + 4)
-    const request = this.#owner.find(this.#slot)
-    if (request?.sequence === getUint32(bytes, at)) return request
-    this.#violate('a reply to no request')
-    return undefined
-  }
-
-  #simple(request: ClientRequest, errno: number): void {
-    if (errno !== 0) {
-      request.error = errorOf(this.name, request, errno, '')
-      this.#finish(this.#slot)
-      return
-    }
-    if (request.type !== NBD_CMD_READ) this.#finish(this.#slot)
-    else if (this.info.structured) this.#violate('a simple reply to a read')
-    else {
-      request.accept(request.offset, request.length)
-      this.#data(request, request.offset, request.length, true)
-    }
-  }
-
-  #data(request: ClientRequest, offset: number, length: number, isLast: boolean): void {
-    if (request.bytes === undefined) return
-    this.#incoming = { kind: 'data', slot: this.#slot, isLast }
-    this.#receiver.divert(request.bytes, request.at + offset - request.offset, length)
-  }
-
-  #structured(bytes: Uint8Array, start: number): boolean {
-    const request = this.#find(bytes, start + 8)
-    if (request === undefined) return false
-    const isLast = (getUint16(bytes, start + 4) & NBD_REPLY_FLAG_DONE) !== 0
-    const type = getUint16(bytes, start + 6)
-    const length = getUint32(bytes, start + 16)
-    const slot = this.#slot
-    if (type === NBD_REPLY_TYPE_NONE) {
-      if (length !== 0 || !isLast) return this.#violate('a chunk of type NONE that is not the last or not empty')
-      this.#receiver.start += CHUNK_SIZE
-      this.#finish(slot)
-      return true
-    }
-    if (type === NBD_REPLY_TYPE_OFFSET_DATA) {
-      if (length < 9) return this.#violate('a data chunk without data')
-      if (this.#receiver.length < CHUNK_SIZE + 8) return false
-      const offset = getUint64(bytes, start + CHUNK_SIZE)
-      if (!request.accept(offset, length - 8)) return this.#violate('data that was not asked for')
-      this.#receiver.start += CHUNK_SIZE + 8
-      this.#data(request, offset, length - 8, isLast)
-      return true
-    }
-    const isError = (type & NBD_REPLY_TYPE_FLAG_ERROR) !== 0
-    const isKnown = isError || type === NBD_REPLY_TYPE_OFFSET_HOLE || type === NBD_REPLY_TYPE_BLOCK_STATUS
-    if (!isKnown) return this.#violate(`a chunk of unknown type ${type}`)
-    if (length > (isError ? ERROR_CHUNK_MAX : NBD_STATUS_REPLY_MAX)) return this.#violate(`a chunk of ${length} bytes`)
-    const buffer = new SharedBuffer(length)
-    this.#receiver.start += CHUNK_SIZE
-    this.#incoming = { kind: 'chunk', slot, isLast, type, length, buffer }
-    this.#receiver.divert(buffer.bytes, 0, length)
-    return true
-  }
-
-  /** A chunk that is not a read's data has arrived whole. */
-  #chunk(slot: number, type: number, buffer: SharedBuffer, length: number): void {
-    const request = this.#owner.find(slot)
-    const { bytes } = buffer
-    if (request === undefined) this.#violate('a reply to no request')
-    else if (type === NBD_REPLY_TYPE_OFFSET_HOLE) this.#hole(request, bytes, length)
-    else if (type === NBD_REPLY_TYPE_BLOCK_STATUS) this.#status(request, bytes, length)
-    else if (length < 6 || getUint16(bytes, 4) > length - 6 || getUint32(bytes, 0) === 0)
-      this.#violate('a bad error chunk')
-    else {
-      const message = utf8.decode(bytes.subarray(6, 6 + getUint16(bytes, 4)))
-      request.error ??= errorOf(this.name, request, getUint32(bytes, 0), message)
-    }
-    buffer.release()
-  }
-
-  #hole(request: ClientRequest, bytes: Uint8Array, length: number): void {
-    const offset = length === 12 ? getUint64(bytes, 0) : -1
-    const size = getUint32(bytes, 8)
-    if (offset < 0 || !request.accept(offset, size)) this.#violate('a hole that was not asked for')
-    else {
-      const at = request.at + offset - request.offset
-      request.bytes?.fill(0, at, at + size)
-    }
-  }
-
-  #status(request: ClientRequest, bytes: Uint8Array, length: number): void {
-    if (length < 12 || length % 8 !== 4) {
-      this.#violate('a bad block status chunk')
-      return
-    }
-    if (getUint32(bytes, 0) !== this.info.contexts.get(request.context)) return
-    const extents: number[] = []
-    for (let at = 4; at < length; at += 4) extents.push(getUint32(bytes, at))
-    if (!request.acceptStatus(extents)) this.#violate('a block status that was not asked for')
-  }
-
-  #finish(slot: number): void {
-    const request = this.#owner.find(slot)
-    if (request === undefined || this.#socket.destroyed) return
-    if (request.error === undefined && !request.isComplete) this.#violate('a reply that ends too early')
-    else this.#owner.finished(slot, request.error)
-  }
-
-  #violate(what: string): false {
-    this.#destroy(violation(this.name, what))
-    return false
   }
 }
 
 /** Whose name the certificate of a server must have, unless the URI says so. */
 function hostOf(target: NbdUri): string {
   return target.transport === 'tcp' ? target.host : 'localhost'
-}
-
-function errorOf(name: string, request: ClientRequest, errno: number, message: string): BlockError {
-  const { offset, length } = request
-  const what = message === '' ? `error ${errno} from the server` : message
-  return new BlockError(kindOfErrno(errno), `${name}: ${what}`, { device: name, offset, length })
 }

@@ -17,6 +17,7 @@ import {
   NBD_INFO_BLOCK_SIZE,
   NBD_INFO_EXPORT,
   NBD_MAGIC,
+  NBD_OPT_ABORT,
   NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
   NBD_OPT_SET_META_CONTEXT,
@@ -87,7 +88,7 @@ export async function negotiate(wire: Wire, exportName: string, contexts: readon
   if (wire.startTls !== undefined) {
     const { error } = await ask(wire, NBD_OPT_STARTTLS, new Uint8Array(0))
     // Never downgraded: whoever asked for TLS gets it or nothing.
-    if (error !== undefined) throw refusal(wire, NBD_OPT_STARTTLS, error)
+    if (error !== undefined) return refused(wire, NBD_OPT_STARTTLS, error)
     await wire.startTls()
   }
   const structured = (await ask(wire, NBD_OPT_STRUCTURED_REPLY, new Uint8Array(0))).error === undefined
@@ -95,7 +96,7 @@ export async function negotiate(wire: Wire, exportName: string, contexts: readon
   const go = await ask(wire, NBD_OPT_GO, goData(exportName))
   const shared = { structured, contexts: selected }
   if (go.error === undefined) return { ...readInfo(wire, go.replies), ...shared }
-  if (go.error.type !== NBD_REP_ERR_UNSUP) throw refusal(wire, NBD_OPT_GO, go.error)
+  if (go.error.type !== NBD_REP_ERR_UNSUP) return refused(wire, NBD_OPT_GO, go.error)
   return { ...(await enterByName(wire, exportName, (flags & NBD_FLAG_NO_ZEROES) !== 0)), ...shared }
 }
 
@@ -141,6 +142,7 @@ async function ask(wire: Wire, option: number, data: Uint8Array): Promise<Answer
   for (;;) {
     const reply = await receiveReply(wire, option)
     if (reply.type === NBD_REP_ACK) return { replies, error: undefined }
+    if (reply.type === NBD_REP_ERR_SHUTDOWN) return refused(wire, option, reply)
     if (reply.type >= NBD_REP_FLAG_ERROR) return { replies, error: reply }
     replies.push(reply)
     total += OPTION_REPLY_SIZE + reply.data.length
@@ -158,10 +160,14 @@ async function receiveReply(wire: Wire, option: number): Promise<OptionReply> {
   return { type, data: await wire.receive(length) }
 }
 
-function refusal(wire: Wire, option: number, { type, data }: OptionReply): BlockError {
+/** Ends the session as a client must ("Termination of the session during option haggling"), and fails with the reason. */
+async function refused(wire: Wire, option: number, { type, data }: OptionReply): Promise<never> {
+  sendOption(wire, NBD_OPT_ABORT, new Uint8Array(0))
+  // A server may close without a reply.
+  await receiveReply(wire, NBD_OPT_ABORT).catch(() => undefined)
   const [kind, why] = REFUSALS[type] ?? (['protocol', `the server refuses ${OPTION_NAMES[option]}`] as const)
   const details = data.length > 0 ? ` (${utf8.decode(data)})` : ''
-  return new BlockError(kind, `${wire.name}: ${why}${details}`, { device: wire.name })
+  throw new BlockError(kind, `${wire.name}: ${why}${details}`, { device: wire.name })
 }
 
 function goData(exportName: string): Uint8Array {

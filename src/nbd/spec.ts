@@ -170,9 +170,9 @@ const ERRNO_KIND: Readonly<Record<number, ErrorKind>> = {
   [NBD_ESHUTDOWN]: 'closed',
 }
 
-/** What a client makes of a server's error number; any number that the specification does not define is 'io'. */
+/** What a client makes of a server's error number; any number that it does not expect is as EINVAL ("Error values"). */
 export function kindOfErrno(errno: number): ErrorKind {
-  return ERRNO_KIND[errno] ?? 'io'
+  return ERRNO_KIND[errno] ?? 'invalid-argument'
 }
 
 /** The name of an option, for messages. */
