@@ -26,7 +26,7 @@ suite('whatever a crash leaves of a qcow2 image is clean after its repair and ho
       const most = Math.ceil(STATES / SETTINGS.length)
       for (let states = 0, run = 0; states < most; run++) {
         const recording = await record(setting, seed + run, OPERATIONS)
-        const { counts, findings } = await judge(recording, { draws: 1, most: most - states })
+        const { counts, findings } = await judge(recording, { draws: 1, most: most - states, again: 100 })
         assert.deepEqual(findings.map(describe), [])
         states += sumOf(counts)
       }

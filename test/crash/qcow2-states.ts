@@ -15,6 +15,7 @@ import type { Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { repairQcow2 } from '../../src/format/qcow2/repair.ts'
 import { INCOMPAT_DIRTY } from '../../src/format/qcow2/spec.ts'
 import { type Change, Content, CrashDisk, SECTOR, type Synced } from './crash-disk.ts'
+import { recordRepair } from './qcow2-again.ts'
 import {
   backedSectors,
   backingOf,
@@ -73,6 +74,8 @@ export interface JudgeOptions {
   readonly most?: number
   /** Judge this one alone. */
   readonly only?: { readonly boundary: number; readonly index: number }
+  /** Of one state in so many, the repair too is cut short by crashes. */
+  readonly again?: number
   /** Sees a state with what Varve reads there: as it was found, and again when Varve has written to it and closed it. */
   readonly look?: Look
   /** Is told of each state what it was made of. */
@@ -116,6 +119,8 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
       total++
       options.tell?.(replay.describe(state))
       try {
+        if (options.again !== undefined && (boundary * 13 + index) % options.again === 0)
+          total += await judgeRepair(recording, state, counts)
         await replay.examine(state, options.look)
       } catch (error) {
         const { setting, seed, operations } = recording
@@ -127,6 +132,16 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
     }
   }
   return { counts, boundaries, findings }
+}
+
+/** Judges the states of the repair of one; gives their number. */
+async function judgeRepair(recording: Recording, state: State, counts: Counts): Promise<number> {
+  const verdict = await judge(await recordRepair(recording, state.disk), { draws: 3 })
+  const [finding] = verdict.findings
+  if (finding !== undefined)
+    assert.fail(`in the repair, at ${finding.boundary}, ${finding.manner} ${finding.index}: ${finding.message}`)
+  for (const manner of MANNERS) counts[manner] += verdict.counts[manner]
+  return sumOf(verdict.counts)
 }
 
 /** Walks along a recorded run, and makes and judges the states of each moment. */

@@ -38,6 +38,9 @@ interface Report {
   readonly lost: number
 }
 
+/** Of one state in so many, the repair too is cut short by crashes. */
+const AGAIN = 200
+
 async function perform(task: Task): Promise<Report> {
   const started = performance.now()
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'varve-states-'))
@@ -56,7 +59,7 @@ async function runOf(task: Task, peer: QemuPeer): Promise<Verdict> {
     if (qemu > 0 && (state.boundary * 31 + state.index) % qemu === 0) peer.look(state, content, when)
   }
   try {
-    return await judge(await record(settingNamed(setting), seed, operations), { draws, most, look })
+    return await judge(await record(settingNamed(setting), seed, operations), { draws, most, look, again: AGAIN })
   } catch (error) {
     // The run itself went wrong: an operation failed, or an image could not be opened again.
     const message = error instanceof Error ? (error.stack ?? error.message) : String(error)
@@ -169,7 +172,7 @@ async function replay(words: string): Promise<boolean> {
   const [seed = 0, operations = 0, boundary = 0, index = 0] = numbers.map(Number)
   const recording = await record(settingNamed(name), seed, operations)
   const tell = (lines: readonly string[]): void => lines.forEach((line) => console.log(line))
-  const { counts, findings } = await judge(recording, { draws: index, only: { boundary, index }, tell })
+  const { counts, findings } = await judge(recording, { draws: index, only: { boundary, index }, tell, again: 1 })
   console.log(sumOf(counts) === 0 ? 'there is no such state' : (findings[0]?.message ?? 'nothing is wrong'))
   return findings.length === 0
 }
