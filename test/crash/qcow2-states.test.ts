@@ -34,17 +34,24 @@ suite('whatever a crash leaves of a qcow2 image is clean after its repair and ho
   }
 })
 
-/** Runs in which something was wrong once: what it was, and where. */
-const FOUND: readonly (readonly [what: string, setting: string, seed: number, operations: number])[] = [
-  ['a flush did not wait for one under way, so that what it covered was lost', '512', 1, 100],
-  ['two writers of one cluster kept each other waiting for ever', '512', 1, 300],
-  ['two flushes found the same free clusters, which were then given out twice', '4k+backing+late', 1, 500],
+type Found = readonly [what: string, setting: string, seed: number, operations: number, place: number]
+
+/** Runs that showed each of these while the code was as it was then, and about where. */
+const FOUND: readonly Found[] = [
+  ['a flush did not wait for one under way, and what it covered was lost', '512', 4, 60, 170],
+  ['two writers of one cluster kept each other waiting for ever', '512+backing', 18, 120, 0],
+  ['two flushes found the same free clusters, which were then given out twice', '4k+backing+late', 15, 300, 1072],
+  ['a lost place took along subclusters that showed the backing file', 'extended-l2+backing', 2, 60, 248],
+  ['a flush did not cover what a process wrote that died before', '512-v2+backing+late+device', 11, 200, 152],
+  ['a place emptied while it was hidden came back with what it held before a flush', '512-data+backing', 3, 300, 195],
+  ['a repair left counts past the end of the file', '512+late+keeps', 14, 300, 2097],
 ]
 
-suite('runs in which a crash once left something wrong', () => {
-  for (const [what, setting, seed, operations] of FOUND) {
+suite('runs in which something was wrong once', () => {
+  for (const [what, setting, seed, operations, place] of FOUND) {
     test(`${what}: no more`, async () => {
-      const { findings } = await judge(await record(settingNamed(setting), seed, operations), { draws: 0, most: 400 })
+      const recording = await record(settingNamed(setting), seed, operations)
+      const { findings } = await judge(recording, { draws: 1, from: place - 50, most: 400 })
       assert.deepEqual(findings.map(describe), [])
     })
   }

@@ -70,6 +70,8 @@ export interface Finding {
 export interface JudgeOptions {
   /** States drawn at each crash, beside the kill and, where it is another state than before, the loss of all. */
   readonly draws: number
+  /** No states before this place in the log. */
+  readonly from?: number
   /** No more states than this. */
   readonly most?: number
   /** Judge this one alone. */
@@ -102,7 +104,7 @@ const FINDINGS_MAX = 20
 
 /** Judges the states of a recorded run. */
 export async function judge(recording: Recording, options: JudgeOptions): Promise<Verdict> {
-  const { draws, most = Number.POSITIVE_INFINITY, only } = options
+  const { draws, from = 0, most = Number.POSITIVE_INFINITY, only } = options
   const replay = new Replay(recording)
   const counts = { ...NO_STATES }
   const findings: Finding[] = []
@@ -110,6 +112,7 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
   let total = 0
   while (total < most && findings.length < FINDINGS_MAX && replay.advance()) {
     const { boundary } = replay
+    if (boundary < from) continue
     boundaries++
     for (let index = 0; index <= draws + 1; index++) {
       const isWanted = only === undefined || (only.boundary === boundary && only.index === index)

@@ -93,6 +93,11 @@ class Campaign {
   }
 
   async go(): Promise<boolean> {
+    // What is done so far counts, too; the run that the next part begins with is in the summary.
+    process.once('SIGINT', () => {
+      this.#summarise()
+      process.exit(130)
+    })
     await Promise.all(Array.from({ length: this.#options.jobs }, () => this.#work()))
     this.#summarise()
     return this.#findings === 0
