@@ -1,6 +1,7 @@
 // What a cluster, or with extended L2 entries one of its 32 subclusters, is mapped to, and how the two bitmaps of an
 // extended entry say it. Knows numbers only; tables and their entries are in tables.ts.
 
+import { getUint32, setUint32 } from '../../base/bytes.ts'
 import * as spec from './spec.ts'
 
 /** Nothing of its own: what is below shows. */
@@ -31,4 +32,15 @@ export function subclustersAlike(zeros: number, allocated: number, index: number
 export function subclusterBits(first: number, end: number): number {
   const below = end >= spec.SUBCLUSTERS ? 0xffff_ffff : (1 << end) - 1
   return (below & ~((1 << first) - 1)) >>> 0
+}
+
+/**
+ * Has an L2 entry, in its bytes, lead to no place any more: what had data there reads as zeros. Subclusters that had none go on to
+ * show what is below.
+ */
+export function loseThePlace(entry: Uint8Array, isExtended: boolean): void {
+  const zeros = isExtended ? getUint32(entry, spec.SUBCLUSTERS_ZERO) | getUint32(entry, spec.SUBCLUSTERS_ALLOCATED) : 0
+  entry.fill(0)
+  if (isExtended) setUint32(entry, spec.SUBCLUSTERS_ZERO, zeros >>> 0)
+  else entry[7] = spec.OFLAG_ZERO_LOW
 }

@@ -3,7 +3,6 @@
 // were: that is for a repair that somebody asked for (repair.ts).
 
 import { Breather } from '../../base/breather.ts'
-import { getUint32, setUint32 } from '../../base/bytes.ts'
 import { divideUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
@@ -11,6 +10,7 @@ import type { Allocator } from './allocator.ts'
 import { clustersOf, Findings, FLAWS, windowsOf } from './check.ts'
 import { setCopiedFlags } from './copied-flags.ts'
 import type { Header } from './header.ts'
+import { loseThePlace } from './mapping.ts'
 import { type Roots, walkReferences } from './references.ts'
 import type { Refcounts } from './refcounts.ts'
 import * as spec from './spec.ts'
@@ -131,7 +131,7 @@ async function dropLost(subject: Subject): Promise<number> {
       isChanged = true
       const length = flaw === 'past end' ? entry.length : spec.ENTRY_SIZE
       await file.read(place, length, entry, 0)
-      if (flaw === 'past end') makeZeros(entry, header.extendedL2)
+      if (flaw === 'past end') loseThePlace(entry, header.extendedL2)
       else entry.fill(0)
       await file.write(place, length, entry, 0)
     },
@@ -142,15 +142,6 @@ async function dropLost(subject: Subject): Promise<number> {
   tables.forget()
   tables.mayPassEnd = false
   return end
-}
-
-/** Makes what had data in the place of an L2 entry read as zeros, without a place. */
-function makeZeros(entry: Uint8Array, isExtended: boolean): void {
-  // Subclusters that were never in the place go on to show what is below.
-  const zeros = isExtended ? getUint32(entry, spec.SUBCLUSTERS_ZERO) | getUint32(entry, spec.SUBCLUSTERS_ALLOCATED) : 0
-  entry.fill(0)
-  if (isExtended) setUint32(entry, spec.SUBCLUSTERS_ZERO, zeros >>> 0)
-  else entry[7] = spec.OFLAG_ZERO_LOW
 }
 
 /** Gives every refcount block that the file needs a place, without counting: that comes after. */

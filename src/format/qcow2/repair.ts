@@ -20,6 +20,7 @@ import {
   type Subject,
 } from './check.ts'
 import { type Header, isDirty, parseHeader, readFirstCluster, writeFeatures } from './header.ts'
+import { loseThePlace } from './mapping.ts'
 import { type EntryFlaw, walkReferences } from './references.ts'
 import { dropBitmaps, mendHeader } from './repair-header.ts'
 import { repairRefcounts } from './repair-refcounts.ts'
@@ -223,9 +224,8 @@ const clearCopied: Mend = (entry) => {
 /** Makes the entry read as zeros. Version 2 cannot say that; without a backing file an empty entry does. */
 const readAsZeros: Mend = (entry, header) => {
   if (header.version === 2 && header.backing !== undefined) return false
-  entry.fill(0)
-  if (header.extendedL2) setUint32(entry, spec.SUBCLUSTERS_ZERO, 0xffff_ffff)
-  else if (header.version === 3) entry[7] = spec.OFLAG_ZERO_LOW
+  if (header.version === 2) entry.fill(0)
+  else loseThePlace(entry, header.extendedL2)
   return true
 }
 
