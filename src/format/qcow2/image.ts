@@ -112,7 +112,8 @@ export class Qcow2Image implements Layer {
       fua: 'emulated',
       zero: 'native',
       trim: 'native',
-      extents: 'native',
+      // All of a raw data file is mapped: what of it is a hole only the file system can tell.
+      extents: header.dataFile?.isRaw === true ? 'emulated' : 'native',
       minimumBlock: 1,
       bestBlock: header.clusterSize,
     }
