@@ -30,5 +30,5 @@ export async function recordRepair(first: Recording, disk: CrashDisk): Promise<R
   } finally {
     await image.close()
   }
-  return { ...first, log, start }
+  return { ...first, log, start, isAfterLoss: true }
 }

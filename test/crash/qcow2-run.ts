@@ -53,6 +53,8 @@ export interface Recording {
   /** The files when the log begins, all durable. */
   readonly start: ReadonlyMap<string, Content>
   readonly operations: number
+  /** The power failed before it begins, so that even a kill may leave what only a power loss leaves. */
+  readonly isAfterLoss?: boolean
 }
 
 /** How large a disk may grow, in times its first size. */

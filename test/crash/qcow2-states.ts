@@ -275,8 +275,9 @@ class Replay {
     if ((image.header.incompatible & INCOMPAT_DIRTY) === 0) return this.#checkClean(image, 'as found, closed cleanly')
     // The repair refuses what may not be; that nothing else is reported before it is looked at now and then.
     if (this.#place % 4 !== 0) return
+    const behind = BEHIND[this.#recording.isAfterLoss === true ? 'host' : died]
     const { problems } = await image.check()
-    const wrong = problems.filter((problem) => !BEHIND[died].test(problem))
+    const wrong = problems.filter((problem) => !behind.test(problem))
     assert.deepEqual(wrong, [], 'as found')
   }
 
