@@ -160,6 +160,8 @@ export const QCOW2_CHECK_WINDOW = 64 * MIB
 export const QCOW2_CHECK_TABLES = 4 * MIB
 /** How far past its end a repair makes a file reach, so that entries whose data is lost lead to no one else's, in bytes. */
 export const QCOW2_REPAIR_REACH = 16 * MIB
+/** Clusters used for two things that a repair goes on with; an image with more is not written into. */
+export const QCOW2_REPAIR_CLASHES = 65_536
 /** Findings of a check that are kept as sentences; all are counted. */
 export const QCOW2_CHECK_PROBLEMS = 20
 

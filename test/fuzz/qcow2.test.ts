@@ -20,6 +20,7 @@ const ONCE_BROKEN: Readonly<Record<number, string>> = {
   555: 'new refcounts were put where a compressed cluster goes on past the end of the file',
   769: 'the same, with a refcount table that the header had lost',
   1777: 'each repair put new refcounts where lost compressed clusters lead',
+  174600: 'a repair mended entries of a table that were another structure’s bytes',
   5479: 'in an image with a data file, an L2 table far past the end of the file was read',
   5796: 'a repair made the file as long as the place of an empty snapshot’s L1 table',
 }

@@ -204,9 +204,9 @@ async function repair(bytes: Buffer, base: Base, random: Random): Promise<string
     if (random.chance(0.2)) await repairQcow2(host, PATH, 'leaks')
     const first = await repairQcow2(host, PATH, 'all')
     const second = await repairQcow2(host, PATH, 'all')
-    const numbers = (result: typeof first): number[] => [result.corruptions, result.leaks, result.checkErrors]
-    assert.deepEqual(numbers(second), numbers(first), 'a second repair finds what the first one left')
-    isSound = numbers(second).every((count) => count === 0)
+    const wrong = ({ corruptions, leaks, checkErrors }: typeof first): number => corruptions + leaks + checkErrors
+    assert.ok(wrong(second) <= wrong(first), `a second repair leaves no more: ${wrong(first)}, then ${wrong(second)}`)
+    isSound = wrong(second) === 0
   })
   if (failed !== undefined) return failed.kind
   if (!isSound) return 'left'
@@ -219,15 +219,12 @@ async function useRepaired(host: WatchedHost, random: Random): Promise<void> {
   const image = await openQcow2(host, PATH, { name: 'repaired' })
   host.watchesReads = true
   const model = Buffer.alloc(Math.min(image.size, WINDOW))
-  try {
-    await image.read(0, model.length, model, 0)
-    const changed = await change(host, image, model, random)
-    // Only the bits of a bitmap, which a repair does not look at, may still be wrong.
-    const isCorrupt = changed?.kind === 'corrupt' && !changed.message.includes('bitmap')
-    assert.ok(!isCorrupt, `a repaired image is not corrupt: ${changed?.message}`)
-    await image.close()
-    if (changed === undefined) await assertHolds(host, model)
-  } finally {
-    await image.close().catch(() => undefined)
-  }
+  const read = await errorOf(host, async () => image.read(0, model.length, model, 0))
+  const changed = read ?? (await change(host, image, model, random))
+  // Compressed data may be no data, and the bits of a bitmap wrong: a repair does not look at either.
+  const isCorrupt = changed !== read && changed?.kind === 'corrupt' && !changed.message.includes('bitmap')
+  assert.ok(!isCorrupt, `a repaired image is not corrupt: ${changed?.message}`)
+  await image.close()
+  if (changed === undefined) await assertHolds(host, model)
+  else throw changed
 }

@@ -8,6 +8,7 @@ import { BlockError } from '../../block/error.ts'
 import type { HostFile } from '../../host/host.ts'
 import type { Allocator } from './allocator.ts'
 import { clustersOf, Findings, FLAWS, windowsOf } from './check.ts'
+import { Clashes } from './clashes.ts'
 import { setCopiedFlags } from './copied-flags.ts'
 import type { Header } from './header.ts'
 import { loseThePlace } from './mapping.ts'
@@ -102,7 +103,7 @@ async function setCounts(subject: Subject, tally: Tally): Promise<void> {
     })
     await breather.pause()
   }
-  await setCopiedFlags(rootsOf(subject), tally)
+  await setCopiedFlags(rootsOf(subject), tally, new Clashes(subject.header.clusterSize))
 }
 
 function setCount({ file, refcounts }: Subject, cluster: number, counted: number): void {

@@ -47,8 +47,11 @@ export interface Visitor {
   area(offset: number, length: number, kind: AreaKind, times: number): void
   /** The L1 or L2 entry at `place` cannot be right. One with two flaws comes twice. `isActive`: it is the disk's own. */
   flaw(flaw: EntryFlaw, place: number, times: number, isActive: boolean): Pending
-  /** Snapshots or bitmaps cannot be right; `what` is a sentence without its end, `index` counts snapshots or bitmaps. */
-  invalid(flaw: PartFlaw, index: number, what: string): void
+  /**
+   * Snapshots or bitmaps cannot be right; `what` is a sentence without its end, `index` counts snapshots or bitmaps, `end` is that
+   * of the place which they name, where they name one.
+   */
+  invalid(flaw: PartFlaw, index: number, what: string, end?: number): void
   /** The entry at `place` of the disk's own tables leads to the whole cluster at `target`; -1 in a data file. */
   flag?(place: number, target: number, isCopied: boolean, times: number): Pending
   /** How many clusters one of the disk's own L2 tables holds. */

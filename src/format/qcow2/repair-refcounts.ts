@@ -9,12 +9,13 @@ import { QCOW2_REFCOUNT_TABLE_MAX } from '../../base/limits.ts'
 import { divideUp } from '../../base/round.ts'
 import { BlockError } from '../../block/error.ts'
 import { clustersOf, nextPage, type Subject, windowsOf } from './check.ts'
+import { Clashes, countWindow } from './clashes.ts'
 import { setCopiedFlags } from './copied-flags.ts'
 import { setCount } from './refcounts.ts'
-import { type Roots, walkReferences } from './references.ts'
+import type { Roots } from './references.ts'
 import * as spec from './spec.ts'
 import { StoredCounts } from './stored-counts.ts'
-import { Tally } from './tally.ts'
+import type { Tally } from './tally.ts'
 
 /** What may be changed. */
 export interface RefcountRepair {
@@ -40,25 +41,17 @@ function rootsOf({ file, header, l1 }: Subject, refcountBlocks: Iterable<number>
   return { file, header, l1, refcountBlocks }
 }
 
-async function countWindow(roots: Roots, start: number, stop: number): Promise<Tally> {
-  const tally = new Tally(start, stop, roots.header.clusterSize)
-  await walkReferences(roots, {
-    area: (offset, length, kind, times) => tally.add(offset, length, kind, times),
-    flaw: () => undefined,
-    invalid: () => undefined,
-  })
-  return tally
-}
-
 /** Sets what may be set where it is. False when the structure is not sound, and nothing was set. */
 async function fixInPlace(subject: Subject, stored: StoredCounts, what: RefcountRepair): Promise<boolean> {
   const roots = rootsOf(subject, stored.blocks)
   // A crash may leave counts past the end of the file, which would be leaks as soon as it grows.
   const windows = [...windowsOf(Math.max(clustersOf(subject), stored.end))]
   let isSound = stored.flaws.size === 0
+  const clashes = new Clashes(subject.header.clusterSize)
   let seen: Tally | undefined
   for (const { start, stop } of windows) {
     seen = await countWindow(roots, start, stop)
+    clashes.collect(seen)
     isSound &&= isStructureSound(subject, stored, seen)
   }
   if (!isSound) return false
@@ -66,7 +59,7 @@ async function fixInPlace(subject: Subject, stored: StoredCounts, what: Refcount
     // The counts of an image that fits one window are still there.
     const tally = windows.length === 1 && seen !== undefined ? seen : await countWindow(roots, start, stop)
     await setCounts(stored, tally, what)
-    if (what.mayFlag) await setCopiedFlags(roots, tally)
+    if (what.mayFlag) await setCopiedFlags(roots, tally, clashes)
   }
   return true
 }
@@ -121,9 +114,10 @@ async function rebuild(subject: Subject, stored: StoredCounts, what: RefcountRep
   const end = plan.start + plan.tableClusters + plan.blocks
   const block = new Uint8Array(header.clusterSize)
   const bits = 2 ** header.refcountOrder
+  const clashes = await findClashes(roots, plan.start)
   for (const { start, stop } of windowsOf(end)) {
     const tally = await countWindow(roots, start, stop)
-    if (what.mayFlag) await setCopiedFlags(roots, tally)
+    if (what.mayFlag) await setCopiedFlags(roots, tally, clashes)
     tally.add(plan.start * header.clusterSize, (end - plan.start) * header.clusterSize, 'unique', 1)
     for (let first = start; first < stop; first += stored.perBlock) {
       block.fill(0)
@@ -136,6 +130,13 @@ async function rebuild(subject: Subject, stored: StoredCounts, what: RefcountRep
     }
   }
   await leadTo(subject, plan)
+}
+
+/** The clashes among the first `clusters` clusters. */
+export async function findClashes(roots: Roots, clusters: number): Promise<Clashes> {
+  const clashes = new Clashes(roots.header.clusterSize)
+  for (const { start, stop } of windowsOf(clusters)) clashes.collect(await countWindow(roots, start, stop))
+  return clashes
 }
 
 /** What the old structure, where it can be read, says of a cluster that perhaps something hidden uses. */

@@ -14,6 +14,7 @@ import {
   type CheckOptions,
   type CheckResult,
   checkImage,
+  clustersOf,
   findAll,
   type Findings,
   HIDING,
@@ -23,7 +24,7 @@ import { type Header, isDirty, parseHeader, readFirstCluster, writeFeatures } fr
 import { loseThePlace } from './mapping.ts'
 import { type EntryFlaw, walkReferences } from './references.ts'
 import { dropBitmaps, mendHeader } from './repair-header.ts'
-import { repairRefcounts } from './repair-refcounts.ts'
+import { findClashes, repairRefcounts } from './repair-refcounts.ts'
 import { rewriteSnapshots } from './repair-snapshots.ts'
 import * as spec from './spec.ts'
 
@@ -73,12 +74,12 @@ async function repairFile(
   if (what === 'leaks') await repairLeaks(old, before, isBlockDevice)
   let after = await checkAgain(file, options)
   // What one round puts right may let the next see more.
-  let isBetter = what === 'all' && (found.length > 0 || wasDirty)
-  for (let round = 0; round < ROUNDS_MAX && isBetter; round++) {
+  let isChanging = what === 'all' && (found.length > 0 || wasDirty)
+  for (let round = 0; round < ROUNDS_MAX && isChanging; round++) {
     await repairAll(await openSubject(file), isBlockDevice)
     const previous = after
     after = await checkAgain(file, options)
-    isBetter = wrong(after) > 0 && wrong(after) < wrong(previous)
+    isChanging = wrong(after) > 0 && wrong(after) !== wrong(previous)
   }
   const subject = await openSubject(file)
   if (subject.header.version === 3) await setMarks(subject, { isClean: wrong(after) === 0, wasDirty })
@@ -168,42 +169,44 @@ async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Le
   let isMisshapen = false
   let areBitmapsBroken = false
   let end = 0
+  const mayReach = (to: number): boolean => to <= file.size() + QCOW2_REPAIR_REACH
   const entry = new Uint8Array(header.l2EntrySize)
-  await walkReferences(
-    { file, header, l1, refcountBlocks: [] },
-    {
-      area(offset, length) {
-        end = Math.max(end, offset + length)
-      },
-      async flaw(flaw, place, times) {
-        if (HIDING.has(flaw)) hidden += times
-        const length = flaw.startsWith('L1') ? spec.ENTRY_SIZE : header.l2EntrySize
-        await file.read(place, length, entry, 0)
-        if (MENDS[flaw]?.(entry, header) === true) await file.write(place, length, entry, 0)
-        else if (LOST.has(flaw) && reachOf(entry, header) <= file.size() + QCOW2_REPAIR_REACH)
-          end = Math.max(end, reachOf(entry, header))
-      },
-      invalid(flaw, index) {
-        if (flaw === 'bitmap') areBitmapsBroken = true
-        else if (flaw === 'snapshot table end') overhang = index
-        else if (flaw === 'snapshot extra data') isMisshapen = true
-        else hidden++
-      },
+  const roots = { file, header, l1, refcountBlocks: [] }
+  const clashes = await findClashes(roots, clustersOf(subject))
+  await walkReferences(roots, {
+    area(offset, length) {
+      end = Math.max(end, offset + length)
     },
-  )
+    async flaw(flaw, place, times) {
+      if (HIDING.has(flaw)) hidden += times
+      const isL1 = flaw.startsWith('L1')
+      const length = isL1 ? spec.ENTRY_SIZE : header.l2EntrySize
+      await file.read(place, length, entry, 0)
+      const reach = reachOf(entry, isL1, header)
+      if (clashes.mayWrite(place) && MENDS[flaw]?.(entry, header) === true) await file.write(place, length, entry, 0)
+      else if (LOST.has(flaw) && mayReach(reach)) end = Math.max(end, reach)
+    },
+    invalid(flaw, index, _what, reach = 0) {
+      if (flaw === 'snapshot' && mayReach(reach)) end = Math.max(end, reach)
+      if (flaw === 'bitmap') areBitmapsBroken = true
+      else if (flaw === 'snapshot table end') overhang = index
+      else if (flaw === 'snapshot extra data') isMisshapen = true
+      else hidden++
+    },
+  })
   // The file holds what its end cuts whole from now on, so that nothing new, such as refcounts, is put there.
   if (!isBlockDevice && end > file.size()) await file.truncate(roundUp(end, header.clusterSize))
   return { hidden, overhang, isMisshapen, areBitmapsBroken }
 }
 
 /** Flaws of entries that go on leading past the end when they cannot be mended. */
-const LOST: ReadonlySet<EntryFlaw> = new Set<EntryFlaw>(['past end', 'compressed past end'])
+const LOST: ReadonlySet<EntryFlaw> = new Set<EntryFlaw>(['L1 past end', 'past end', 'compressed past end'])
 
-/** The end of what an L2 entry leads to, in bytes of the file. */
-function reachOf(entry: Uint8Array, { clusterBits, clusterSize }: Header): number {
+/** The end of what an entry leads to, in bytes of the file. */
+function reachOf(entry: Uint8Array, isL1: boolean, { clusterBits, clusterSize }: Header): number {
   const high = getUint32(entry, 0)
   const low = getUint32(entry, 4)
-  return (high & spec.OFLAG_COMPRESSED_HIGH) === 0
+  return isL1 || (high & spec.OFLAG_COMPRESSED_HIGH) === 0
     ? spec.entryOffset(high, low) + clusterSize
     : spec.compressedOffset(high, low, clusterBits) + spec.compressedLength(high, low, clusterBits)
 }
