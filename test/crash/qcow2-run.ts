@@ -28,6 +28,8 @@ export interface Setting {
   readonly hasBacking: boolean
   /** Internal snapshots and persistent bitmaps are used too. */
   readonly keeps: boolean
+  /** The disk becomes smaller too. */
+  readonly shrinks: boolean
   readonly create: Omit<CreateOptions, 'backing'>
 }
 
@@ -257,7 +259,11 @@ class Run {
     this.#log.push({ kind: 'issued', act, first: range.first, count: range.end - range.first })
     const cluster = new Uint8Array(clusterSize)
     fillSectors(cluster.subarray(0, length), range.first, act.id)
-    const packed = zlib.deflateRawSync(cluster, { windowBits: 12, level: this.#random.pick([0, 1, 9]) })
+    const level = this.#random.pick([0, 1, 9])
+    const packed =
+      this.#setting.create.compression === 'zstd'
+        ? zlib.zstdCompressSync(cluster)
+        : zlib.deflateRawSync(cluster, { windowBits: 12, level })
     const fits = packed.length < clusterSize ? packed : undefined
     this.#follow(
       range,
@@ -321,15 +327,19 @@ class Run {
   }
 
   async #grow(): Promise<void> {
-    const { size: first, clusterSize } = this.#setting.create
-    const size = this.#opened.size + this.#random.between(1, Math.ceil(first / 2 / SECTOR)) * SECTOR
-    if (size > first * SIZE_MAX_FACTOR || clusterSize === undefined) return
-    const from = this.#opened.size / SECTOR
-    const zeros = this.#begin(ZEROS, true)
-    this.#log.push({ kind: 'issued', act: zeros, first: from, count: size / SECTOR - from })
-    const act = this.#begin(size, true)
+    const { size: first } = this.#setting.create
+    const image = this.#opened
+    const old = image.size / SECTOR
+    const isSmaller = this.#setting.shrinks && this.#random.chance(0.5)
+    const by = this.#random.between(1, Math.ceil(first / 2 / SECTOR))
+    const now = isSmaller ? Math.max(1, old - by) : old + by
+    if (now * SECTOR > first * SIZE_MAX_FACTOR) return
+    // What is cut off may be gone as soon as the disk begins to shrink; what is added is zeros.
+    const zeros = this.#begin(ZEROS, !isSmaller)
+    this.#log.push({ kind: 'issued', act: zeros, first: Math.min(old, now), count: Math.abs(now - old) })
+    const act = this.#begin(now * SECTOR, true)
     this.#log.push({ kind: 'resizing', act })
-    await this.#opened.grow(size)
+    await (isSmaller ? image.resize(now * SECTOR, { shrink: true }) : image.grow(now * SECTOR))
     this.#end(zeros)
     this.#end(act)
   }
@@ -400,8 +410,7 @@ class Run {
     // It fails, which has it forget what it holds in memory.
     image.close().catch(() => undefined)
     await this.#open()
-    // Of a write that died, a raw data file may keep the data and the image not the mapping: then the two do not read alike.
-    if (this.#setting.create.dataFileRaw !== true) this.#saw(await readAll(this.#opened), 0, killed)
+    this.#saw(await readAll(this.#opened), 0, killed)
   }
 
   #begin(id: number, isSure: boolean): Act {

@@ -6,15 +6,17 @@ import type { Setting } from './qcow2-run.ts'
 
 const KIB = 1024
 
-type Use = Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking' | 'keeps'>
+type Use = Pick<Setting, 'isLate' | 'isDevice' | 'hasBacking' | 'keeps' | 'shrinks'>
 
-const PLAIN: Use = { isLate: false, isDevice: false, hasBacking: false, keeps: false }
+const PLAIN: Use = { isLate: false, isDevice: false, hasBacking: false, keeps: false, shrinks: false }
 const LATE: Use = { ...PLAIN, isLate: true }
 const BACKED: Use = { ...PLAIN, hasBacking: true }
 const LATE_BACKED: Use = { ...BACKED, isLate: true }
 const DEVICE: Use = { ...LATE_BACKED, isDevice: true }
 const KEEPS: Use = { ...LATE, keeps: true }
 const DEVICE_KEEPS: Use = { ...BACKED, isDevice: true, keeps: true }
+const SHRINKS: Use = { ...LATE_BACKED, shrinks: true }
+const KEEPS_SHRINKS: Use = { ...KEEPS, shrinks: true }
 
 interface Shape {
   readonly name: string
@@ -41,6 +43,23 @@ const SHAPES: readonly Shape[] = [
   { name: '4k-data', create: { ...LARGE, dataFile: 'data' }, uses: [PLAIN, LATE_BACKED] },
   { name: '4k-data-raw', create: { ...LARGE, dataFile: 'data', dataFileRaw: true }, uses: [PLAIN, LATE] },
   { name: 'extended-l2-data', create: { ...EXTENDED, dataFile: 'data' }, uses: [PLAIN, LATE_BACKED] },
+  { name: '512', create: SMALL, uses: [SHRINKS, KEEPS_SHRINKS] },
+  { name: '4k', create: LARGE, uses: [SHRINKS] },
+  { name: 'extended-l2', create: EXTENDED, uses: [SHRINKS, KEEPS_SHRINKS] },
+  { name: '512-v2', create: { ...SMALL, version: 2 }, uses: [SHRINKS] },
+  { name: '512-data', create: { ...SMALL, dataFile: 'data' }, uses: [SHRINKS] },
+  { name: '512-refcounts-1', create: { ...SMALL, refcountBits: 1 }, uses: [BACKED, LATE] },
+  {
+    name: '4k-refcounts-64-zstd',
+    create: { ...LARGE, refcountBits: 64, compression: 'zstd' },
+    uses: [KEEPS, LATE_BACKED],
+  },
+  { name: '4k-preallocated', create: { ...LARGE, preallocation: 'metadata' }, uses: [PLAIN, KEEPS] },
+  {
+    name: 'extended-l2-preallocated',
+    create: { ...EXTENDED, preallocation: 'metadata' },
+    uses: [PLAIN, KEEPS_SHRINKS],
+  },
 ]
 
 function nameOf(shape: Shape, use: Use): string {
@@ -50,6 +69,7 @@ function nameOf(shape: Shape, use: Use): string {
     use.isLate && 'late',
     use.isDevice && 'device',
     use.keeps && 'keeps',
+    use.shrinks && 'shrinks',
   ]
   return words.filter((word) => word !== false).join('+')
 }

@@ -244,7 +244,7 @@ class Replay {
       const wrong = this.#model.firstWrong(found, died, this.#place)
       assert.equal(wrong, undefined)
       await this.#checkAsFound(image, died)
-      this.#checkRaw(found.length, died)
+      this.#checkRaw(found)
       const world = await this.#checkWorld(image, died, found)
       look?.(state, found, 'found')
       if ((state.boundary + state.index) % 4 === 3) {
@@ -292,14 +292,15 @@ class Replay {
     if (isStrict) assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
   }
 
-  /** A raw data file is a disk too, whose every sector is one that may be there. */
-  #checkRaw(size: number, died: Death): void {
+  /** A raw data file is what the disk reads as. */
+  #checkRaw(found: Uint8Array): void {
     const { dataFile, dataFileRaw } = this.#recording.setting.create
     if (dataFile === undefined || dataFileRaw !== true) return
+    const raw = this.#now.subarray(0, found.length)
     const data = this.#disk.files.get(`/${dataFile}`) as Content
-    const raw = this.#now.subarray(0, size)
-    data.read(0, size, raw, 0)
-    assert.equal(this.#model.firstWrong(raw, died, this.#place), undefined, 'the raw data file')
+    data.read(0, raw.length, raw, 0)
+    const at = raw.findIndex((byte, i) => byte !== found[i])
+    assert.equal(at, -1, `the raw data file holds something else from byte ${at} on`)
   }
 
   /** Repairs the image as `varve image check -r all` does, and finds nothing wrong after. */
