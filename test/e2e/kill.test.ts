@@ -443,7 +443,7 @@ async function setUp(t: TestContext, random: Random, base: Base): Promise<KillRu
 
 suite('a daemon killed at any moment has lost nothing, goes on with its jobs, and its next backup is an incremental', {
   skip: missing('qemu-img'),
-  timeout: 500_000,
+  timeout: 1_400_000,
 }, () => {
   for (const base of BASES) {
     test(`a disk that began as ${base.title}`, async (t) => {
