@@ -4,9 +4,12 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { seedOfRun } from '../../src/base/random.ts'
+import { missing } from '../support/peer.ts'
+import { tempFolder } from '../support/temp.ts'
+import { QemuPeer } from './qcow2-qemu.ts'
 import { record } from './qcow2-run.ts'
 import { SETTINGS, settingNamed } from './qcow2-settings.ts'
-import { type Finding, judge, sumOf } from './qcow2-states.ts'
+import { type Finding, judge, type Look, sumOf } from './qcow2-states.ts'
 
 /** States of all settings together, and operations of each run. */
 const STATES = Number(process.env['VARVE_CRASH_STATES'] ?? 10_000)
@@ -52,6 +55,30 @@ suite('runs in which something was wrong once', () => {
     test(`${what}: no more`, async () => {
       const recording = await record(settingNamed(setting), seed, operations)
       const { findings } = await judge(recording, { draws: 1, from: place - 50, most: 400 })
+      assert.deepEqual(findings.map(describe), [])
+    })
+  }
+})
+
+const SHOWN = [
+  '512+late+keeps',
+  '4k+backing+late',
+  'extended-l2+backing',
+  '512-v2+backing+late',
+  '4k-data+backing+late',
+]
+
+suite('QEMU reads in a crash state what Varve reads there, before and after it repairs it', () => {
+  const seed = seedOfRun()
+  for (const name of SHOWN) {
+    test(name, { skip: missing('qemu-img') }, async (t) => {
+      t.diagnostic(`VARVE_SEED=${seed}`)
+      const setting = settingNamed(name)
+      const peer = new QemuPeer(tempFolder(t), setting)
+      const look: Look = (state, content, when) => {
+        if (state.boundary % 40 === 7 && state.index !== 1) peer.look(state, content, when)
+      }
+      const { findings } = await judge(await record(setting, seed, 70), { draws: 1, look })
       assert.deepEqual(findings.map(describe), [])
     })
   }
