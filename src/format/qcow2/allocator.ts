@@ -19,7 +19,7 @@ import type { HostFile } from '../../host/host.ts'
 import type { Header } from './header.ts'
 import { structureAt } from './overlap.ts'
 import type { Refcounts } from './refcounts.ts'
-import { joined, type Run, takeSome } from './runs.ts'
+import { joined, type Run, takePiece, takeSome } from './runs.ts'
 import type { SharedSync } from './shared-sync.ts'
 import * as spec from './spec.ts'
 
@@ -134,10 +134,15 @@ export class Allocator {
     })
   }
 
-  /** Takes `count` clusters in one piece, after the end; gives the first. They read as zeros, and the file covers them. */
+  /** Takes `count` clusters in one piece; gives the first. They read as zeros, and the file covers them. */
   allocateRun(count: number): Promise<number> {
     return this.#mutex.run(async () => {
-      let first: number
+      // Where snapshots come and go, a block device would be full one day if all were taken after the end.
+      let first = this.isStrict ? -1 : takePiece(this.#ready, count)
+      if (first >= 0) {
+        await this.#setAll(first, count, 1)
+        return first
+      }
       do {
         first = this.end
         await this.#cover(first + count - 1)

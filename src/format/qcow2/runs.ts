@@ -30,3 +30,15 @@ export function takeSome(runs: Run[], most: number): Run[] {
   }
   return taken
 }
+
+/** Takes `count` neighbouring clusters from the last run that has so many; gives the first, -1 when there is none. */
+export function takePiece(runs: Run[], count: number): number {
+  const index = runs.findLastIndex((run) => run.count >= count)
+  const run = runs[index]
+  if (run === undefined) return -1
+  const first = run.start
+  run.start += count
+  run.count -= count
+  if (run.count === 0) runs.splice(index, 1)
+  return first
+}
