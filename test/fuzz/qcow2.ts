@@ -20,6 +20,9 @@ const WINDOW = 512 * KIB
 /** Seconds that a trial may take, many times what any does: more is a hang. */
 const SECONDS_MAX = 20
 
+/** Operations on files that a trial may take: a repair of tables full of noise, in a few rounds, takes a tenth of them. */
+const OPERATIONS_MAX = 2_000_000
+
 /** What opening, reading and writing a damaged image may end with. */
 const ALLOWED: ReadonlySet<ErrorKind> = new Set<ErrorKind>([
   'invalid-format',
@@ -54,7 +57,7 @@ export async function runTrial(bases: readonly Base[], seed: number): Promise<Tr
 
 function hostWith(bytes: Buffer, { dataFile }: Base): WatchedHost {
   const host = new WatchedHost({
-    operations: 300_000,
+    operations: OPERATIONS_MAX,
     fileBytes: roundUp(bytes.length, KIB) + 24 * KIB * KIB,
     slack: 2048 * KIB,
   })

@@ -169,7 +169,7 @@ async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Le
   let isMisshapen = false
   let areBitmapsBroken = false
   let end = 0
-  const mayReach = (to: number): boolean => to <= file.size() + QCOW2_REPAIR_REACH
+  const farthest = file.size() + QCOW2_REPAIR_REACH
   const entry = new Uint8Array(header.l2EntrySize)
   const roots = { file, header, l1, refcountBlocks: [] }
   const clashes = await findClashes(roots, clustersOf(subject))
@@ -184,10 +184,10 @@ async function mendEntries(subject: Subject, isBlockDevice: boolean): Promise<Le
       await file.read(place, length, entry, 0)
       const reach = reachOf(entry, isL1, header)
       if (clashes.mayWrite(place) && MENDS[flaw]?.(entry, header) === true) await file.write(place, length, entry, 0)
-      else if (LOST.has(flaw) && mayReach(reach)) end = Math.max(end, reach)
+      else if (LOST.has(flaw) && reach <= farthest) end = Math.max(end, reach)
     },
     invalid(flaw, index, _what, reach = 0) {
-      if (flaw === 'snapshot' && mayReach(reach)) end = Math.max(end, reach)
+      if (flaw === 'snapshot' && reach <= farthest) end = Math.max(end, reach)
       if (flaw === 'bitmap') areBitmapsBroken = true
       else if (flaw === 'snapshot table end') overhang = index
       else if (flaw === 'snapshot extra data') isMisshapen = true
