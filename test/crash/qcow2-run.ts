@@ -329,6 +329,8 @@ class Run {
   async #grow(): Promise<void> {
     const { size: first } = this.#setting.create
     const image = this.#opened
+    // With snapshots a disk of version 2 keeps its size.
+    if (this.#setting.create.version === 2 && image.snapshots.length > 0) return
     const old = image.size / SECTOR
     const isSmaller = this.#setting.shrinks && this.#random.chance(0.5)
     const by = this.#random.between(1, Math.ceil(first / 2 / SECTOR))
