@@ -336,13 +336,17 @@ class Run {
     const by = this.#random.between(1, Math.ceil(first / 2 / SECTOR))
     const now = isSmaller ? Math.max(1, old - by) : old + by
     if (now * SECTOR > first * SIZE_MAX_FACTOR) return
-    // What is cut off may be gone as soon as the disk begins to shrink; what is added is zeros.
+    // What is cut off may be gone, and what is below may show there, as soon as the disk begins to shrink. What is added is zeros.
     const zeros = this.#begin(ZEROS, !isSmaller)
     this.#log.push({ kind: 'issued', act: zeros, first: Math.min(old, now), count: Math.abs(now - old) })
+    const below = this.#begin(BELOW, false)
+    if (isSmaller && this.#setting.hasBacking)
+      this.#log.push({ kind: 'issued', act: below, first: now, count: old - now })
     const act = this.#begin(now * SECTOR, true)
     this.#log.push({ kind: 'resizing', act })
     await (isSmaller ? image.resize(now * SECTOR, { shrink: true }) : image.grow(now * SECTOR))
     this.#end(zeros)
+    this.#end(below)
     this.#end(act)
   }
 

@@ -5,7 +5,9 @@
 import assert from 'node:assert/strict'
 import type { Random } from '../../src/base/random.ts'
 import type { Layer } from '../../src/block/device.ts'
+import { hasAutoclear } from '../../src/format/qcow2/header.ts'
 import type { Qcow2Image } from '../../src/format/qcow2/image.ts'
+import { AUTOCLEAR_BITMAPS } from '../../src/format/qcow2/spec.ts'
 import { SECTOR } from './crash-disk.ts'
 import { type Act, idOf, ZEROS } from './sector-model.ts'
 
@@ -76,25 +78,23 @@ export function bitmapStep(world: World, image: Qcow2Image, random: Random, disk
   return { next: { ...world, bitmaps }, make: ({ bitmapEdits }) => bitmapEdits.clear(chosen) }
 }
 
-/** Which world the image is in, of those that are allowed; fails when it is none of them. */
+/**
+ * Which world the image is in, of those that are allowed; fails when it is none of them. Bitmaps that nothing vouches for are not held
+ * against it: they are of no use, and while they get new places even their names may go.
+ */
 export function worldOf(image: Qcow2Image, worlds: readonly World[], allowed: (id: number) => boolean): World {
-  const found = [
-    ...image.snapshots.map(({ name }) => `snapshot ${name}`),
-    ...image.bitmaps.map(({ name }) => `bitmap ${name}`),
-  ]
-  const wanted = found.sort().join(', ')
-  for (let id = worlds.length - 1; id >= 0; id--) {
-    if (!allowed(id)) continue
-    const { snapshots, bitmaps } = worlds[id] as World
-    const names = [
-      ...Array.from(snapshots.keys(), (n) => `snapshot ${n}`),
-      ...Array.from(bitmaps.keys(), (n) => `bitmap ${n}`),
-    ]
-    if (names.sort().join(', ') === wanted) return worlds[id] as World
-  }
-  return assert.fail(
-    `the image has ${wanted === '' ? 'nothing' : wanted} beside the disk, which is no world it may be in`,
-  )
+  const bitmaps = listed(image.bitmaps.map(({ name }) => name))
+  const snapshots = listed(image.snapshots.map(({ name }) => name))
+  const candidates = worlds.filter((world, id) => listed(world.snapshots.keys()) === snapshots && allowed(id))
+  const exact = candidates.findLast((world) => listed(world.bitmaps.keys()) === bitmaps)
+  if (exact !== undefined) return exact
+  const [any] = candidates
+  if (any !== undefined && !hasAutoclear(image.header, AUTOCLEAR_BITMAPS)) return any
+  return assert.fail(`no world that it may be in has the image's snapshots (${snapshots}) and bitmaps (${bitmaps})`)
+}
+
+function listed(names: Iterable<string>): string {
+  return [...names].sort().join(', ')
 }
 
 /** Fails unless the snapshot is what it was when it was made. */
