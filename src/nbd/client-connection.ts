@@ -211,7 +211,7 @@ export class ClientConnection {
   readonly #arrived = (): boolean => {
     if (this.#replies !== undefined) this.#replies.parse()
     else if (this.#waiting !== undefined && this.#receiver.length >= this.#waiting.count) this.#waiting.arrived()
-    return true
+    return !this.#socket.destroyed
   }
 }
 

@@ -217,6 +217,8 @@ export class Connection {
         this.drain()
         return
       case 'violation':
+        // What follows means nothing, and must not gather where nobody takes it.
+        this.#phase = { kind: 'draining', refusing: undefined }
         this.#socket.destroy()
     }
   }
@@ -269,6 +271,8 @@ export class Connection {
 
   #settle(): void {
     if ((this.#transmission?.inFlight ?? 0) > 0) return
+    // What became ready after the socket closed was written for nobody.
+    this.#outbox.dispose()
     if (this.#served !== undefined) this.#served.closed?.()
     this.#served = undefined
     this.#closed.resolve()

@@ -48,6 +48,8 @@ export function readByEvents(socket: Duplex, receiver: Receiver, arrival: Arriva
     let done = 0
     while (done < chunk.length) {
       const room = receiver.room()
+      // Nobody takes what arrives: going on would be for ever.
+      if (room.length === 0) return void socket.destroy()
       const count = Math.min(room.length, chunk.length - done)
       copyBytes(chunk, done, room, 0, count)
       done += count

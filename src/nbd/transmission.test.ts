@@ -460,6 +460,19 @@ test('a connection that dies with requests in flight gives its buffers back when
   assert.equal(sharedBuffersInUse(), 0)
 })
 
+test('a connection that is reset with requests in flight gives its buffers back when they complete', async (t) => {
+  const device = new SlowDevice(new MemoryDevice(SIZE))
+  const { peer, server } = await setUp(t, device, { place: 'tcp' })
+  for (let i = 0; i < 20; i++)
+    peer.send(requestMessage({ type: 1, data: Buffer.alloc(4096) }), requestMessage({ type: 3 }))
+  await until(() => device.held.length === 40)
+  peer.socket.resetAndDestroy()
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  device.release()
+  await until(() => server.connections === 0)
+  assert.equal(sharedBuffersInUse(), 0)
+})
+
 test('withdraw answers what is in flight, disconnects, and hides the export', async (t) => {
   const device = new SlowDevice(new MemoryDevice(SIZE))
   const { peer, server, served, target } = await setUp(t, device)
