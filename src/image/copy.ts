@@ -90,6 +90,7 @@ class Copy {
     } finally {
       await pieces.drain()
     }
+    this.#checkSignal()
     await target.flush()
     this.#options.progress?.(source.size, source.size)
   }
@@ -98,9 +99,14 @@ class Copy {
   async #breathe(done: number): Promise<void> {
     const breath = this.#breather.pause()
     if (breath === undefined) return
-    const { source, signal, progress } = this.#options
+    const { source, progress } = this.#options
     progress?.(done, source.size)
     await breath
+    this.#checkSignal()
+  }
+
+  #checkSignal(): void {
+    const { source, signal } = this.#options
     if (signal?.aborted === true) throw new BlockError('cancelled', `the copy of ${source.name} was ended early`)
   }
 

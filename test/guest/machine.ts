@@ -16,7 +16,7 @@ const MODULES = [
 
 /** How long a boot may take, and how often it is tried. */
 const BOOT_MS = 30_000
-const BOOTS_MAX = 6
+const BOOTS_MAX = 12
 
 /** The newest installed cloud kernel, or undefined. */
 export function findKernel(): { image: string; modules: string } | undefined {
