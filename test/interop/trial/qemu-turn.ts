@@ -89,8 +89,15 @@ function resize(trial: Trial): void {
   if (size > other && size >= model.length) return
   // Version 2 cannot hide what a longer disk below would show in the new part.
   if (trial.combination.version === '0.10' && trial.backingSize > model.length) return
+  if (size > model.length && mayEndInPackedSubclusters(trial)) return
   trial.history.push(`qemu-img resize to ${size}`)
   const flags = size < model.length ? ['--shrink'] : []
   peer('qemu-img', 'resize', '-q', '-f', 'qcow2', ...flags, trial.image, String(size))
   trial.model = resized(model, size)
+}
+
+/** QEMU cannot zero some subclusters of a compressed cluster, as it would when a disk that ends within one grows. */
+function mayEndInPackedSubclusters({ combination, model }: Trial): boolean {
+  const { extendedL2, compression, clusterSize } = combination
+  return extendedL2 && compression !== 'none' && model.length % clusterSize > 0
 }
