@@ -194,14 +194,14 @@ export const EVENTS_EVERY_MS = 100
 export const STORE_REQUESTS = 8
 
 // Offline image tools (src/image).
-/** Bytes that a copy or comparison of images moves at a time, when its clusters are not larger: they stay in a core's cache. */
-export const IMAGE_PIECE = 256 * KIB
+/** Bytes that a copy or comparison of images moves at a time, when its clusters are not larger: smaller ones wake a sleeping thread more often. */
+export const IMAGE_PIECE = MIB
 /** Extents of an image that are asked for at a time, and the range in bytes that one such question covers. */
 export const IMAGE_WALK_PIECES = 256
 export const IMAGE_WALK_BYTES = 4 * 1024 * MIB
 /** Pieces at work at once, at most and unless told. */
 export const IMAGE_LANES_MAX = 16
-export const IMAGE_LANES = 8
+export const IMAGE_LANES = 4
 /** Threads that compress clusters, at most. */
 export const IMAGE_COMPRESSING_MAX = 8
 /** Unreadable ranges that a salvaging conversion lists; it counts the rest. */

@@ -1,7 +1,6 @@
-// What every command shares: the global options, and how results, progress and errors are shown. Results go to standard output,
-// progress and errors to standard error. It knows no daemon: commands without one start in a fraction of the time.
+// What every command shares: the global options, and how results and errors are shown, results on standard output,
+// errors on standard error. It knows no daemon: commands without one start in a fraction of the time.
 
-import { SingleBar } from 'cli-progress'
 import { Option } from 'commander'
 import { QCOW2_METADATA_BYTES, QCOW2_METADATA_MIN } from '../base/limits.ts'
 import { formatSize, parseSize } from '../base/size.ts'
@@ -76,27 +75,6 @@ export function portArgument(text: string): number {
   const port = /^\d{1,5}$/.test(text) ? Number(text) : -1
   if (port >= 0 && port <= 65_535) return port
   throw new BlockError('invalid-argument', `${JSON.stringify(text)} is not a port: write a number from 0 to 65535`)
-}
-
-/** Progress on standard error: a bar on a terminal, nothing elsewhere. */
-export class Progress {
-  readonly #bar: SingleBar | undefined
-
-  constructor(title: string) {
-    if (!process.stderr.isTTY) return
-    const format = `${title} [{bar}] {percentage}% {done} of {all} {eta_formatted}`
-    this.#bar = new SingleBar({ format, hideCursor: true, stream: process.stderr, etaBuffer: 50 })
-    this.#bar.start(1, 0, { done: '', all: '' })
-  }
-
-  update(done: number, total: number): void {
-    this.#bar?.setTotal(Math.max(1, total))
-    this.#bar?.update(done, { done: formatSize(done), all: formatSize(total) })
-  }
-
-  end(): void {
-    this.#bar?.stop()
-  }
 }
 
 /** One line on standard error, about what goes on all the same. */

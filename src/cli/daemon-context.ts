@@ -5,7 +5,8 @@ import { ApiClient } from '../api/client.ts'
 import type { JobReply } from '../api/schema.ts'
 import { BlockError, type ErrorKind } from '../block/error.ts'
 import { homeAt, homeFolder } from '../engine/home.ts'
-import { type GlobalOptions, Progress } from './context.ts'
+import { type GlobalOptions } from './context.ts'
+import { Progress } from './progress.ts'
 
 export interface Cli {
   readonly json: boolean

@@ -2,7 +2,8 @@
 // --json the lines go to standard error and the table is data.
 
 import { formatSize } from '../../base/size.ts'
-import { Progress, table } from '../context.ts'
+import { table } from '../context.ts'
+import { Progress } from '../progress.ts'
 import type { PhaseFigures } from './load.ts'
 
 export interface Phase extends PhaseFigures {

@@ -2,7 +2,8 @@
 
 import { type Command, Option } from 'commander'
 import { FORMATS, type Format } from '../../chain/open.ts'
-import { type GlobalOptions, Progress, warn } from '../context.ts'
+import { type GlobalOptions, warn } from '../context.ts'
+import { Progress } from '../progress.ts'
 
 export interface ImageOptions {
   readonly format?: Format

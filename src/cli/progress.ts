@@ -1,0 +1,25 @@
+// Progress of long work on standard error: a bar on a terminal, nothing elsewhere, where the bar's package is not even loaded.
+
+import { formatSize } from '../base/size.ts'
+
+const SingleBar = process.stderr.isTTY ? (await import('cli-progress')).SingleBar : undefined
+
+export class Progress {
+  readonly #bar: InstanceType<NonNullable<typeof SingleBar>> | undefined
+
+  constructor(title: string) {
+    if (SingleBar === undefined) return
+    const format = `${title} [{bar}] {percentage}% {done} of {all} {eta_formatted}`
+    this.#bar = new SingleBar({ format, hideCursor: true, stream: process.stderr, etaBuffer: 50 })
+    this.#bar.start(1, 0, { done: '', all: '' })
+  }
+
+  update(done: number, total: number): void {
+    this.#bar?.setTotal(Math.max(1, total))
+    this.#bar?.update(done, { done: formatSize(done), all: formatSize(total) })
+  }
+
+  end(): void {
+    this.#bar?.stop()
+  }
+}
