@@ -6,15 +6,22 @@ import { backingOf, type Entry, openImage, readAll, type Recording, REFERENCES }
 import { idsOf, worldOf } from './qcow2-worlds.ts'
 import type { Act } from './sector-model.ts'
 
-/** Records how the image on `disk`, a state of the run `first`, is opened, repaired and closed. The disk stays as it is. */
-export async function recordRepair(first: Recording, disk: CrashDisk): Promise<Recording> {
+/**
+ * Records how the image on `disk`, a state of the run `first` that may be in the worlds that are `allowed`, is opened, repaired and
+ * closed. The disk stays as it is.
+ */
+export async function recordRepair(
+  first: Recording,
+  disk: CrashDisk,
+  allowed: (id: number) => boolean,
+): Promise<Recording> {
   const log: Entry[] = []
   const copy = new CrashDisk({ isDevice: disk.isDevice, log })
   for (const [name, content] of disk.files) copy.files.set(name, new Content(content))
   const start = new Map(Array.from(copy.files, ([name, content]) => [name, new Content(content)]))
   const image = await openImage(copy, backingOf(first.setting))
   const content = await readAll(image)
-  const world = worldOf(image, first.worlds, () => true)
+  const world = worldOf(image, first.worlds, allowed)
   const reference = REFERENCES.findIndex((name) => name === image.backingReference?.name)
   const was = (id: number): Act => ({ id, issued: 0, done: 0, isSure: true })
   log.push(

@@ -123,7 +123,7 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
       options.tell?.(replay.describe(state))
       try {
         if (options.again !== undefined && (boundary * 13 + index) % options.again === 0)
-          total += await judgeRepair(recording, state, counts)
+          total += await judgeRepair(recording, state, replay, counts)
         await replay.examine(state, options.look)
       } catch (error) {
         const { setting, seed, operations } = recording
@@ -138,13 +138,17 @@ export async function judge(recording: Recording, options: JudgeOptions): Promis
 }
 
 /** Judges the states of the repair of one; gives their number. */
-async function judgeRepair(recording: Recording, state: State, counts: Counts): Promise<number> {
-  const verdict = await judge(await recordRepair(recording, state.disk), { draws: 3 })
+async function judgeRepair(recording: Recording, state: State, replay: Replay, counts: Counts): Promise<number> {
+  const verdict = await judge(await recordRepair(recording, state.disk, replay.worldsAfter(state)), { draws: 3 })
   const [finding] = verdict.findings
   if (finding !== undefined)
     assert.fail(`in the repair, at ${finding.boundary}, ${finding.manner} ${finding.index}: ${finding.message}`)
   for (const manner of MANNERS) counts[manner] += verdict.counts[manner]
   return sumOf(verdict.counts)
+}
+
+function deathBy(manner: Manner): Death {
+  return manner === 'kill' || manner === 'torn kill' ? 'process' : 'host'
 }
 
 /** Walks along a recorded run, and makes and judges the states of each moment. */
@@ -234,9 +238,15 @@ class Replay {
     for (const [name, content] of this.#disk.files) content.revert(this.#durable.get(name) as Content)
   }
 
+  /** Which of the recording's worlds the image may be in now. */
+  worldsAfter({ manner }: State): (id: number) => boolean {
+    const { world } = this.#model
+    return (id) => world.allows(id, deathBy(manner), this.#place)
+  }
+
   /** Opens the state as Varve would after the crash, and fails where it is not what it must be. */
   async examine(state: State, look: Look | undefined): Promise<void> {
-    const died: Death = state.manner === 'kill' || state.manner === 'torn kill' ? 'process' : 'host'
+    const died = deathBy(state.manner)
     let image = await openImage(this.#disk, this.#backing)
     try {
       this.#checkReference(image, died)
@@ -245,7 +255,7 @@ class Replay {
       assert.equal(wrong, undefined)
       await this.#checkAsFound(image, died)
       this.#checkRaw(found)
-      const world = await this.#checkWorld(image, died, found)
+      const world = await this.#checkWorld(image, state, found)
       look?.(state, found, 'found')
       if ((state.boundary + state.index) % 4 === 3) {
         await image.close()
@@ -310,11 +320,10 @@ class Replay {
       assert.fail(`${corruptions} corruptions and ${leaks} leaks ${when}: ${problems.join('; ')}`)
   }
 
-  async #checkWorld(image: Qcow2Image, died: Death, found: Uint8Array): Promise<World> {
-    const { world } = this.#model
-    const now = worldOf(image, this.#recording.worlds, (id) => world.allows(id, died, this.#place))
-    await this.#checkKept(image, now, found, 'as found')
-    return now
+  async #checkWorld(image: Qcow2Image, state: State, found: Uint8Array): Promise<World> {
+    const world = worldOf(image, this.#recording.worlds, this.worldsAfter(state))
+    await this.#checkKept(image, world, found, 'as found')
+    return world
   }
 
   /** All bitmaps and, of the snapshots, one. */
