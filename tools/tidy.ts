@@ -61,13 +61,14 @@ interface Reserved {
 const RESERVED: readonly Reserved[] = [
   {
     what: /^src\/host\/syscalls\.ts$/,
-    only: ['src/host/real.ts'],
-    reason: 'System calls have a plain fallback in one place',
+    only: ['src/host/real.ts', 'src/host/real-file.ts', 'src/host/claims.ts'],
+    reason: 'Whoever uses a system call has a plain way without it, beside it',
   },
   {
     what: /^(node:)?fs(\/promises)?$/,
     only: [
       'src/host/real.ts',
+      'src/host/real-file.ts',
       'src/host/holders.ts', // who has a file open, in /proc
       'src/nbd/server.ts', // the mode of a listening socket's file
       'src/api/', // likewise, and its token

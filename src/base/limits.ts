@@ -19,6 +19,27 @@ export const REQUEST_MAX = 32 * MIB
 export const POOL_BUFFER_MIN = 4 * KIB
 export const POOL_FREE_BYTES = 64 * MIB
 
+/**
+ * Files (src/host). Requests that one thread has in Node's pool at once, so many that a disk that is read past the page cache keeps
+ * its storage busy; and threads of the pool, of which an idle one takes some 20 KiB.
+ */
+export const POOL_LANES = 64
+export const POOL_THREADS_MAX = 512
+/** Part of a thread's requests in the pool that may be syncs, which take longest. */
+export const POOL_SYNC_SHARE = 0.25
+/** A file is read and written within the call once so many requests in a row took less than so many milliseconds in the pool. */
+export const PACE_QUICK_ROW = 16
+export const PACE_QUICK_MS = 2
+/** What a request within the call may take, in milliseconds: for itself, and for each byte (1 GiB a second). */
+export const PACE_CALL_MS = 0.1
+export const PACE_BYTE_MS = 1000 / (1024 * MIB)
+/** Milliseconds above that which a file may collect before it goes to the pool, and the part of the time that is forgiven. */
+export const PACE_DEBT_MS = 4
+export const PACE_FORGIVEN = 0.05
+/** How long a file then stays in the pool, in milliseconds: at first, and at most, after doubling. */
+export const PACE_PAUSE_MIN_MS = 50
+export const PACE_PAUSE_MAX_MS = 60_000
+
 /** Longest chain that opens, in layers: more is a mistake or an attack. */
 export const CHAIN_LAYERS_MAX = 512
 

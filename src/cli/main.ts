@@ -1,6 +1,7 @@
 // The command line: one file per group of commands. Exit statuses are in context.ts.
 
 import { Command, CommanderError } from 'commander'
+import { sizePool } from '../host/pool-lanes.ts'
 import { type GlobalOptions, reportError } from './context.ts'
 import { VERSION } from './version.ts'
 
@@ -26,6 +27,9 @@ const GROUPS: Readonly<Record<string, Load>> = {
   image: async () => (await import('./image.ts')).addImageCommands,
   demo: async () => (await import('./demo/command.ts')).addDemoCommand,
 }
+
+// The daemon sizes it again, for its threads of disks.
+sizePool(1)
 
 const program = new Command('varve')
   .description('Live snapshots, live merge and live backup for virtual-machine disks')

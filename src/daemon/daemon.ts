@@ -2,12 +2,14 @@
 // cleanly on a signal.
 
 import fs from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { type Logger, pino } from 'pino'
 import { makeServer } from '../api/server.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { type Home, homeAt } from '../engine/home.ts'
 import { SqliteCatalog } from '../engine/sqlite-catalog.ts'
+import { sizePool } from '../host/pool-lanes.ts'
 import { realHost } from '../host/real.ts'
 import { NbdServer } from '../nbd/server.ts'
 import { loadServerTls, type ServerTlsOptions } from '../nbd/tls.ts'
@@ -45,7 +47,9 @@ export interface Daemon {
 
 /** Starts a daemon. Kind 'busy' when another one has the home. */
 export async function startDaemon(options: DaemonOptions, log: Logger = pino(pino.destination(2))): Promise<Daemon> {
-  const home = homeAt(options.home)
+  const { version, home: folder, nbd, shards = os.availableParallelism(), ...budgets } = options
+  sizePool(shards)
+  const home = homeAt(folder)
   checkSocketPath(home.apiSocket)
   for (const folder of [
     home.folder,
@@ -55,10 +59,9 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   ]) {
     await realHost.makeFolder(folder)
   }
-  const { version, home: folder, nbd, ...budgets } = options
   // Before anything is opened: credentials that cannot be used stop the start and change nothing.
   const tls = nbd?.tls === undefined ? undefined : await loadServerTls(nbd.tls)
-  const engine = await openEngine(home, budgets, log)
+  const engine = await openEngine(home, { shards, ...budgets }, log)
   const server = await makeServer({ engine, version, home: folder })
   const gate = makeGate(engine, home)
   let nbdPort: number | undefined
@@ -94,13 +97,13 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   }
 }
 
-type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes' | 'shards'>
+type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes'> & { shards: number }
 
 async function openEngine(home: Home, { shards, ...budgets }: Budgets, log: Logger): Promise<Shards> {
   try {
     return await Shards.open({
       ...budgets,
-      ...(shards === undefined ? {} : { count: shards }),
+      count: shards,
       host: realHost,
       home,
       openCatalog: () => new SqliteCatalog(home.catalog),

@@ -1,219 +1,15 @@
-// The real host, over Node's file system calls. Reads and writes go through the page cache and complete within the call;
-// syncs go to the thread pool.
+// The real host: opens files, and works on folders and names, over Node's file system calls. What an open file does is in
+// real-file.ts.
 
 import fs from 'node:fs'
 import { dirname } from 'node:path'
-import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
-import { describeHolders, findHolders } from './holders.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from './host.ts'
-import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SEEK_DATA, SEEK_HOLE, syscalls } from './syscalls.ts'
+import { blockDeviceSize, type FileWay, RealFile } from './real-file.ts'
+import { syscalls } from './syscalls.ts'
 
-// QEMU's image locks (its block/file-posix.c): a shared lock on byte 100 + p says "I use permission p", one on 200 + p
-// says "I do not share permission p". Permissions: 0 consistent read, 1 write, 3 resize.
-const LOCK_USES = { read: [100], write: [100, 101, 103] } as const
-const LOCK_REFUSES = { read: [201, 203], write: [201, 203] } as const
-const LOCK_FIRST = 100
-const LOCK_SPAN = 108
-
-const ZEROS = Buffer.alloc(64 * 1024)
-
-class RealFile implements HostFile {
-  readonly path: string
-  readonly writable: boolean
-  readonly #fd: number
-  readonly #isBlock: boolean
-  readonly #isBackground: boolean
-  #closed = false
-  #claim: 'read' | 'write' | undefined
-
-  constructor(path: string, fd: number, writable: boolean, isBlock: boolean, isBackground: boolean) {
-    this.path = path
-    this.writable = writable
-    this.#fd = fd
-    this.#isBlock = isBlock
-    this.#isBackground = isBackground
-  }
-
-  size(): number {
-    if (!this.#isBlock) return this.#try('size', () => fs.fstatSync(this.#fd).size)
-    return this.#try('size', () => blockDeviceSize(this.path))
-  }
-
-  read(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    if (this.#isBackground) return this.#readLater(offset, length, into, at)
-    let done = 0
-    try {
-      while (done < length) {
-        const count = fs.readSync(this.#fd, into, at + done, length - done, offset + done)
-        if (count === 0) {
-          into.fill(0, at + done, at + length)
-          return undefined
-        }
-        done += count
-      }
-    } catch (error) {
-      throw this.#failure(error, 'read', offset, length)
-    }
-    return undefined
-  }
-
-  write(offset: number, length: number, from: Uint8Array, at: number): Pending {
-    if (this.#isBackground) return this.#writeLater(offset, length, from, at)
-    let done = 0
-    try {
-      while (done < length) done += fs.writeSync(this.#fd, from, at + done, length - done, offset + done)
-    } catch (error) {
-      throw this.#failure(error, 'write', offset, length)
-    }
-    return undefined
-  }
-
-  punch(offset: number, length: number): Pending {
-    const end = Math.min(offset + length, this.size())
-    if (offset >= end) return undefined
-    if (syscalls?.fallocate(this.#fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, end - offset) === 0)
-      return undefined
-    return this.#writeZeros(offset, end - offset)
-  }
-
-  zero(offset: number, length: number): Pending {
-    if (syscalls?.fallocate(this.#fd, FALLOC_ZERO_RANGE, offset, length) === 0) return undefined
-    return this.#writeZeros(offset, length)
-  }
-
-  extents(offset: number, length: number, visit: ExtentVisitor): Pending {
-    const end = offset + length
-    const fileEnd = Math.min(end, this.size())
-    while (offset < fileEnd) {
-      const data = syscalls === undefined ? -2 : syscalls.seek(this.#fd, offset, SEEK_DATA)
-      const dataStart = data === -2 ? offset : data === -1 ? fileEnd : Math.min(data, fileEnd)
-      if (dataStart > offset && !visit(dataStart - offset, HOLE | ZERO)) return undefined
-      if (dataStart >= fileEnd) break
-      const hole = data === -2 || syscalls === undefined ? fileEnd : syscalls.seek(this.#fd, dataStart, SEEK_HOLE)
-      const dataEnd = hole < 0 ? fileEnd : Math.min(hole, fileEnd)
-      if (!visit(dataEnd - dataStart, 0)) return undefined
-      offset = dataEnd
-    }
-    if (fileEnd < end) visit(end - Math.max(fileEnd, end - length), HOLE | ZERO)
-    return undefined
-  }
-
-  truncate(size: number): Pending {
-    this.#try('truncate', () => fs.ftruncateSync(this.#fd, size))
-    return undefined
-  }
-
-  sync(): Promise<void> {
-    return new Promise((resolve, reject) =>
-      fs.fdatasync(this.#fd, (error) => (error === null ? resolve() : reject(this.#failure(error, 'sync')))),
-    )
-  }
-
-  lock(claim: 'read' | 'write' | undefined): void {
-    if (syscalls === undefined || claim === this.#claim) return
-    const old = this.#claim
-    this.#take(claim)
-    if (claim !== undefined && this.#isContested(claim)) {
-      this.#take(old)
-      const who = describeHolders(findHolders(this.path))
-      const message = `${this.path} is in use by ${who}${claim === 'read' ? ', which writes to it' : ''}: end that first`
-      throw new BlockError('busy', message, { path: this.path })
-    }
-    this.#claim = claim
-  }
-
-  async close(): Promise<void> {
-    if (this.#closed) return
-    this.#closed = true
-    this.#try('close', () => fs.closeSync(this.#fd))
-  }
-
-  /** Takes our locks first and looks at others' after, as QEMU does: of two that race, at least one sees the other. */
-  #take(claim: 'read' | 'write' | undefined): void {
-    syscalls?.lockShared(this.#fd, LOCK_FIRST, LOCK_SPAN, false)
-    if (claim === undefined) return
-    for (const byte of [...LOCK_USES[claim], ...LOCK_REFUSES[claim]]) {
-      const errno = syscalls?.lockShared(this.#fd, byte, 1, true) ?? 0
-      if (errno !== 0) throw new BlockError('busy', `${this.path}: cannot lock (errno ${errno})`, { path: this.path })
-    }
-  }
-
-  #isContested(claim: 'read' | 'write'): boolean {
-    const usedByOthers = LOCK_REFUSES[claim].some((byte) => syscalls?.isLocked(this.#fd, byte - 100))
-    return usedByOthers || LOCK_USES[claim].some((byte) => syscalls?.isLocked(this.#fd, byte + 100))
-  }
-
-  async #readLater(offset: number, length: number, into: Uint8Array, at: number): Promise<void> {
-    let done = 0
-    try {
-      while (done < length) {
-        const count = await readAsync(this.#fd, into, at + done, length - done, offset + done)
-        if (count === 0) {
-          into.fill(0, at + done, at + length)
-          return
-        }
-        done += count
-      }
-    } catch (error) {
-      throw this.#failure(error, 'read', offset, length)
-    }
-  }
-
-  async #writeLater(offset: number, length: number, from: Uint8Array, at: number): Promise<void> {
-    let done = 0
-    try {
-      while (done < length) done += await writeAsync(this.#fd, from, at + done, length - done, offset + done)
-    } catch (error) {
-      throw this.#failure(error, 'write', offset, length)
-    }
-  }
-
-  #writeZeros(offset: number, length: number): Pending {
-    let done = 0
-    while (done < length) {
-      const piece = Math.min(ZEROS.length, length - done)
-      const pending = this.write(offset + done, piece, ZEROS, 0)
-      done += piece
-      if (pending !== undefined) return pending.then(() => this.#writeZeros(offset + done, length - done))
-    }
-    return undefined
-  }
-
-  #try<T>(doing: string, call: () => T): T {
-    try {
-      return call()
-    } catch (error) {
-      throw this.#failure(error, doing)
-    }
-  }
-
-  #failure(error: unknown, doing: string, offset?: number, length?: number): BlockError {
-    if (this.#closed) return new BlockError('closed', `${this.path}: ${doing} after close`, { path: this.path })
-    const place = offset === undefined || length === undefined ? {} : { offset, length }
-    return toBlockError(error, `${this.path}: ${doing}`, { path: this.path, ...place })
-  }
-}
-
-type Transfer = (fd: number, buffer: Uint8Array, at: number, length: number, offset: number) => Promise<number>
-
-const readAsync: Transfer = (fd, buffer, at, length, offset) =>
-  new Promise((resolve, reject) =>
-    fs.read(fd, buffer, at, length, offset, (error, count) => (error === null ? resolve(count) : reject(error))),
-  )
-
-const writeAsync: Transfer = (fd, buffer, at, length, offset) =>
-  new Promise((resolve, reject) =>
-    fs.write(fd, buffer, at, length, offset, (error, count) => (error === null ? resolve(count) : reject(error))),
-  )
-
-/** A block device's length in bytes, from sysfs, which counts sectors of 512 bytes whatever the device's own. */
-function blockDeviceSize(path: string): number {
-  const { rdev } = fs.statSync(path)
-  const major = (rdev >>> 8) & 0xfff
-  const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
-  return Number(fs.readFileSync(`/sys/dev/block/${major}:${minor}/size`, 'utf8')) * 512
-}
+/** File systems that are in memory, by the number that statfs tells. */
+const MEMORY_FILE_SYSTEMS: ReadonlySet<number> = new Set([0x01021994 /* tmpfs */, 0x858458f6 /* ramfs */])
 
 const KINDS = [
   ['isFile', 'file'],
@@ -250,20 +46,41 @@ function isMissing(error: unknown): boolean {
   return code === 'ENOENT' || code === 'ENOTDIR'
 }
 
+async function openFile(path: string, options: OpenOptions): Promise<RealFile> {
+  const writable = options.write === true
+  const access = writable ? fs.constants.O_RDWR : fs.constants.O_RDONLY
+  const flags = access | CREATE_FLAGS[options.create ?? 'never'] | fs.constants.O_NOCTTY
+  const fd = await openDescriptor(path, flags, options.mode ?? 0o600)
+  try {
+    const stats = fs.fstatSync(fd)
+    const isBlock = stats.isBlockDevice()
+    if (!stats.isFile() && !isBlock) {
+      throw new BlockError('invalid-argument', `${path} is neither a file nor a block device`, { path })
+    }
+    const way = options.background === true ? 'background' : await wayOf(path, fd, isBlock)
+    return new RealFile({ path, fd, writable, isBlock, way })
+  } catch (error) {
+    fs.closeSync(fd)
+    throw error
+  }
+}
+
+/** In the pool, since a server that does not answer holds up whoever opens a file of it. */
+function openDescriptor(path: string, flags: number, mode: number): Promise<number> {
+  return new Promise((resolve, reject) =>
+    fs.open(path, flags, mode, (error, fd) => (error === null ? resolve(fd) : reject(error))),
+  )
+}
+
+async function wayOf(path: string, fd: number, isBlock: boolean): Promise<FileWay> {
+  // A block device's node is in memory, but not the device.
+  if (!isBlock && MEMORY_FILE_SYSTEMS.has((await fs.promises.statfs(path)).type)) return 'memory'
+  return syscalls?.canReadCached(fd) === true ? 'cached' : 'judged'
+}
+
 export const realHost: Host = {
   async open(path: string, options: OpenOptions = {}): Promise<HostFile> {
-    const access = options.write === true ? fs.constants.O_RDWR : fs.constants.O_RDONLY
-    const flags = access | CREATE_FLAGS[options.create ?? 'never'] | fs.constants.O_NOCTTY
-    const file = await attempt(path, 'open', async () => {
-      const fd = fs.openSync(path, flags, options.mode ?? 0o600)
-      const stats = fs.fstatSync(fd)
-      const isBlock = stats.isBlockDevice()
-      if (stats.isFile() || isBlock) {
-        return new RealFile(path, fd, options.write === true, isBlock, options.background === true)
-      }
-      fs.closeSync(fd)
-      throw new BlockError('invalid-argument', `${path} is neither a file nor a block device`, { path })
-    })
+    const file = await attempt(path, 'open', () => openFile(path, options))
     try {
       if (options.lock !== undefined) file.lock(options.lock)
     } catch (error) {

@@ -7,6 +7,7 @@ import { tempFolder } from '../../test/support/temp.ts'
 import type { Host, HostFile } from './host.ts'
 import { realHost } from './real.ts'
 import { SimulatedHost } from './simulated.ts'
+import { syscalls } from './syscalls.ts'
 
 async function readAll(file: HostFile): Promise<Buffer> {
   const into = Buffer.alloc(file.size(), 0xee)
@@ -72,7 +73,9 @@ test('random operations have the same outcome on the simulated host as on the re
   }
 })
 
-test('claims conflict as on the real host, and end with their handle', async (t) => {
+const skip = syscalls === undefined && 'no locks without system calls'
+
+test('claims conflict as on the real host, and end with their handle', { skip }, async (t) => {
   const root = tempFolder(t)
   const simulated = new SimulatedHost()
   await simulated.makeFolder(root)

@@ -1,12 +1,22 @@
-// The few Linux calls that Node lacks: fallocate (holes), lseek with SEEK_DATA and SEEK_HOLE, and open-file-description
-// locks. By koffi, which calls libc directly. Where koffi cannot load, `syscalls` is undefined and callers take a plain
-// way. Only host/real.ts imports this file.
+// The few Linux calls that Node lacks: fallocate (holes), lseek with SEEK_DATA and SEEK_HOLE, open-file-description locks, and
+// preadv2 that takes only what is in the page cache. By koffi, which calls libc directly. Where koffi cannot load, `syscalls` is
+// undefined and callers take a plain way. Only host/real-file.ts and host/claims.ts import this file.
 
 import { createRequire } from 'node:module'
+import { assert } from '../base/assert.ts'
 
 export interface Syscalls {
   /** Returns 0, or the errno. */
   fallocate(fd: number, mode: number, offset: number, length: number): number
+  /** The same by a thread of the pool; false when it failed, for whatever reason. */
+  fallocateLater(fd: number, mode: number, offset: number, length: number): Promise<boolean>
+  /** True when the file can be asked for what is in the page cache. */
+  canReadCached(fd: number): boolean
+  /**
+   * Reads what is in the page cache, from the offset on, without waiting for the disk. Returns how many bytes that were; 0 or less says
+   * nothing: they are not there, or the file ends, or the call failed.
+   */
+  readCached(fd: number, into: Uint8Array, at: number, length: number, offset: number): number
   /** The offset found, or -1 when there is none before the end, or -2 when the file system cannot tell. */
   seek(fd: number, offset: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE): number
   /** Takes or drops a shared lock on bytes of the file. Returns 0, or the errno. */
@@ -22,15 +32,48 @@ export const SEEK_DATA = 3
 export const SEEK_HOLE = 4
 
 const ENXIO = 6
+const EAGAIN = 11
+const RWF_NOWAIT = 8
 const F_OFD_GETLK = 36
 const F_OFD_SETLK = 37
 const F_RDLCK = 0
 const F_WRLCK = 1
 const F_UNLCK = 2
 
+interface Callable {
+  (...args: unknown[]): unknown
+  async(...args: unknown[]): void
+}
+
 interface Koffi {
-  load(path: string | null): { func(prototype: string): (...args: unknown[]) => unknown }
+  load(path: string | null): { func(prototype: string): Callable }
+  address(of: ArrayBufferLike): bigint
   errno(): number
+}
+
+/** Where buffers are in memory: an ArrayBuffer stays where it is, and asking koffi takes as long as a fifth of a read. */
+class Addresses {
+  readonly #koffi: Koffi
+  readonly #known = new WeakMap<ArrayBufferLike, number>()
+  #last: ArrayBufferLike | undefined
+  #lastAddress = 0
+
+  constructor(koffi: Koffi) {
+    this.#koffi = koffi
+  }
+
+  of(buffer: ArrayBufferLike): number {
+    if (buffer === this.#last) return this.#lastAddress
+    let address = this.#known.get(buffer)
+    if (address === undefined) {
+      address = Number(this.#koffi.address(buffer))
+      assert(Number.isSafeInteger(address), 'an address is below 2^53')
+      this.#known.set(buffer, address)
+    }
+    this.#last = buffer
+    this.#lastAddress = address
+    return address
+  }
 }
 
 function load(): Syscalls | undefined {
@@ -45,6 +88,21 @@ function load(): Syscalls | undefined {
   const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
   const fcntl = libc.func('int fcntl(int fd, int cmd, _Inout_ void *lock)')
 
+  const preadv2 = libc.func('int64_t preadv2(int fd, void *vector, int count, int64_t offset, int flags)')
+
+  // struct iovec: where, and how many bytes; 64 bits each, the low half first on every machine that koffi knows.
+  const vector = new Uint32Array(4)
+  const addresses = new Addresses(koffi)
+  const readCached: Syscalls['readCached'] = (fd, into, at, length, offset) => {
+    // The kernel writes wherever it is told to.
+    assert(at >= 0 && length >= 0 && at + length <= into.length, 'the bytes read fit the buffer')
+    const address = addresses.of(into.buffer) + into.byteOffset + at
+    vector[0] = address
+    vector[1] = address / 2 ** 32
+    vector[2] = length
+    return preadv2(fd, vector, 1, offset, RWF_NOWAIT) as number
+  }
+
   // struct flock on 64-bit Linux: l_type, l_whence (16 bits each), padding, l_start, l_len (64 bits), l_pid.
   const flock = (type: number, start: number, length: number): Buffer => {
     const lock = Buffer.alloc(32)
@@ -55,6 +113,14 @@ function load(): Syscalls | undefined {
   }
 
   return {
+    readCached,
+    canReadCached: (fd) => readCached(fd, new Uint8Array(1), 0, 1, 0) >= 0 || koffi.errno() === EAGAIN,
+    fallocateLater: (fd, mode, offset, length) =>
+      new Promise((resolve) =>
+        fallocate.async(fd, mode, offset, length, (error: unknown, result: unknown) =>
+          resolve(error === null && result === 0),
+        ),
+      ),
     fallocate: (fd, mode, offset, length) => (fallocate(fd, mode, offset, length) === 0 ? 0 : koffi.errno()),
     seek: (fd, offset, whence) => {
       const found = Number(lseek(fd, offset, whence))

@@ -67,8 +67,8 @@ export interface Converted {
 
 const SPARSE = 4096
 
-/** How many threads of Node's pool a conversion that compresses can use: what UV_THREADPOOL_SIZE is best. */
-export function compressingThreads(): number {
+/** How many threads of Node's pool a conversion that compresses uses. */
+function compressingThreads(): number {
   return Math.min(IMAGE_COMPRESSING_MAX, os.availableParallelism())
 }
 

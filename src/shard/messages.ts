@@ -19,6 +19,8 @@ export interface ShardStart {
   readonly scratchHostBytes: number | undefined
   /** This shard's part of the memory for the maps of qcow2 images, in bytes. */
   readonly metadataCacheBytes: number
+  /** Requests that this shard may have in the process's thread pool at once. */
+  readonly poolLanes: number
 }
 
 /** The moment of a disk for a backup that another shard makes. */

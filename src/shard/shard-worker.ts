@@ -10,6 +10,7 @@ import type { Turn } from '../engine/context.ts'
 import { Engine } from '../engine/engine.ts'
 import { homeAt } from '../engine/home.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
+import { poolLanes } from '../host/pool-lanes.ts'
 import { realHost } from '../host/real.ts'
 import { Calls } from './calls.ts'
 import { CatalogMirror } from './catalog-mirror.ts'
@@ -45,6 +46,7 @@ const functions: ShardFunctions = {
   ...views.functions,
   open: async () => {
     metadataCache.budget = start.metadataCacheBytes
+    poolLanes.total = start.poolLanes
     engine = await Engine.open({
       host: realHost,
       home,

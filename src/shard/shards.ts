@@ -18,6 +18,7 @@ import type { Home } from '../engine/home.ts'
 import type { EngineService } from '../engine/service.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
+import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
@@ -249,6 +250,7 @@ export class Shards implements EngineService {
       scratchBytes,
       scratchHostBytes,
       metadataCacheBytes: Math.floor(metadataCacheBytes / this.#seats.length),
+      poolLanes: poolLanes.total,
     }
     const url = new URL(`./shard-worker${import.meta.filename.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url)
     const worker = new Worker(url, { name: `varve-shard-${seat.number}`, workerData })

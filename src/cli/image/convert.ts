@@ -72,15 +72,13 @@ export function addConvertCommand(image: Command): void {
 async function convert(images: readonly string[], flags: ConvertFlags, command: Command): Promise<void> {
   const target = images.at(-1) as string
   const sources = images.slice(0, -1)
-  const { compressingThreads, convertImage } = await import('../../image/convert.ts')
+  const { convertImage } = await import('../../image/convert.ts')
   const { parseCreateOptions } = await import('../../image/create-options.ts')
   const { backing, backingFormat, sparse, outOfOrder, force, salvage, targetFormat: format } = flags
   const settings = parseCreateOptions(format, flags.options ?? [])
   if (backing !== undefined) settings.backingName = backing
   if (backingFormat !== undefined) settings.backingFormat = backingFormat
   refuse(flags, settings, sources)
-  // Read when the pool is first used, which is later.
-  if (flags.compress === true) process.env['UV_THREADPOOL_SIZE'] ??= String(compressingThreads())
   const stop = new AbortController()
   const abort = (): void => stop.abort()
   process.once('SIGINT', abort).once('SIGTERM', abort)

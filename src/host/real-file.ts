@@ -1,0 +1,278 @@
+// An open file of the real host. What the page cache answers at once is done within the call; what might wait for a disk or a
+// server goes to Node's thread pool, so that it holds up neither the event loop nor the other disks of the thread. How that is told
+// depends on the file:
+//
+//   memory      in memory (tmpfs): always within the call
+//   cached      the kernel says whether it has the bytes (preadv2 with RWF_NOWAIT): reads within the call as far as it has
+//               them, and the rest in the pool; writes as below
+//   judged      by the clock: within the call while that is quick (pace.ts)
+//   background  nobody waits for it: always in the pool
+//
+// Which of them a file is, and opening it, is the affair of real.ts.
+
+import fs from 'node:fs'
+import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
+import { BlockError, toBlockError } from '../block/error.ts'
+import { Claim, type ClaimKind } from './claims.ts'
+import { GroupedSync } from './grouped-sync.ts'
+import type { HostFile } from './host.ts'
+import { Pace } from './pace.ts'
+import { FileLanes, poolLanes } from './pool-lanes.ts'
+import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SEEK_DATA, SEEK_HOLE, syscalls } from './syscalls.ts'
+
+export type FileWay = 'memory' | 'cached' | 'judged' | 'background'
+
+/** An open descriptor, which the file takes over. */
+export interface OpenedFile {
+  readonly path: string
+  readonly fd: number
+  readonly writable: boolean
+  readonly isBlock: boolean
+  readonly way: FileWay
+}
+
+/** fs.read and fs.write. */
+type Transfer = (
+  fd: number,
+  buffer: Uint8Array,
+  at: number,
+  length: number,
+  offset: number,
+  done: (error: NodeJS.ErrnoException | null, count: number) => void,
+) => void
+
+const ZEROS = Buffer.alloc(64 * 1024)
+
+export class RealFile implements HostFile {
+  readonly path: string
+  readonly writable: boolean
+  readonly #fd: number
+  readonly #isBlock: boolean
+  readonly #way: FileWay
+  readonly #readPace = new Pace()
+  readonly #writePace = new Pace()
+  readonly #lanes = new FileLanes()
+  readonly #claim: Claim
+  readonly #syncs = new GroupedSync(() => poolLanes.sync(() => this.#syncNow()))
+  #isClosed = false
+
+  constructor({ path, fd, writable, isBlock, way }: OpenedFile) {
+    this.path = path
+    this.writable = writable
+    this.#fd = fd
+    this.#isBlock = isBlock
+    this.#way = way
+    this.#claim = new Claim(path, fd)
+    this.#readPace.isQuick = this.#writePace.isQuick = way === 'memory'
+  }
+
+  size(): number {
+    if (this.#isClosed) throw this.#closedError('size')
+    if (!this.#isBlock) return this.#try('size', () => fs.fstatSync(this.#fd).size)
+    return this.#try('size', () => blockDeviceSize(this.path))
+  }
+
+  read(offset: number, length: number, into: Uint8Array, at: number): Pending {
+    if (this.#isClosed) throw this.#closedError('read')
+    if (this.#way === 'cached') {
+      const found = syscalls?.readCached(this.#fd, into, at, length, offset) ?? 0
+      if (found === length) return undefined
+      const done = Math.max(found, 0)
+      return this.#transfer(fs.read, offset + done, length - done, into, at + done)
+    }
+    if (!this.#readPace.isQuick) return this.#transfer(fs.read, offset, length, into, at)
+    if (this.#way === 'memory') return void this.#readNow(offset, length, into, at)
+    const began = performance.now()
+    this.#readNow(offset, length, into, at)
+    this.#readPace.tookInCall(began, performance.now(), length)
+    return undefined
+  }
+
+  write(offset: number, length: number, from: Uint8Array, at: number): Pending {
+    if (this.#isClosed) throw this.#closedError('write')
+    if (!this.#writePace.isQuick) return this.#transfer(fs.write, offset, length, from, at)
+    if (this.#way === 'memory') return void this.#writeNow(offset, length, from, at)
+    const began = performance.now()
+    this.#writeNow(offset, length, from, at)
+    this.#writePace.tookInCall(began, performance.now(), length)
+    return undefined
+  }
+
+  punch(offset: number, length: number): Pending {
+    const end = Math.min(offset + length, this.size())
+    if (offset >= end) return undefined
+    return this.#allocate(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, end - offset)
+  }
+
+  zero(offset: number, length: number): Pending {
+    if (this.#isClosed) throw this.#closedError('zero')
+    return this.#allocate(FALLOC_ZERO_RANGE, offset, length)
+  }
+
+  /** Within the call: what is asked of the file system are its maps, which it has in memory. */
+  extents(offset: number, length: number, visit: ExtentVisitor): Pending {
+    const end = offset + length
+    const fileEnd = Math.min(end, this.size())
+    while (offset < fileEnd) {
+      const data = syscalls === undefined ? -2 : syscalls.seek(this.#fd, offset, SEEK_DATA)
+      const dataStart = data === -2 ? offset : data === -1 ? fileEnd : Math.min(data, fileEnd)
+      if (dataStart > offset && !visit(dataStart - offset, HOLE | ZERO)) return undefined
+      if (dataStart >= fileEnd) break
+      const hole = data === -2 || syscalls === undefined ? fileEnd : syscalls.seek(this.#fd, dataStart, SEEK_HOLE)
+      const dataEnd = hole < 0 ? fileEnd : Math.min(hole, fileEnd)
+      if (!visit(dataEnd - dataStart, 0)) return undefined
+      offset = dataEnd
+    }
+    if (fileEnd < end) visit(end - Math.max(fileEnd, end - length), HOLE | ZERO)
+    return undefined
+  }
+
+  truncate(size: number): Pending {
+    if (this.#isClosed) throw this.#closedError('truncate')
+    if (this.#writePace.isQuick) return void this.#try('truncate', () => fs.ftruncateSync(this.#fd, size))
+    return this.#inLane((resolve, reject) =>
+      fs.ftruncate(this.#fd, size, (error) =>
+        error === null ? resolve() : reject(toBlockError(error, `${this.path}: truncate`, { path: this.path })),
+      ),
+    )
+  }
+
+  async sync(): Promise<void> {
+    if (this.#isClosed) throw this.#closedError('sync')
+    await this.#syncs.run()
+  }
+
+  lock(claim: ClaimKind | undefined): void {
+    if (this.#isClosed) throw this.#closedError('lock')
+    this.#claim.change(claim)
+  }
+
+  /** What was asked before is finished first: a descriptor's number may at once be another file's. */
+  async close(): Promise<void> {
+    if (this.#isClosed) return
+    this.#isClosed = true
+    await this.#syncs.idle()
+    await this.#lanes.idle()
+    this.#try('close', () => fs.closeSync(this.#fd))
+  }
+
+  #readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    let done = 0
+    try {
+      while (done < length) {
+        const count = fs.readSync(this.#fd, into, at + done, length - done, offset + done)
+        if (count === 0) return void into.fill(0, at + done, at + length)
+        done += count
+      }
+    } catch (error) {
+      throw this.#failure(error, 'read', offset, length)
+    }
+  }
+
+  #writeNow(offset: number, length: number, from: Uint8Array, at: number): void {
+    let done = 0
+    try {
+      while (done < length) done += fs.writeSync(this.#fd, from, at + done, length - done, offset + done)
+    } catch (error) {
+      throw this.#failure(error, 'write', offset, length)
+    }
+  }
+
+  /** Reads or writes all of the range in the pool. */
+  #transfer(call: Transfer, offset: number, length: number, buffer: Uint8Array, at: number): Promise<void> {
+    const isRead = call === fs.read
+    const pace = isRead ? this.#readPace : this.#writePace
+    return this.#inLane((resolve, reject) => {
+      const began = performance.now()
+      let done = 0
+      const next = (): void => call(this.#fd, buffer, at + done, length - done, offset + done, transferred)
+      const transferred = (error: NodeJS.ErrnoException | null, count: number): void => {
+        if (error !== null) return reject(this.#failure(error, isRead ? 'read' : 'write', offset, length))
+        done += count
+        if (count === 0 && isRead) buffer.fill(0, at + done, at + length)
+        else if (done < length) return next()
+        if (this.#way !== 'background') pace.tookInPool(began, performance.now(), length)
+        resolve()
+      }
+      next()
+    })
+  }
+
+  /** Runs work in a lane of the pool; it ends with a call of `resolve` or `reject`. */
+  #inLane(work: (resolve: () => void, reject: (error: BlockError) => void) => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const done = (): void => {
+        this.#lanes.leave()
+        resolve()
+      }
+      const failed = (error: BlockError): void => {
+        this.#lanes.leave()
+        reject(error)
+      }
+      this.#lanes.enter(() => work(done, failed))
+    })
+  }
+
+  /** fallocate; where the file system lacks it, zeros are written, which reads the same. */
+  #allocate(mode: number, offset: number, length: number): Pending {
+    if (syscalls === undefined) return this.#writeZeros(offset, length)
+    if (!this.#writePace.isQuick) return this.#allocateLater(mode, offset, length)
+    const began = performance.now()
+    const errno = syscalls.fallocate(this.#fd, mode, offset, length)
+    if (this.#way !== 'memory') this.#writePace.tookInCall(began, performance.now(), length)
+    return errno === 0 ? undefined : this.#writeZeros(offset, length)
+  }
+
+  async #allocateLater(mode: number, offset: number, length: number): Promise<void> {
+    let isDone = false
+    await this.#inLane((resolve) => {
+      void syscalls?.fallocateLater(this.#fd, mode, offset, length).then((done) => {
+        isDone = done
+        resolve()
+      })
+    })
+    if (!isDone) await this.#writeZeros(offset, length)
+  }
+
+  #writeZeros(offset: number, length: number): Pending {
+    let done = 0
+    while (done < length) {
+      const piece = Math.min(ZEROS.length, length - done)
+      const pending = this.write(offset + done, piece, ZEROS, 0)
+      done += piece
+      if (pending !== undefined) return pending.then(() => this.#writeZeros(offset + done, length - done))
+    }
+    return undefined
+  }
+
+  #syncNow(): Promise<void> {
+    return new Promise((resolve, reject) =>
+      fs.fdatasync(this.#fd, (error) => (error === null ? resolve() : reject(this.#failure(error, 'sync')))),
+    )
+  }
+
+  #try<T>(doing: string, call: () => T): T {
+    try {
+      return call()
+    } catch (error) {
+      throw this.#failure(error, doing)
+    }
+  }
+
+  #closedError(doing: string): BlockError {
+    return new BlockError('closed', `${this.path}: ${doing} after close`, { path: this.path })
+  }
+
+  #failure(error: unknown, doing: string, offset?: number, length?: number): BlockError {
+    const place = offset === undefined || length === undefined ? {} : { offset, length }
+    return toBlockError(error, `${this.path}: ${doing}`, { path: this.path, ...place })
+  }
+}
+
+/** A block device's length in bytes, from sysfs, which counts sectors of 512 bytes whatever the device's own. */
+export function blockDeviceSize(path: string): number {
+  const { rdev } = fs.statSync(path)
+  const major = (rdev >>> 8) & 0xfff
+  const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00)
+  return Number(fs.readFileSync(`/sys/dev/block/${major}:${minor}/size`, 'utf8')) * 512
+}
