@@ -81,7 +81,7 @@ export class RealFile implements HostFile {
       return this.#transfer(fs.read, offset + done, length - done, into, at + done)
     }
     if (!this.#readPace.isQuick) return this.#transfer(fs.read, offset, length, into, at)
-    if (this.#way === 'memory') return void this.#readNow(offset, length, into, at)
+    if (this.#way === 'memory') return this.#readNow(offset, length, into, at)
     const began = performance.now()
     this.#readNow(offset, length, into, at)
     this.#readPace.tookInCall(began, performance.now(), length)
@@ -91,7 +91,7 @@ export class RealFile implements HostFile {
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     if (this.#isClosed) throw this.#closedError('write')
     if (!this.#writePace.isQuick) return this.#transfer(fs.write, offset, length, from, at)
-    if (this.#way === 'memory') return void this.#writeNow(offset, length, from, at)
+    if (this.#way === 'memory') return this.#writeNow(offset, length, from, at)
     const began = performance.now()
     this.#writeNow(offset, length, from, at)
     this.#writePace.tookInCall(began, performance.now(), length)
@@ -129,7 +129,10 @@ export class RealFile implements HostFile {
 
   truncate(size: number): Pending {
     if (this.#isClosed) throw this.#closedError('truncate')
-    if (this.#writePace.isQuick) return void this.#try('truncate', () => fs.ftruncateSync(this.#fd, size))
+    if (this.#writePace.isQuick) {
+      this.#try('truncate', () => fs.ftruncateSync(this.#fd, size))
+      return undefined
+    }
     return this.#inLane((resolve, reject) =>
       fs.ftruncate(this.#fd, size, (error) =>
         error === null ? resolve() : reject(toBlockError(error, `${this.path}: truncate`, { path: this.path })),
@@ -156,20 +159,21 @@ export class RealFile implements HostFile {
     this.#try('close', () => fs.closeSync(this.#fd))
   }
 
-  #readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+  #readNow(offset: number, length: number, into: Uint8Array, at: number): undefined {
     let done = 0
     try {
       while (done < length) {
         const count = fs.readSync(this.#fd, into, at + done, length - done, offset + done)
-        if (count === 0) return void into.fill(0, at + done, at + length)
-        done += count
+        // What lies past the end reads as zeros.
+        if (count === 0) into.fill(0, at + done, at + length)
+        done = count === 0 ? length : done + count
       }
     } catch (error) {
       throw this.#failure(error, 'read', offset, length)
     }
   }
 
-  #writeNow(offset: number, length: number, from: Uint8Array, at: number): void {
+  #writeNow(offset: number, length: number, from: Uint8Array, at: number): undefined {
     let done = 0
     try {
       while (done < length) done += fs.writeSync(this.#fd, from, at + done, length - done, offset + done)
