@@ -1,7 +1,8 @@
-// What every benchmark records of the machine and of the sources, and helpers that all of them use.
+// What every benchmark records of the machine and of the sources, and the questions to the system that they share.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
+import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 
@@ -11,8 +12,8 @@ export const ROOT = path.resolve(import.meta.dirname, '..')
 /** Where the images go: memory unless told, since programs are compared here, not disks. */
 export const FOLDER = process.env['VARVE_BENCH_DIR'] ?? '/dev/shm'
 
-/** Figures are published only when the reference agrees with itself this well; how well it did, the page says. */
-export const NOISE_MAX = 0.25
+/** Where the images go of what is measured with the disk: a folder on a real file system. */
+export const DISK_FOLDER = process.env['VARVE_BENCH_DISK'] ?? os.tmpdir()
 
 /** Of all results. Sources and load are taken before the first round: what is measured is what was there then. */
 export interface Setting {
@@ -35,18 +36,17 @@ export function currentSetting(): Setting {
   }
 }
 
-/** The setting as a paragraph of the page. */
-export function describeSetting(setting: Setting, versions: readonly string[], command: string): string {
-  const { machine, date, commit, isModified, loadBefore } = setting
-  return `Measured ${date.slice(0, 10)} at commit ${commit.slice(0, 12)}${isModified ? ' (with changes)' : ''} by \`${command}\`.
-Machine: ${machine.cores} cores (${machine.cpu}), Linux ${machine.kernel}, load average ${loadBefore.toFixed(1)} before the run. ${versions.join('; ')}.`
-}
-
 /** Runs a program that must succeed; returns its standard output. */
 export function check(program: string, ...args: string[]): string {
   const result = spawnSync(program, args, { encoding: 'utf8', maxBuffer: 16 * MIB })
   if (result.status !== 0) throw new Error(`${program} ${args.join(' ')}: ${result.stderr || result.error?.message}`)
   return result.stdout
+}
+
+/** The first line of what a program says of its version; undefined where it is not installed. */
+export function versionOf(program: string, option = '--version'): string | undefined {
+  const result = spawnSync(program, [option], { encoding: 'utf8' })
+  return result.status === 0 ? (result.stdout.split('\n')[0] ?? '') : undefined
 }
 
 /** How much of a file is in memory, from 0 to 1. */
@@ -55,9 +55,28 @@ export function residentShare(file: string): number {
   return allocated === 0 ? 1 : Number(check('fincore', '--bytes', '--noheadings', '--output', 'RES', file)) / allocated
 }
 
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = Math.floor(sorted.length / 2)
-  const upper = sorted[middle] ?? 0
-  return sorted.length % 2 === 1 ? upper : ((sorted[middle - 1] ?? 0) + upper) / 2
+const TMPFS_MAGIC = 0x01021994
+
+/** True for a folder whose files are memory. */
+export function isMemory(folder: string): boolean {
+  return fs.statfsSync(folder).type === TMPFS_MAGIC
+}
+
+/** Resident memory of a process in MiB: now, and the most that it ever was. */
+export function memoryOf(pid: number): { readonly now: number; readonly peak: number } {
+  const status = fs.readFileSync(`/proc/${pid}/status`, 'utf8')
+  const field = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(status)?.[1]) / 1024
+  return { now: field('VmRSS'), peak: field('VmHWM') }
+}
+
+/** A TCP port of loopback that nobody uses now. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const probe = net.createServer()
+    probe.once('error', reject)
+    probe.listen(0, '127.0.0.1', () => {
+      const address = probe.address()
+      probe.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0))
+    })
+  })
 }

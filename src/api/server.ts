@@ -29,11 +29,9 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       return { version, pid: process.pid, home, node: process.version, memory: process.memoryUsage.rss() }
     },
     listDisks: async () => (await engine.listDisks()) as Reply<'listDisks'>,
-    addDisk: (_params, { name, image, format, size, cache }) => {
+    addDisk: (_params, { name, image, format, size }) => {
       const added =
-        size === undefined
-          ? engine.addDisk(name, image, format, cache)
-          : engine.createDisk(name, image, format, size, cache)
+        size === undefined ? engine.addDisk(name, image, format) : engine.createDisk(name, image, format, size)
       return added as Promise<Reply<'addDisk'>>
     },
     showDisk: async ({ disk }) => (await engine.showDisk(disk)) as Reply<'showDisk'>,

@@ -10,6 +10,7 @@ import { Worker } from 'node:worker_threads'
 import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
+import type { Format } from '../chain/open.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import { type DiskStatus, lockHome } from '../engine/engine.ts'
@@ -123,12 +124,12 @@ export class Shards implements EngineService {
     return this.#of(name).then((remote) => remote.showDisk(name))
   }
 
-  addDisk(...args: Parameters<EngineService['addDisk']>): Promise<DiskStatus> {
-    return this.#control.run(async () => (await this.#forNew()).addDisk(...args))
+  addDisk(name: string, image: string, format: Format): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).addDisk(name, image, format))
   }
 
-  createDisk(...args: Parameters<EngineService['createDisk']>): Promise<DiskStatus> {
-    return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
+  createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).createDisk(name, image, format, size))
   }
 
   removeDisk(name: string): Promise<void> {

@@ -15,9 +15,13 @@ export interface Credentials {
   readonly keysFile: string
 }
 
-/** Needs openssl. */
+/** For one test. Needs openssl. */
 export function makeCredentials(t: TestContext): Credentials {
-  const root = tempFolder(t)
+  return makeCredentialsIn(tempFolder(t))
+}
+
+/** In an empty folder. Needs openssl. */
+export function makeCredentialsIn(root: string): Credentials {
   const folder = path.join(root, 'known')
   const strangerFolder = path.join(root, 'stranger')
   for (const [place, client] of [
