@@ -69,6 +69,7 @@ const RESERVED: readonly Reserved[] = [
     only: [
       'src/host/real.ts',
       'src/host/real-file.ts',
+      'src/host/direct-file.ts',
       'src/host/holders.ts', // who has a file open, in /proc
       'src/nbd/server.ts', // the mode of a listening socket's file
       'src/api/', // likewise, and its token

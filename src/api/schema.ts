@@ -26,6 +26,8 @@ const bitmap = z.object({
   dirtyBytes: bytes,
 })
 
+const cache = z.enum(['writeback', 'none', 'unsafe'])
+
 const disk = z.object({
   name: z.string(),
   state: z.enum(['open', 'failed']),
@@ -34,6 +36,7 @@ const disk = z.object({
   uri: z.string().optional(),
   layers: z.array(layer),
   bitmaps: z.array(bitmap),
+  cache,
   note: z.string().optional(),
 })
 
@@ -90,7 +93,13 @@ export const routes = {
     path: '/v1/disks',
     summary: 'Adds an image as a disk and serves it; with a size, makes the image first',
     params: nothing,
-    body: z.object({ name, image: z.string().min(1), format: z.enum(['raw', 'qcow2']), size: bytes.optional() }),
+    body: z.object({
+      name,
+      image: z.string().min(1),
+      format: z.enum(['raw', 'qcow2']),
+      size: bytes.optional(),
+      cache: cache.optional(),
+    }),
     response: disk,
   },
   showDisk: {

@@ -40,6 +40,11 @@ export const PACE_FORGIVEN = 0.05
 export const PACE_PAUSE_MIN_MS = 50
 export const PACE_PAUSE_MAX_MS = 60_000
 
+/** What goes past the page cache: a page, which it has whole, and the buffers of a thread for it, touched only as far as they are used. */
+export const DIRECT_PAGE = 4 * KIB
+export const DIRECT_PIECE = 256 * KIB
+export const DIRECT_PIECES = 64
+
 /** Longest chain that opens, in layers: more is a mistake or an attack. */
 export const CHAIN_LAYERS_MAX = 512
 

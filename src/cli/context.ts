@@ -5,6 +5,7 @@ import { Option } from 'commander'
 import { QCOW2_METADATA_BYTES, QCOW2_METADATA_MIN } from '../base/limits.ts'
 import { formatSize, parseSize } from '../base/size.ts'
 import { BlockError, type ErrorKind, isBlockError } from '../block/error.ts'
+import { CACHE_MODES } from '../host/cache-mode.ts'
 
 /** Exit statuses: 0 done, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt or verification failed. */
 export const EXIT_STATUS: Record<ErrorKind, number> = {
@@ -68,6 +69,12 @@ function metadataCacheArgument(text: string): number {
 export function metadataCacheOption(): Option {
   const what = `memory for the maps of all open qcow2 images (default: ${formatSize(QCOW2_METADATA_BYTES)})`
   return new Option('--metadata-cache <size>', what).argParser(metadataCacheArgument)
+}
+
+/** `--cache MODE`; writeback unless told. */
+export function cacheOption(): Option {
+  const what = 'writeback; none: past the page cache; unsafe: flushes do nothing'
+  return new Option('--cache <mode>', what).choices(CACHE_MODES).default('writeback')
 }
 
 /** A TCP port argument. Kind 'invalid-argument' when it is none. */

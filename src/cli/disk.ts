@@ -5,8 +5,14 @@ import { type Command, Option } from 'commander'
 import type { DiskReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import { print, sizeArgument, table } from './context.ts'
+import type { CacheMode } from '../host/cache-mode.ts'
+import { cacheOption, print, sizeArgument, table } from './context.ts'
 import { cliOf } from './daemon-context.ts'
+
+interface DiskOptions {
+  readonly format: Format
+  readonly cache: CacheMode
+}
 
 const formatOption = (): Option =>
   new Option('-f, --format <format>', 'format of the image; never probed, since a guest could write a header')
@@ -20,15 +26,17 @@ export function addDiskCommands(program: Command): void {
     .description('make an image and serve it as a disk')
     .addOption(formatOption())
     .requiredOption('--size <size>', 'size, such as 10G', sizeArgument)
-    .action((name: string, image: string, options: { format: Format; size: number }, command: Command) =>
-      add(command, { name, image: path.resolve(image), format: options.format, size: options.size }),
+    .addOption(cacheOption())
+    .action((name: string, image: string, options: DiskOptions & { size: number }, command: Command) =>
+      add(command, { name, image: path.resolve(image), ...options }),
     )
   disk
     .command('add <name> <image>')
     .description('serve an image as a disk; prints the URI for QEMU’s nbd driver')
     .addOption(formatOption())
-    .action((name: string, image: string, options: { format: Format }, command: Command) =>
-      add(command, { name, image: path.resolve(image), format: options.format }),
+    .addOption(cacheOption())
+    .action((name: string, image: string, options: DiskOptions, command: Command) =>
+      add(command, { name, image: path.resolve(image), ...options }),
     )
   disk
     .command('list')
@@ -68,7 +76,7 @@ export function addDiskCommands(program: Command): void {
 
 async function add(
   command: Command,
-  body: { name: string; image: string; format: Format; size?: number },
+  body: DiskOptions & { name: string; image: string; size?: number },
 ): Promise<void> {
   const cli = cliOf(command)
   const added = await cli.api.call('addDisk', {}, body)
@@ -88,6 +96,7 @@ function describeDisk(disk: DiskReply): string {
   return [
     `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,
     ...(disk.uri === undefined ? [] : [disk.uri]),
+    `cache: ${disk.cache}`,
     'layers, from the active one to the base:',
     ...layers,
     ...(bitmaps.length === 0 ? [] : ['bitmaps:', ...bitmaps]),

@@ -7,12 +7,13 @@ import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
 import { type Format, FORMATS, openChain } from '../chain/open.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
+import { type CacheMode, warningOf, withCacheMode } from '../host/cache-mode.ts'
 import { realHost } from '../host/real.ts'
 import { type Export, NbdServer } from '../nbd/server.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { loadServerTls, type ServerTls } from '../nbd/tls.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
-import { metadataCacheOption, portArgument, warn } from './context.ts'
+import { cacheOption, metadataCacheOption, portArgument, warn } from './context.ts'
 import { addTlsOptions, type TlsOptions, tlsOptionsOf } from './tls-options.ts'
 
 interface ServeImageOptions extends TlsOptions {
@@ -27,6 +28,7 @@ interface ServeImageOptions extends TlsOptions {
   readonly readOnly?: boolean
   /** The empty name, which clients get that ask for none, unless told. */
   readonly exportName: string
+  readonly cache: CacheMode
   /** Bytes for the maps of the image and its backing files. */
   readonly metadataCache?: number
 }
@@ -39,6 +41,7 @@ export function addNbdCommand(program: Command): void {
     .option('--port <number>', 'listen on this port, of the loopback address unless --bind says so', portArgument)
     .option('--bind <address>', 'listen on this address; beyond loopback only with TLS')
     .option('--read-only', 'refuse writes')
+    .addOption(cacheOption())
     .addOption(metadataCacheOption())
     .option('--export-name <name>', 'name of the export', '')
     .action(serveImage)
@@ -58,7 +61,10 @@ async function serveImage(image: string, options: ServeImageOptions): Promise<vo
   const tls = credentials === undefined ? undefined : await loadServerTls(credentials)
   const stop = stopSignal()
   const name = path.basename(image)
-  const chain = new Chain(name, await openChain({ host: realHost, path: image, format, name, report: warn }))
+  const warning = warningOf(options.cache)
+  if (warning !== undefined) warn(`${name}: ${warning}`)
+  const host = withCacheMode(realHost, options.cache)
+  const chain = new Chain(name, await openChain({ host, path: image, format, name, report: warn }))
   try {
     if (options.readOnly !== true) await chain.active.setAccess('write')
     await serveUntil(stop, chain, options, tls)

@@ -2,6 +2,8 @@
 // durably, or none. The catalog's record of a chain is the one truth about which layer is active. What is too large or
 // too hot for it (bitmaps, a job's progress) is in the disk's dirty log.
 
+import type { CacheMode } from '../host/cache-mode.ts'
+
 /** One layer of a chain. */
 export interface LayerRecord {
   readonly path: string
@@ -18,6 +20,8 @@ export interface DiskRecord {
   readonly addedMs: number
   /** Number of the next overlay that Varve makes for it. */
   readonly nextOverlay: number
+  /** How much of the page cache its images have; writeback when it is not said. */
+  readonly cache?: CacheMode
   /** When and why its bitmaps were given up last: what a backup that must be a full for that says. */
   readonly bitmapsLost?: { readonly atMs: number; readonly reason: string }
 }

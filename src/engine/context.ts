@@ -5,6 +5,7 @@ import type { BackupParty } from './backup-party.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { ScratchBudget } from '../chain/scratch.ts'
 import { BlockError } from '../block/error.ts'
+import { withCacheMode } from '../host/cache-mode.ts'
 import type { Host } from '../host/host.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
@@ -58,6 +59,11 @@ export interface EngineContext {
   readonly partyOf: (disk: string) => BackupParty
   /** Tells the operator, through the daemon's log. */
   readonly report: (message: string, details?: Record<string, unknown>) => void
+}
+
+/** The host as the images of a disk are opened on it. */
+export function imageHost(context: EngineContext, record: DiskRecord): Host {
+  return withCacheMode(context.host, record.cache ?? 'writeback')
 }
 
 /** Kind 'not-found' when there is no such disk; the reason when it could not be opened. */

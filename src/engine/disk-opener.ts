@@ -11,9 +11,10 @@ import { backingName, backingPath, type Format, isFormat, openChain, openLayer }
 import { DirtyLog, type DirtyLogFiles } from '../dirtylog/dirty-log.ts'
 import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
+import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
-import type { EngineContext, ManagedDisk } from './context.ts'
+import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { removeGarbage } from './snapshots.ts'
 
 const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
@@ -25,13 +26,15 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
   const found = await lineage(context, active)
   await redoBackingNames(context, record)
   const layers = await openChain({
-    host: context.host,
+    host: imageHost(context, record),
     path: active.path,
     format: formatOf(active),
     allowedFolders: await existingFolders(context, record),
     name: record.name,
     report: context.report,
   })
+  const warning = warningOf(record.cache ?? 'writeback')
+  if (warning !== undefined) context.report(`${record.name}: ${warning}`)
   let log: DirtyLog | undefined
   try {
     checkAgainstCatalog(record, layers)

@@ -12,6 +12,7 @@ import { type Format, openChain } from '../chain/open.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
+import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { Repository } from '../repository/repository.ts'
@@ -70,6 +71,7 @@ export interface DiskStatus {
   /** From base to active. */
   readonly layers: readonly LayerRecord[]
   readonly bitmaps: readonly BitmapStatus[]
+  readonly cache: CacheMode
   /** What is worth knowing of a disk that was added just now. */
   readonly note?: string
 }
@@ -139,8 +141,9 @@ export class Engine {
   showDisk(name: string): DiskStatus {
     const failed = this.#context.failed.get(name)
     if (failed !== undefined) {
-      const { layers } = failed.record
-      return { name, state: 'failed', error: failed.error.message, size: 0, uri: undefined, layers, bitmaps: [] }
+      const { layers, cache = 'writeback' } = failed.record
+      const error = failed.error.message
+      return { name, state: 'failed', error, size: 0, uri: undefined, layers, bitmaps: [], cache }
     }
     const { disk, record, served } = findDisk(this.#context, name)
     const bitmaps = [...disk.log.bitmaps.values()].map(({ name: bitmap, bits, recording, state }) => ({
@@ -150,23 +153,24 @@ export class Engine {
       state,
       dirtyBytes: bits.bytes,
     }))
-    return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers: record.layers, bitmaps }
+    const { layers, cache = 'writeback' } = record
+    return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers, bitmaps, cache }
   }
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
-  addDisk(name: string, image: string, format: Format): Promise<DiskStatus> {
+  addDisk(name: string, image: string, format: Format, cache: CacheMode = 'writeback'): Promise<DiskStatus> {
     return this.#control.run(async () => {
       await this.#checkNewDisk(name)
       const layers = await this.#readLayers(name, image, format)
       const id = randomBytes(8).toString('hex')
-      const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1 }
+      const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache }
       try {
         await this.#openNew(record)
       } catch (error) {
         await this.#removeFolder(record)
         throw error
       }
-      const note = await this.#noteOn(image, format)
+      const note = warningOf(cache) ?? (await this.#noteOn(image, format))
       return { ...this.showDisk(name), ...(note === undefined ? {} : { note }) }
     })
   }
@@ -180,7 +184,7 @@ export class Engine {
   }
 
   /** Makes an image and adds it. Kind 'exists' when there is something at the path. */
-  async createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus> {
+  async createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus> {
     await this.#checkNewDisk(name)
     const { host } = this.#context
     if ((await host.status(image)) !== undefined) {
@@ -190,7 +194,7 @@ export class Engine {
     if (format === 'raw') await createRaw(host, image, size)
     else await createQcow2(host, image, { size })
     try {
-      return await this.addDisk(name, image, format)
+      return await this.addDisk(name, image, format, cache)
     } catch (error) {
       await host.unlink(image)
       throw error

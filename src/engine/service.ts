@@ -2,6 +2,7 @@
 // data, so that it can cross threads.
 
 import type { Format } from '../chain/open.ts'
+import type { CacheMode } from '../host/cache-mode.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { BackupRequest } from './backups.ts'
 import type { DiskStatus } from './engine.ts'
@@ -12,8 +13,9 @@ type Soon<T> = T | Promise<T>
 export interface EngineService {
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
-  addDisk(name: string, image: string, format: Format): Promise<DiskStatus>
-  createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus>
+  /** `cache` is writeback unless told. */
+  addDisk(name: string, image: string, format: Format, cache?: CacheMode): Promise<DiskStatus>
+  createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo>

@@ -7,7 +7,7 @@ import { backingName, openLayer } from '../chain/open.ts'
 import type { Layer } from '../block/device.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
-import { checkName, type EngineContext, type ManagedDisk } from './context.ts'
+import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 
 export interface SnapshotInfo {
   readonly name: string
@@ -83,7 +83,7 @@ async function prepareOverlay(
   try {
     const backing = { name: backingName(overlayPath, active.path), format: active.format }
     await createQcow2(context.host, overlayPath, { size: disk.size, backing })
-    return { overlay: await openLayer(context.host, overlayPath, 'qcow2', disk.name), prepared }
+    return { overlay: await openLayer(imageHost(context, record), overlayPath, 'qcow2', disk.name), prepared }
   } catch (error) {
     await removeGarbage(context, overlayPath)
     throw error

@@ -23,6 +23,8 @@ export interface OpenOptions {
    * (a cold page, too many dirty ones) does not hold up the event loop.
    */
   readonly background?: boolean
+  /** Whole pages of 4 KiB go past the page cache. Kind 'unsupported' where the file system does not do that. */
+  readonly direct?: boolean
 }
 
 /** Offsets and lengths in bytes. Requests fail with BlockErrors that name the path. */

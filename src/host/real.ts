@@ -3,7 +3,10 @@
 
 import fs from 'node:fs'
 import { dirname } from 'node:path'
+import { DIRECT_PAGE } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import { bounceBuffers } from './bounce-buffers.ts'
+import { DirectFile } from './direct-file.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from './host.ts'
 import { blockDeviceSize, type FileWay, RealFile } from './real-file.ts'
 import { syscalls } from './syscalls.ts'
@@ -46,7 +49,7 @@ function isMissing(error: unknown): boolean {
   return code === 'ENOENT' || code === 'ENOTDIR'
 }
 
-async function openFile(path: string, options: OpenOptions): Promise<RealFile> {
+async function openFile(path: string, options: OpenOptions): Promise<HostFile> {
   const writable = options.write === true
   const access = writable ? fs.constants.O_RDWR : fs.constants.O_RDONLY
   const flags = access | CREATE_FLAGS[options.create ?? 'never'] | fs.constants.O_NOCTTY
@@ -58,9 +61,43 @@ async function openFile(path: string, options: OpenOptions): Promise<RealFile> {
       throw new BlockError('invalid-argument', `${path} is neither a file nor a block device`, { path })
     }
     const way = options.background === true ? 'background' : await wayOf(path, fd, isBlock)
-    return new RealFile({ path, fd, writable, isBlock, way })
+    const direct = options.direct === true ? await openDirect(path, fd, access) : undefined
+    const file = new RealFile({ path, fd, writable, isBlock, way })
+    return direct === undefined ? file : new DirectFile(file, direct)
   } catch (error) {
     fs.closeSync(fd)
+    throw error
+  }
+}
+
+/** A second descriptor of the same file, whatever its name leads to by now. */
+async function openDirect(path: string, fd: number, access: number): Promise<number> {
+  try {
+    const direct = await openDescriptor(`/proc/self/fd/${fd}`, access | fs.constants.O_DIRECT, 0)
+    return await probed(direct)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code !== 'EINVAL' && code !== 'EOPNOTSUPP') throw error
+    const message = `${path}: its file system does not read and write past the page cache (O_DIRECT); use --cache writeback`
+    throw new BlockError('unsupported', message, { path }, error)
+  }
+}
+
+/** Some file systems open a file so and then refuse to read it. */
+async function probed(direct: number): Promise<number> {
+  try {
+    await new Promise<void>((resolve, reject) =>
+      bounceBuffers().lend((piece) =>
+        fs.read(direct, piece, 0, DIRECT_PAGE, 0, (error) => {
+          bounceBuffers().giveBack(piece)
+          if (error === null) resolve()
+          else reject(error)
+        }),
+      ),
+    )
+    return direct
+  } catch (error) {
+    fs.closeSync(direct)
     throw error
   }
 }

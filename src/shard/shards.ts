@@ -10,7 +10,6 @@ import { Worker } from 'node:worker_threads'
 import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
-import type { Format } from '../chain/open.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import { type DiskStatus, lockHome } from '../engine/engine.ts'
@@ -124,12 +123,12 @@ export class Shards implements EngineService {
     return this.#of(name).then((remote) => remote.showDisk(name))
   }
 
-  addDisk(name: string, image: string, format: Format): Promise<DiskStatus> {
-    return this.#control.run(async () => (await this.#forNew()).addDisk(name, image, format))
+  addDisk(...args: Parameters<EngineService['addDisk']>): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).addDisk(...args))
   }
 
-  createDisk(name: string, image: string, format: Format, size: number): Promise<DiskStatus> {
-    return this.#control.run(async () => (await this.#forNew()).createDisk(name, image, format, size))
+  createDisk(...args: Parameters<EngineService['createDisk']>): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
   }
 
   removeDisk(name: string): Promise<void> {

@@ -16,6 +16,7 @@ import { FileDevice } from '../../src/file/file-device.ts'
 import { type CreateOptions, createQcow2 } from '../../src/format/qcow2/create.ts'
 import { openQcow2, type Qcow2Image } from '../../src/format/qcow2/image.ts'
 import { createRaw, openRaw } from '../../src/format/raw/raw.ts'
+import { withCacheMode } from '../../src/host/cache-mode.ts'
 import type { Host } from '../../src/host/host.ts'
 import { realHost } from '../../src/host/real.ts'
 import { SimulatedHost } from '../../src/host/simulated.ts'
@@ -31,6 +32,7 @@ interface Place {
 }
 
 const real = (t: TestContext): Place => ({ host: realHost, path: path.join(tempFolder(t), 'image') })
+const direct = (t: TestContext): Place => ({ ...real(t), host: withCacheMode(realHost, 'none') })
 const late = (): Place => ({ host: new SimulatedHost({ scheduler: new Random(7) }), path: '/image' })
 
 async function rawImage({ host, path: at }: Place, size: number): Promise<BlockDevice> {
@@ -89,6 +91,14 @@ deviceContract('qcow2, late host', (_t, size) => qcow2Image(late(), size, 4 * KI
 deviceContract('qcow2 over a backing device', (t, size) => overlay(real(t), size, 64 * KIB, size))
 deviceContract('qcow2 over a shorter backing device', (t, size) => overlay(real(t), size, 16 * KIB, size / 2 + 513))
 deviceContract('qcow2 over a backing device, late host', (_t, size) => overlay(late(), size, 8 * KIB, size))
+
+deviceContract('file device, past the page cache', (t, size) => fileDevice(direct(t), size))
+deviceContract('raw, past the page cache', (t, size) => rawImage(direct(t), size))
+deviceContract('qcow2, past the page cache', (t, size) => qcow2Image(direct(t), size, 64 * KIB))
+deviceContract('qcow2, clusters of 512, past the page cache', (t, size) => qcow2Image(direct(t), size, 512))
+deviceContract('qcow2 over a backing device, past the page cache', (t, size) =>
+  overlay(direct(t), size, 16 * KIB, size / 2 + 513),
+)
 
 const extendedL2 = true
 const dataFile = 'data.raw'
