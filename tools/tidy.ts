@@ -70,6 +70,7 @@ const RESERVED: readonly Reserved[] = [
       'src/host/real.ts',
       'src/host/real-file.ts',
       'src/host/direct-file.ts',
+      'src/host/io-ring.ts',
       'src/host/holders.ts', // who has a file open, in /proc
       'src/nbd/server.ts', // the mode of a listening socket's file
       'src/api/', // likewise, and its token
@@ -80,7 +81,7 @@ const RESERVED: readonly Reserved[] = [
   },
   {
     what: /^(node:)?module$/,
-    only: ['src/host/syscalls.ts'],
+    only: ['src/host/koffi.ts'],
     reason: 'createRequire hides imports from these rules',
   },
 ]

@@ -1,8 +1,10 @@
-// Memory at page boundaries, which direct I/O asks for and Node's own buffers do not have: pieces of one WebAssembly memory, whose
-// beginning is at a page. Pieces are lent and given back; whoever finds none waits in line. Memory that was never lent takes none.
+// Memory at page boundaries, which direct I/O asks for and Node's own buffers do not have, in pieces that are lent and given back;
+// whoever finds none waits in line. It is mapped by koffi, and then never given back: io_uring may be at work in it when its thread of
+// JavaScript dies. Without koffi it is a WebAssembly memory, which begins at a page too. What was never lent takes none.
 
 import { assert } from '../base/assert.ts'
 import { DIRECT_PIECE, DIRECT_PIECES } from '../base/limits.ts'
+import { koffi, mapMemory } from './koffi.ts'
 
 const WASM_PAGE = 64 * 1024
 
@@ -20,8 +22,7 @@ export class BounceBuffers {
   /** `count` pieces of `length` bytes, a multiple of 64 KiB. */
   constructor(length: number, count: number) {
     assert(length % WASM_PAGE === 0, 'a piece is some pages of WebAssembly long')
-    const { WebAssembly } = globalThis as unknown as WithWasm
-    const { buffer } = new WebAssembly.Memory({ initial: (length / WASM_PAGE) * count })
+    const buffer = koffi === undefined ? wasmMemory(length * count) : mapMemory(koffi, length * count)
     this.#free = Array.from({ length: count }, (_, index) => new Uint8Array(buffer, index * length, length))
   }
 
@@ -38,6 +39,11 @@ export class BounceBuffers {
     if (next === undefined) this.#free.push(piece)
     else next(piece)
   }
+}
+
+function wasmMemory(length: number): ArrayBuffer {
+  const { WebAssembly } = globalThis as unknown as WithWasm
+  return new WebAssembly.Memory({ initial: length / WASM_PAGE }).buffer
 }
 
 let ofThread: BounceBuffers | undefined

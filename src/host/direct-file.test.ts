@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
+import { Worker } from 'node:worker_threads'
 import { tempFolder } from '../../test/support/temp.ts'
 import { DIRECT_PIECE, DIRECT_PIECES } from '../base/limits.ts'
 import { Random, seedOfRun } from '../base/random.ts'
@@ -104,6 +105,36 @@ test('requests under way when the file is closed are finished first; later ones 
   await assert.rejects(async () => file.zero(0, PAGE), { kind: 'closed' })
   await Promise.all([write, closed])
   assert.ok(fs.readFileSync(name).equals(Buffer.alloc(MIB, 9)))
+})
+
+test('a failure says where it happened', async (t) => {
+  const { path: name } = await newFile(t, Buffer.alloc(4 * PAGE))
+  const file = await realHost.open(name, { direct: true })
+  t.after(() => file.close())
+  // Opened for reading only: the kernel refuses.
+  await assert.rejects(async () => file.write(PAGE, PAGE, Buffer.alloc(PAGE), 0), {
+    name: 'BlockError',
+    message: new RegExp(`^${name}: write: bad file descriptor`),
+    place: { path: name, offset: PAGE, length: PAGE },
+  })
+})
+
+test('a thread that dies with requests under way ends, and another one goes on with the file', async (t) => {
+  const { path: name, file } = await newFile(t, Buffer.alloc(MIB, 3))
+  const url = new URL('./real.ts', import.meta.url).href
+  const code = `import('${url}').then(async ({ realHost }) => {
+    const file = await realHost.open(${JSON.stringify(name)}, { write: true, direct: true })
+    for (let i = 0; i < 100; i++) void file.read(i * 4096, 8192, Buffer.alloc(8192), 0)
+    await file.write(0, 4096, Buffer.alloc(4096, 4), 0)
+    throw new Error('dies')
+  })`
+  const worker = new Worker(code, { eval: true })
+  const exit = new Promise((resolve) => worker.once('exit', resolve))
+  await assert.rejects(new Promise((_resolve, reject) => worker.once('error', reject)), /dies/)
+  await exit
+  const into = Buffer.alloc(2 * PAGE)
+  await file.read(0, 2 * PAGE, into, 0)
+  assert.ok(into.equals(Buffer.concat([Buffer.alloc(PAGE, 4), Buffer.alloc(PAGE, 3)])))
 })
 
 test('a file system that cannot do it is named, with the way out', async () => {

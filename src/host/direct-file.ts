@@ -1,4 +1,5 @@
-// An open file of the real host whose whole pages go past the page cache (O_DIRECT), in the pool, by way of aligned buffers. What is
+// An open file of the real host whose whole pages go past the page cache (O_DIRECT) by way of aligned buffers, through io_uring, or the
+// pool where there is none. What is
 // no whole page goes through the page cache, by a second descriptor, as do zeros and holes: an image's own tables mostly,
 // which are better cached. Linux keeps the two ways coherent, except for a page that is written by both at the same time; writes
 // of the two kinds that touch the same pages therefore wait for each other.
@@ -8,7 +9,7 @@
 // Requests that are longer than a buffer are made in pieces, side by side.
 
 import fs from 'node:fs'
-import { DIRECT_PAGE, DIRECT_PIECE } from '../base/limits.ts'
+import { DIRECT_PAGE, DIRECT_PIECE, DIRECT_PIECES } from '../base/limits.ts'
 import { copyBytes } from '../base/bytes.ts'
 import { RangeLocks, type RangeToken } from '../base/mutex.ts'
 import { roundDown, roundUp } from '../base/round.ts'
@@ -16,7 +17,11 @@ import type { ExtentVisitor, Pending } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { bounceBuffers } from './bounce-buffers.ts'
 import type { HostFile } from './host.ts'
-import { FileLanes } from './pool-lanes.ts'
+import { IORING_OP_READ, IORING_OP_WRITE, ioRing } from './io-ring.ts'
+import { FileLanes, PoolLanes, poolLanes } from './pool-lanes.ts'
+
+/** Each request in the ring has one of the thread's buffers. */
+const ringLanes = new PoolLanes(DIRECT_PIECES)
 
 /** The callback of fs.read and fs.write. */
 type Moved = (error: NodeJS.ErrnoException | null, count: number) => void
@@ -24,7 +29,8 @@ type Moved = (error: NodeJS.ErrnoException | null, count: number) => void
 export class DirectFile implements HostFile {
   readonly #cached: HostFile
   readonly #fd: number
-  readonly #lanes = new FileLanes()
+  readonly #ring = ioRing()
+  readonly #lanes = new FileLanes(this.#ring === undefined ? poolLanes : ringLanes)
   readonly #writes = new RangeLocks()
   #isClosed = false
 
@@ -32,6 +38,7 @@ export class DirectFile implements HostFile {
   constructor(cached: HostFile, fd: number) {
     this.#cached = cached
     this.#fd = fd
+    this.#ring?.open()
   }
 
   get path(): string {
@@ -91,6 +98,7 @@ export class DirectFile implements HostFile {
     if (this.#isClosed) return
     this.#isClosed = true
     await this.#lanes.idle()
+    this.#ring?.close()
     await this.#cached.close()
     fs.closeSync(this.#fd)
   }
@@ -130,10 +138,12 @@ export class DirectFile implements HostFile {
 
   #readPiece(offset: number, length: number, into: Uint8Array, at: number): Promise<void> {
     const direct = this.#piece('read', offset, length, (piece, moved) => {
-      fs.read(this.#fd, piece, 0, length, offset, (error, count) => {
+      const done: Moved = (error, count) => {
         if (error === null) copyBytes(piece, 0, into, at, count)
         moved(error, count)
-      })
+      }
+      if (this.#ring === undefined) fs.read(this.#fd, piece, 0, length, offset, done)
+      else this.#ring.submit(IORING_OP_READ, this.#fd, piece, length, offset, done)
     })
     // Fewer than asked for: the file ends there. The other way knows what that means.
     return direct.then((count) =>
@@ -144,7 +154,8 @@ export class DirectFile implements HostFile {
   #writePiece(offset: number, length: number, from: Uint8Array, at: number): Promise<void> {
     const direct = this.#piece('write', offset, length, (piece, moved) => {
       copyBytes(from, at, piece, 0, length)
-      fs.write(this.#fd, piece, 0, length, offset, moved)
+      if (this.#ring === undefined) fs.write(this.#fd, piece, 0, length, offset, moved)
+      else this.#ring.submit(IORING_OP_WRITE, this.#fd, piece, length, offset, moved)
     })
     // Fewer than asked for: the disk is full, most likely, and the other way says so.
     return direct.then((count) =>

@@ -2,8 +2,8 @@
 // preadv2 that takes only what is in the page cache. By koffi, which calls libc directly. Where koffi cannot load, `syscalls` is
 // undefined and callers take a plain way. Only host/real-file.ts and host/claims.ts import this file.
 
-import { createRequire } from 'node:module'
 import { assert } from '../base/assert.ts'
+import { addressOf, type Koffi, koffi as loaded } from './koffi.ts'
 
 export interface Syscalls {
   /** Returns 0, or the errno. */
@@ -40,49 +40,7 @@ const F_RDLCK = 0
 const F_WRLCK = 1
 const F_UNLCK = 2
 
-interface Callable {
-  (...args: unknown[]): unknown
-  async(...args: unknown[]): void
-}
-
-interface Koffi {
-  load(path: string | null): { func(prototype: string): Callable }
-  address(of: ArrayBufferLike): bigint
-  errno(): number
-}
-
-/** Where buffers are in memory: an ArrayBuffer stays where it is, and asking koffi takes as long as a fifth of a read. */
-class Addresses {
-  readonly #koffi: Koffi
-  readonly #known = new WeakMap<ArrayBufferLike, number>()
-  #last: ArrayBufferLike | undefined
-  #lastAddress = 0
-
-  constructor(koffi: Koffi) {
-    this.#koffi = koffi
-  }
-
-  of(buffer: ArrayBufferLike): number {
-    if (buffer === this.#last) return this.#lastAddress
-    let address = this.#known.get(buffer)
-    if (address === undefined) {
-      address = Number(this.#koffi.address(buffer))
-      assert(Number.isSafeInteger(address), 'an address is below 2^53')
-      this.#known.set(buffer, address)
-    }
-    this.#last = buffer
-    this.#lastAddress = address
-    return address
-  }
-}
-
-function load(): Syscalls | undefined {
-  let koffi: Koffi
-  try {
-    koffi = createRequire(import.meta.url)('koffi') as Koffi
-  } catch {
-    return undefined
-  }
+function make(koffi: Koffi): Syscalls {
   const libc = koffi.load(null)
   const fallocate = libc.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)')
   const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
@@ -92,11 +50,10 @@ function load(): Syscalls | undefined {
 
   // struct iovec: where, and how many bytes; 64 bits each, the low half first on every machine that koffi knows.
   const vector = new Uint32Array(4)
-  const addresses = new Addresses(koffi)
   const readCached: Syscalls['readCached'] = (fd, into, at, length, offset) => {
     // The kernel writes wherever it is told to.
     assert(at >= 0 && length >= 0 && at + length <= into.length, 'the bytes read fit the buffer')
-    const address = addresses.of(into.buffer) + into.byteOffset + at
+    const address = addressOf(into.buffer) + into.byteOffset + at
     vector[0] = address
     vector[1] = address / 2 ** 32
     vector[2] = length
@@ -135,4 +92,4 @@ function load(): Syscalls | undefined {
   }
 }
 
-export const syscalls: Syscalls | undefined = process.env['VARVE_NO_SYSCALLS'] === '1' ? undefined : load()
+export const syscalls: Syscalls | undefined = loaded === undefined ? undefined : make(loaded)
