@@ -203,9 +203,10 @@ class IoRing {
   }
 }
 
+/** Worded as Node words its own. */
 function systemError(errno: number): NodeJS.ErrnoException {
   const code = getSystemErrorName(errno)
-  return Object.assign(new Error(`${code}: ${getSystemErrorMessage(errno)}`), { code, errno })
+  return Object.assign(new Error(`${code}: ${getSystemErrorMessage(errno)}, ring`), { code, errno })
 }
 
 let ofThread: IoRing | undefined | null
