@@ -158,6 +158,22 @@ export const routes = {
     body: z.object({ from: name.optional(), to: name.optional(), speed }),
     response: job,
   },
+  planStream: {
+    method: 'POST',
+    path: '/v1/disks/:disk/stream/plan',
+    summary: 'The snapshots that a stream would end',
+    params: onDisk,
+    body: z.object({ base: name.optional(), to: name.optional() }),
+    response: z.object({ ends: z.array(z.string()) }),
+  },
+  stream: {
+    method: 'POST',
+    path: '/v1/disks/:disk/stream',
+    summary: 'Pulls layers up into the active one, or another, while the guest writes, as a job',
+    params: onDisk,
+    body: z.object({ base: name.optional(), to: name.optional(), speed }),
+    response: job,
+  },
   backup: {
     method: 'POST',
     path: '/v1/backups',

@@ -47,6 +47,8 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       engine.deleteSnapshot(disk, snapshot, speed) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),
     commit: ({ disk }, { from, to, speed }) => engine.commit(disk, from, to, speed) as Promise<Reply<'commit'>>,
+    planStream: async ({ disk }, { base, to }) => ({ ends: [...(await engine.planStream(disk, base, to))] }),
+    stream: ({ disk }, { base, to, speed }) => engine.stream(disk, base, to, speed) as Promise<Reply<'stream'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,

@@ -90,8 +90,11 @@ export interface Layer extends BlockDevice {
   setAccess(access: Access): Promise<void>
   /** Makes the layer larger; what is added reads as zeros, whatever the backing holds there. Needs 'write'. */
   grow(size: number): Promise<void>
-  /** Rewrites the header's backing reference, durably. Kind 'unsupported' where the format has none. */
-  setBackingReference(name: string, format: string): Promise<void>
+  /**
+   * Rewrites the header's backing reference, durably; to undefined, no backing file is named any more, and what showed through
+   * reads as zeros. Needs 'write'. Kind 'unsupported' where the format has none.
+   */
+  setBackingReference(backing: NamedBacking | undefined): Promise<void>
 }
 
 export interface BackingReference {
@@ -99,6 +102,12 @@ export interface BackingReference {
   readonly name: string
   /** Undefined when the header does not say. */
   readonly format: string | undefined
+}
+
+/** A backing reference that says everything. */
+export interface NamedBacking {
+  readonly name: string
+  readonly format: string
 }
 
 export type Access = 'read' | 'write'

@@ -18,6 +18,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   disk: async () => (await import('./disk.ts')).addDiskCommands,
   snapshot: loadSnapshot,
   commit: loadSnapshot,
+  stream: loadSnapshot,
   repo: loadBackup,
   backup: loadBackup,
   backups: loadBackup,

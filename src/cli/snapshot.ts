@@ -1,7 +1,8 @@
-// varve snapshot and varve commit: live snapshots and live merge.
+// varve snapshot, varve commit and varve stream: live snapshots and live merge, downward and upward.
 
 import { createInterface } from 'node:readline/promises'
 import type { Command } from 'commander'
+import type { JobReply } from '../api/schema.ts'
 import { BlockError } from '../block/error.ts'
 import { print, sizeArgument, table } from './context.ts'
 import { type Cli, cliOf, followJob } from './daemon-context.ts'
@@ -50,32 +51,73 @@ export function addSnapshotCommands(program: Command): void {
     .option('-y, --yes', 'end the snapshots in between without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(commit)
+  program
+    .command('stream <disk>')
+    .description(
+      'merge layers up while the guest writes; by default all of them into the active one, which then needs no other',
+    )
+    .option('--base <layer>', 'layer that stays below: a snapshot, an image or "base"')
+    .option('--to <layer>', 'layer that takes what lies between: a snapshot, an image or "active"')
+    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
+    .option('-y, --yes', 'end the snapshots in between without asking')
+    .option('--no-wait', 'return as soon as the job runs')
+    .action(stream)
 }
 
-interface CommitOptions {
-  readonly from?: string
-  readonly to?: string
+interface MergeOptions {
   readonly speed: number
   readonly yes?: boolean
   readonly wait: boolean
 }
 
-async function commit(disk: string, options: CommitOptions, command: Command): Promise<void> {
-  const cli = cliOf(command)
-  const range = {
-    ...(options.from === undefined ? {} : { from: options.from }),
-    ...(options.to === undefined ? {} : { to: options.to }),
-  }
-  const { ends } = await cli.api.call('planCommit', { disk }, range)
-  if (ends.length > 0 && options.yes !== true) await ask(cli, disk, ends)
-  const job = await cli.api.call('commit', { disk }, { ...range, speed: options.speed })
-  const last = options.wait ? await followJob(cli, job) : job
-  print(cli, last, () => `${last.id}: ${last.state}${ends.length > 0 ? `; ended snapshots: ${ends.join(', ')}` : ''}`)
+interface CommitOptions extends MergeOptions {
+  readonly from?: string
+  readonly to?: string
 }
 
-/** A commit takes away what these snapshots show, so it is asked for by name. */
-async function ask(cli: Cli, disk: string, ends: readonly string[]): Promise<void> {
-  const question = `This commit of ${disk} ends the snapshots ${ends.join(', ')}`
+interface StreamOptions extends MergeOptions {
+  readonly base?: string
+  readonly to?: string
+}
+
+async function commit(disk: string, options: CommitOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const range = given({ from: options.from, to: options.to })
+  const { ends } = await cli.api.call('planCommit', { disk }, range)
+  if (ends.length > 0 && options.yes !== true) await ask(cli, `This commit of ${disk}`, ends)
+  await end(cli, await cli.api.call('commit', { disk }, { ...range, speed: options.speed }), options, ends)
+}
+
+async function stream(disk: string, options: StreamOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const range = given({ base: options.base, to: options.to })
+  const { ends } = await cli.api.call('planStream', { disk }, range)
+  if (ends.length > 0 && options.yes !== true) await ask(cli, `This stream of ${disk}`, ends)
+  await end(cli, await cli.api.call('stream', { disk }, { ...range, speed: options.speed }), options, ends)
+}
+
+/** The options that were said. */
+function given<T extends Record<string, string | undefined>>(options: T): { [K in keyof T]?: string } {
+  const said = Object.entries(options).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(said) as { [K in keyof T]?: string }
+}
+
+/** Follows the job unless told not to, and says what became of the layers. */
+async function end(cli: Cli, job: JobReply, options: MergeOptions, ends: readonly string[]): Promise<void> {
+  const last = options.wait ? await followJob(cli, job) : job
+  const kept = (last.details['kept'] ?? []) as readonly string[]
+  print(cli, last, () =>
+    [
+      `${last.id}: ${last.state}`,
+      ...(ends.length > 0 ? [`ended snapshots: ${ends.join(', ')}`] : []),
+      ...(kept.length > 0 ? [`no longer used, and left where it is: ${kept.join(', ')}`] : []),
+    ].join('; '),
+  )
+}
+
+/** A merge takes away what these snapshots show, so it is asked for by name. */
+async function ask(cli: Cli, what: string, ends: readonly string[]): Promise<void> {
+  const question = `${what} ends the snapshots ${ends.join(', ')}`
   if (cli.json || !process.stdin.isTTY) throw new BlockError('invalid-argument', `${question}: say --yes to go on`)
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   const answer = await terminal.question(`${question}. Go on? [y/N] `)

@@ -10,6 +10,8 @@ export interface LayerRecord {
   readonly format: string
   /** The snapshot that this layer, frozen, is; undefined for the active layer and for layers without a name. */
   readonly snapshot?: { readonly name: string; readonly createdMs: number } | undefined
+  /** Set when Varve made the file: it goes when it leaves the chain. */
+  readonly made?: true
 }
 
 export interface DiskRecord {
@@ -35,6 +37,15 @@ export interface CommitSpec {
   readonly speed: number
 }
 
+export interface StreamSpec {
+  readonly kind: 'stream'
+  readonly disk: string
+  /** Paths of the layer that stays below, null for none, and of the one that takes what lies between. */
+  readonly base: string | null
+  readonly to: string
+  readonly speed: number
+}
+
 export interface BackupSpec {
   readonly kind: 'backup'
   readonly disks: readonly string[]
@@ -43,10 +54,17 @@ export interface BackupSpec {
   readonly speed: number
 }
 
+export type JobSpec = CommitSpec | StreamSpec | BackupSpec
+
+/** The disks that a job works on. */
+export function disksOf(spec: JobSpec): readonly string[] {
+  return spec.kind === 'backup' ? spec.disks : [spec.disk]
+}
+
 /** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
 export interface JobRecord {
   readonly id: string
-  readonly spec: CommitSpec | BackupSpec
+  readonly spec: JobSpec
   /** Bytes to do when it was first begun; 0 while not known. */
   readonly total: number
   /** Set when the job was paused by the user: it stays so over a restart. */
@@ -60,6 +78,8 @@ export interface JobRecord {
 export interface GarbageRecord {
   readonly id: string
   readonly disk: string
+  /** It has left the chain, and stays where it is: Varve did not make it, and others may lie on it. */
+  readonly keep?: true
 }
 
 /** An ended job, as its status was. */

@@ -12,7 +12,8 @@ import { Job } from '../job/job.ts'
 import type { DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { JobTable } from './job-table.ts'
-import { refuseDuringCommit, removeGarbage } from './snapshots.ts'
+import { refuseConflict } from './conflicts.ts'
+import { removeGarbage } from './snapshots.ts'
 
 export interface CommitPlan {
   /** Indexes into the chain: the highest layer that goes down, and the one that takes all. */
@@ -59,9 +60,9 @@ export function startCommit(
 ): Promise<Job> {
   return managed.control.run(async () => {
     const { record } = managed
-    refuseDuringCommit(context, record.name, 'commit')
+    refuseConflict(context, record.name, 'commit')
     const layers = record.layers.map((layer, index) =>
-      index >= plan.to && index < plan.from ? { path: layer.path, format: layer.format } : layer,
+      index >= plan.to && index < plan.from ? withoutName(layer) : layer,
     )
     const from = record.layers[plan.from] as LayerRecord
     const to = record.layers[plan.to] as LayerRecord
@@ -143,7 +144,7 @@ async function pivot(
   const { disk, record } = managed
   const merged = record.layers.slice(to + 1, from + 1)
   const target = record.layers[to] as LayerRecord
-  const kept: LayerRecord = { path: target.path, format: target.format, snapshot: record.layers[from]?.snapshot }
+  const kept: LayerRecord = { ...target, snapshot: record.layers[from]?.snapshot }
   const next: DiskRecord = {
     ...record,
     layers: [...record.layers.slice(0, to), kept, ...record.layers.slice(from + 1)],
@@ -170,11 +171,19 @@ async function pivot(
   }
 }
 
-/** Writes into an image's header what it now lies on. A frozen layer is opened for writing just for that. */
-export async function nameBacking(child: Layer, backing: Layer): Promise<void> {
+/** The layer, no longer a snapshot. */
+function withoutName({ snapshot: _ended, ...layer }: LayerRecord): LayerRecord {
+  return layer
+}
+
+type LayerPlace = Pick<LayerRecord, 'path' | 'format'>
+
+/** Writes into an image's header what it now lies on, if anything. A frozen layer is opened for writing just for that. */
+export async function nameBacking(child: Layer, backing: LayerPlace | undefined): Promise<void> {
   const access = child.access
   if (access === 'read') await child.setAccess('write')
-  await child.setBackingReference(backingName(child.path, backing.path), backing.format)
+  const named = backing && { name: backingName(child.path, backing.path), format: backing.format }
+  await child.setBackingReference(named)
   if (access === 'read') await child.setAccess('read')
 }
 
@@ -186,7 +195,8 @@ async function undo(managed: ManagedDisk, bitmap: string, to: number): Promise<v
   if (target !== undefined && target !== disk.chain.active && target.access === 'write') await target.setAccess('read')
 }
 
-function findLayer(record: DiskRecord, word: string): number {
+/** The index of a layer: a snapshot's name, an image's path, 'active' or 'base'. Kind 'not-found'. */
+export function findLayer(record: DiskRecord, word: string): number {
   if (word === 'active') return record.layers.length - 1
   if (word === 'base') return 0
   const index = record.layers.findIndex((layer) => layer.snapshot?.name === word || layer.path === word)

@@ -7,13 +7,14 @@ import type { Layer } from '../block/device.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
 import { Disk } from '../chain/disk.ts'
-import { backingName, backingPath, type Format, isFormat, openChain, openLayer } from '../chain/open.ts'
+import { backingPath, type Format, isFormat, openChain, openLayer } from '../chain/open.ts'
 import { DirtyLog, type DirtyLogFiles } from '../dirtylog/dirty-log.ts'
 import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { removeGarbage } from './snapshots.ts'
 
@@ -91,20 +92,20 @@ export function formatOf(layer: LayerRecord): Format {
   throw new BlockError('unsupported', `${layer.path}: this Varve does not know the format ${layer.format}`)
 }
 
-/** A merge of a middle layer may have been committed to the catalog and not yet written into the header above it. */
+/** A merge may have been committed to the catalog and not yet written into the header above what went. */
 async function redoBackingNames(context: EngineContext, record: DiskRecord): Promise<void> {
-  const garbage = new Set(context.catalog.list('garbage').map(({ id }) => id))
-  for (let index = 1; index < record.layers.length; index++) {
-    const child = record.layers[index] as LayerRecord
-    const backing = record.layers[index - 1] as LayerRecord
+  const rows = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
+  const garbage = new Set(rows.map(({ id }) => id))
+  if (garbage.size === 0) return
+  for (const [index, child] of record.layers.entries()) {
+    const backing = record.layers[index - 1]
     if ((await context.host.status(child.path)) === undefined) continue
     const layer = await openLayer(context.host, child.path, formatOf(child), record.name, { report: context.report })
     try {
       const reference = layer.backingReference
       if (reference === undefined || !garbage.has(backingPath(child.path, reference.name))) continue
-      await layer.setAccess('write')
-      await layer.setBackingReference(backingName(child.path, backing.path), backing.format)
-      context.report(`${record.name}: finished a merge: ${child.path} now lies on ${backing.path}`)
+      await nameBacking(layer, backing)
+      context.report(`${record.name}: finished a merge: ${child.path} now lies on ${backing?.path ?? 'nothing'}`)
     } finally {
       await layer.close()
     }
@@ -193,7 +194,7 @@ async function closeFiles(files: DirtyLogFiles): Promise<void> {
   for (const file of [...files.areas, ...files.slots]) await file.close()
 }
 
-/** Removes files of ended layers, and the to-do sets of jobs that are no more. */
+/** Removes files of ended layers that are not to stay, and the to-do sets of jobs that are no more. */
 async function removeLeftovers(context: EngineContext, record: DiskRecord, log: DirtyLog): Promise<void> {
   const used = new Set(record.layers.map((layer) => layer.path))
   for (const garbage of context.catalog.list('garbage')) {

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
-// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, commits, backups,
-// backup-party, job-table.
+// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, commits, streams,
+// conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -18,7 +18,7 @@ import type { JobStatus } from '../job/job.ts'
 import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
-import type { Catalog, DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
+import { type Catalog, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
 import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk, type Turn } from './context.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
@@ -26,6 +26,7 @@ import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { createSnapshot, listSnapshots, type SnapshotInfo } from './snapshots.ts'
+import { launchStream, planStream, startStream } from './streams.ts'
 
 export interface EngineOptions {
   readonly host: Host
@@ -159,9 +160,19 @@ export class Engine {
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
   addDisk(name: string, image: string, format: Format, cache: CacheMode = 'writeback'): Promise<DiskStatus> {
+    return this.#add(name, image, format, cache, {})
+  }
+
+  #add(
+    name: string,
+    image: string,
+    format: Format,
+    cache: CacheMode,
+    by: { readonly made?: true },
+  ): Promise<DiskStatus> {
     return this.#control.run(async () => {
       await this.#checkNewDisk(name)
-      const layers = await this.#readLayers(name, image, format)
+      const layers = (await this.#readLayers(name, image, format)).map((layer) => ({ ...layer, ...by }))
       const id = randomBytes(8).toString('hex')
       const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache }
       try {
@@ -194,7 +205,7 @@ export class Engine {
     if (format === 'raw') await createRaw(host, image, size)
     else await createQcow2(host, image, { size })
     try {
-      return await this.addDisk(name, image, format, cache)
+      return await this.#add(name, image, format, cache ?? 'writeback', { made: true })
     } catch (error) {
       await host.unlink(image)
       throw error
@@ -207,16 +218,14 @@ export class Engine {
       const context = this.#context
       const failed = context.failed.get(name)
       const record = failed?.record ?? findDisk(context, name).record
-      const job = context.jobs.find(({ spec }) =>
-        spec.kind === 'commit' ? spec.disk === name : spec.disks.includes(name),
-      )
+      const job = context.jobs.find(({ spec }) => disksOf(spec).includes(name))
       if (job !== undefined)
         throw new BlockError('busy', `disk ${name} is in use by job ${job.id}: varve job cancel ${job.id}`)
       const managed = context.disks.get(name)
       if (managed !== undefined) await this.#close(managed)
       const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
-      // Commits of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
-      const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind === 'commit' && spec.disk === name)
+      // Merges of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
+      const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind !== 'backup' && spec.disk === name)
       await context.catalog.commit([
         { remove: 'disk', id: record.id },
         ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
@@ -249,6 +258,16 @@ export class Engine {
   async commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
     return (await startCommit(this.#context, managed, planCommit(managed, from, to), speed)).status
+  }
+
+  /** The snapshots that a stream would end. */
+  planStream(disk: string, base?: string, to?: string): readonly string[] {
+    return planStream(findDisk(this.#context, disk), base, to).ends
+  }
+
+  async stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
+    const managed = findDisk(this.#context, disk)
+    return (await startStream(this.#context, managed, planStream(managed, base, to), speed)).status
   }
 
   /** Resolves when the backup's moment is taken; the copying goes on as a job. */
@@ -367,7 +386,7 @@ export class Engine {
 
   /** A backup is the affair of its first disk's engine. */
   #ownsJob({ spec }: JobRecord): boolean {
-    const name = spec.kind === 'commit' ? spec.disk : spec.disks[0]
+    const [name] = disksOf(spec)
     const record = this.#context.catalog.list('disk').find((disk) => disk.name === name)
     return record === undefined ? this.#shard === undefined : this.#owns(record)
   }
@@ -387,9 +406,11 @@ export class Engine {
       rows.filter(({ spec }) => spec.kind === 'backup'),
     )
     for (const row of rows) {
-      if (row.spec.kind !== 'commit') continue
+      const { spec } = row
+      if (spec.kind === 'backup') continue
       try {
-        launchCommit(context, findDisk(context, row.spec.disk), row)
+        const launch = spec.kind === 'commit' ? launchCommit : launchStream
+        launch(context, findDisk(context, spec.disk), row)
       } catch (error) {
         // A disk that is missing today may be back tomorrow: the row stays.
         context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)

@@ -22,6 +22,8 @@ export interface EngineService {
   deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
   commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
+  planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
+  stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>

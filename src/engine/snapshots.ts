@@ -7,6 +7,7 @@ import { backingName, openLayer } from '../chain/open.ts'
 import type { Layer } from '../block/device.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 
 export interface SnapshotInfo {
@@ -23,7 +24,7 @@ export function listSnapshots(managed: ManagedDisk): SnapshotInfo[] {
   )
 }
 
-/** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while a commit runs. */
+/** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while layers are merged. */
 export function createSnapshot(context: EngineContext, managed: ManagedDisk, name: string): Promise<SnapshotInfo> {
   checkName('snapshot', name)
   return managed.control.run(async () => {
@@ -31,14 +32,14 @@ export function createSnapshot(context: EngineContext, managed: ManagedDisk, nam
     if (listSnapshots(managed).some((snapshot) => snapshot.name === name)) {
       throw new BlockError('exists', `disk ${disk.name} has a snapshot ${name} already`)
     }
-    refuseDuringCommit(context, disk.name, 'snapshot create')
+    refuseConflict(context, disk.name, 'snapshot create')
     const { overlay, prepared } = await prepareOverlay(context, managed)
     const frozen = record.layers.at(-1) as LayerRecord
     const createdMs = Date.now()
     const layers = [
       ...record.layers.slice(0, -1),
       { ...frozen, snapshot: { name, createdMs } },
-      { path: overlay.path, format: 'qcow2' },
+      { path: overlay.path, format: 'qcow2', made: true as const },
     ]
     const next: DiskRecord = { ...prepared, layers }
     try {
@@ -52,17 +53,12 @@ export function createSnapshot(context: EngineContext, managed: ManagedDisk, nam
   })
 }
 
-/** Kind 'busy' while a commit of the disk runs: its layers are about to change. */
-export function refuseDuringCommit(context: EngineContext, disk: string, verb: string): void {
-  const job = context.jobs.find(({ spec }) => spec.kind === 'commit' && spec.disk === disk)
-  if (job === undefined) return
-  throw new BlockError('busy', `${verb} has to wait: job ${job.id} is merging layers of disk ${disk}`)
-}
-
-/** Removes a file that no chain uses, and its row. */
+/** Removes a file that no chain uses, unless it is to stay, and its row. */
 export async function removeGarbage(context: EngineContext, file: string): Promise<void> {
-  await context.host.unlink(file)
-  await context.host.syncFolder(path.dirname(file))
+  if (context.catalog.get('garbage', file)?.keep !== true) {
+    await context.host.unlink(file)
+    await context.host.syncFolder(path.dirname(file))
+  }
   await context.catalog.commit([{ remove: 'garbage', id: file }])
 }
 

@@ -61,8 +61,7 @@ function overlayOf(layer: Layer, path: string): Qcow2Image {
 
 async function rename(overlay: Qcow2Image, backing: RebaseOptions['backing']): Promise<void> {
   await overlay.setAccess('write')
-  if (backing === undefined) await overlay.removeBackingReference()
-  else await overlay.setBackingReference(backing.name, backing.format)
+  await overlay.setBackingReference(backing)
 }
 
 async function openNewBacking(options: RebaseOptions, old: Chain): Promise<Chain | undefined> {

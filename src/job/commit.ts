@@ -9,13 +9,13 @@
 
 import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
-import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
-import { isBlockError } from '../block/error.ts'
+import type { Layer } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
+import { addHidden, addOwned, whileFull } from './merge.ts'
 
 export interface CommitOptions {
   readonly job: Job
@@ -65,20 +65,6 @@ function saveProgress(disk: Disk, todo: LoggedBitmap, copier: Copier, target: La
   )
 }
 
-/** Does the work, and again whenever the job that a full target paused is resumed. */
-async function whileFull(job: Job, work: () => Promise<void>): Promise<void> {
-  for (;;) {
-    try {
-      await work()
-      return
-    } catch (error) {
-      if (!isBlockError(error, 'no-space')) throw error
-      job.pauseOnError(error)
-      await job.pausePoint(0)
-    }
-  }
-}
-
 /** The to-do set in the log: that of an earlier run, or a new one with all that the upper layers own. */
 async function findTodo(options: CommitOptions, isActive: boolean): Promise<LoggedBitmap> {
   const { log } = options.disk
@@ -118,29 +104,6 @@ async function findTodo(options: CommitOptions, isActive: boolean): Promise<Logg
 
 const SCANNING = '{"scan":"running"}'
 const COMPLETE = '{"scan":"complete"}'
-
-async function addOwned(layer: Layer, owned: Bitmap): Promise<void> {
-  const size = Math.min(layer.size, owned.size)
-  let position = 0
-  const pending = layer.allocation(0, size, (length, ownership) => {
-    if (ownership !== UNALLOCATED) owned.set(position, length)
-    position += length
-    return true
-  })
-  if (pending !== undefined) await pending
-}
-
-/** What a longer layer below holds past the end of `layer`: it does not show, so it becomes zeros in the target. */
-async function addHidden(layer: Layer, below: Layer, owned: Bitmap): Promise<void> {
-  const end = Math.min(below.size, owned.size)
-  let position = layer.size
-  if (position >= end) return
-  await below.extents(position, end - position, (length, extent) => {
-    if ((extent & ZERO) === 0) owned.set(position, length)
-    position += length
-    return true
-  })
-}
 
 async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer, isActive: boolean): Promise<Copier> {
   const { job, disk } = options

@@ -4,6 +4,8 @@
 //   background   a write marks its granules, before it and again at its end: they are copied (again)
 //   write-both   a write to granules already copied goes to the target too; overlapping copies and writes wait for each
 //                other, so the to-do set only shrinks and the end is near, however fast the guest writes
+//   yielding     the target is the disk itself: a write waits while its granules are copied, and what it wrote whole is no
+//                longer to do
 //
 // A granule that a copy could not bring to the target is marked again. `checkpoint` makes progress durable: what was copied and
 // has been flushed at the target, and was not touched since, is done for good.
@@ -30,6 +32,8 @@ export interface CopyTarget {
   zero(offset: number, length: number, flags: number): Pending
 }
 
+export type CopyMode = 'background' | 'write-both' | 'yielding'
+
 export interface CopierOptions {
   readonly job: Job
   readonly source: CopySource
@@ -38,7 +42,11 @@ export interface CopierOptions {
   readonly todo: Bitmap
   /** Called after each piece of a pass with what it was: releasing a view, noting progress, checkpoints. */
   readonly copied?: (offset: number, length: number) => Promise<void> | undefined
-  /** Marks a range in the durable log; needed where the copier is attached to a disk. */
+  /** Bytes of a piece; a power of two. COPY_PIECE unless told. */
+  readonly piece?: number
+  /** What guest writes mean at first; 'background' unless told. */
+  readonly mode?: CopyMode
+  /** Marks a range in the durable log; needed where the copier is attached to a disk, unless it yields. */
   readonly mark?: (offset: number, length: number) => Pending
 }
 
@@ -50,7 +58,8 @@ export class Copier implements Interceptor {
   readonly #locks = new RangeLocks()
   readonly #breather = new Breather()
   readonly #held = new Map<Change, RangeToken>()
-  #mode: 'background' | 'write-both' = 'background'
+  #mode: CopyMode
+  readonly #piece: number
   /** Bytes moved by this copier: read from the source, and written to the target as data. */
   readBytes = 0
   writtenBytes = 0
@@ -58,6 +67,8 @@ export class Copier implements Interceptor {
   constructor(options: CopierOptions) {
     this.#options = options
     this.#todo = options.todo
+    this.#mode = options.mode ?? 'background'
+    this.#piece = options.piece ?? COPY_PIECE
     this.#copied = new Bitmap(options.todo.size, options.todo.granule)
   }
 
@@ -71,7 +82,7 @@ export class Copier implements Interceptor {
     this.#mode = 'write-both'
   }
 
-  get mode(): 'background' | 'write-both' {
+  get mode(): CopyMode {
     return this.#mode
   }
 
@@ -98,7 +109,7 @@ export class Copier implements Interceptor {
     }
   }
 
-  /** Copies one range of at most COPY_PIECE bytes. On failure its granules are to do again. */
+  /** Copies one range of at most a piece. On failure its granules are to do again. */
   async copyRange(offset: number, length: number): Promise<void> {
     const token = await this.#locks.acquire(offset, length, true)
     this.#todo.clear(offset, length)
@@ -165,6 +176,11 @@ export class Copier implements Interceptor {
   }
 
   after(change: Change, succeeded: boolean): Pending {
+    if (this.#mode === 'yielding') {
+      if (succeeded && change.kind === 'write') this.#spare(change)
+      this.#letGo(change)
+      return undefined
+    }
     if (this.#mode === 'background' || !this.#held.has(change)) {
       // A copy may have claimed and read these granules between the first mark and the write itself.
       this.#todo.set(change.offset, change.length)
@@ -186,10 +202,24 @@ export class Copier implements Interceptor {
       // The target's trouble is the job's, not the guest's: the copy loop meets it again and reports it.
       this.#todo.set(offset, length)
     } finally {
-      const token = this.#held.get(change)
-      this.#held.delete(change)
-      if (token !== undefined) this.#locks.release(token)
+      this.#letGo(change)
     }
+  }
+
+  /** Granules that the guest wrote whole need no copy. */
+  #spare({ offset, length }: Change): void {
+    const { granule, size } = this.#todo
+    const start = roundUp(offset, granule)
+    const end = offset + length >= size ? size : roundDown(offset + length, granule)
+    if (start >= end || !this.#todo.hasAny(start, end - start)) return
+    this.#todo.clear(start, end - start)
+    this.#copied.set(start, end - start)
+  }
+
+  #letGo(change: Change): void {
+    const token = this.#held.get(change)
+    this.#held.delete(change)
+    if (token !== undefined) this.#locks.release(token)
   }
 
   #apply(change: Change): Pending {
@@ -208,7 +238,7 @@ export class Copier implements Interceptor {
     const offset = first * granule
     const end = Math.min(this.#todo.nextClear(first) * granule, this.#todo.size)
     // Cut at multiples of the piece, so that the target sees whole, aligned pieces where it can.
-    const cut = roundDown(offset, COPY_PIECE) + COPY_PIECE
+    const cut = roundDown(offset, this.#piece) + this.#piece
     return { offset, length: Math.min(end, cut) - offset }
   }
 

@@ -36,7 +36,7 @@ export const VERBS = {
 
 export type JobVerb = keyof typeof VERBS
 
-export const JOB_KINDS = ['commit', 'backup', 'restore'] as const
+export const JOB_KINDS = ['commit', 'stream', 'backup', 'restore'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 
 export function mayMove(from: JobState, to: JobState): boolean {

@@ -155,6 +155,14 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.commit(disk, from, to, speed))
   }
 
+  planStream(disk: string, base?: string, to?: string): Promise<readonly string[]> {
+    return this.#of(disk).then((remote) => remote.planStream(disk, base, to))
+  }
+
+  stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.stream(disk, base, to, speed))
+  }
+
   /** A backup is made in the shard of its first disk. */
   async backup(request: BackupRequest): Promise<JobStatus> {
     const [first] = request.disks

@@ -1,4 +1,4 @@
-// The whole engine through crashes: a guest writes stamped blocks while snapshots, commits and backups are made, and at
+// The whole engine through crashes: a guest writes stamped blocks while snapshots, commits, streams and backups are made, and at
 // random operations of the host what a kill or a power loss would leave is set aside. Each is then opened: every acknowledged
 // (or flushed) write is there, the jobs end, the next backup's restore equals the disk, earlier backups are as they were.
 
@@ -118,9 +118,15 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
 async function chainCommand(lab: Lab, _guest: Guest, random: Random): Promise<void> {
   const { engine } = lab
   const layers = engine.showDisk('vm1').layers.length
-  const kind = layers === 1 ? 'snapshot' : random.pick(['snapshot', 'commit', 'delete'] as const)
+  const kind = layers === 1 ? 'snapshot' : random.pick(['snapshot', 'commit', 'stream', 'delete'] as const)
   if (kind === 'snapshot' && layers < 5) await engine.createSnapshot('vm1', `s${lab.host.operations}`)
   if (kind === 'commit') await succeeds(lab, (await engine.commit('vm1', undefined, undefined, 0)).id)
+  if (kind === 'stream') {
+    const to = random.between(1, layers - 1)
+    const base = random.between(-1, to - 2)
+    const paths = engine.showDisk('vm1').layers.map(({ path }) => path)
+    await succeeds(lab, (await engine.stream('vm1', paths[base], paths[to], 0)).id)
+  }
   if (kind === 'delete') {
     const snapshot = random.pick(engine.listSnapshots('vm1'))
     if (snapshot !== undefined) await succeeds(lab, (await engine.deleteSnapshot('vm1', snapshot.name, 0)).id)

@@ -355,7 +355,7 @@ class Run {
     this.#reference = (this.#reference + 1) % REFERENCES.length
     const act = this.#begin(this.#reference, true)
     this.#log.push({ kind: 'referring', act })
-    await this.#opened.setBackingReference(REFERENCES[this.#reference] as string, 'raw')
+    await this.#opened.setBackingReference({ name: REFERENCES[this.#reference] as string, format: 'raw' })
     this.#end(act)
   }
 

@@ -70,6 +70,19 @@ const REFUSALS: readonly Refusal[] = [
     status: usage,
     says: /ends the snapshots first.*--yes/,
   },
+  { name: 'a stream without snapshots', line: 'stream single', status: usage, says: /nothing to stream/ },
+  {
+    name: 'a stream downward',
+    line: 'stream vm1 -y --base active --to first',
+    status: usage,
+    says: /nothing to stream/,
+  },
+  {
+    name: 'a stream that was not agreed to',
+    line: 'stream vm1',
+    status: usage,
+    says: /This stream of vm1 ends the snapshots first.*--yes/,
+  },
   { name: 'a folder as an image', line: 'disk add d @ -f raw', status: usage, says: /directory/ },
   { name: 'an unknown disk', line: 'disk show nope', status: notFound, says: /no disk nope: varve disk list/ },
   { name: 'a disk name beyond any', line: `disk show ${'x'.repeat(500)}`, status: notFound, says: /no disk x+:/ },
@@ -181,6 +194,7 @@ test('what a running job forbids is refused with its name, and the job goes on',
   const stateBefore = await site.state()
   await site.refuses(['snapshot', 'create', 'vm1', 'second'], busy, new RegExp(`has to wait: job ${id}`))
   await site.refuses(['commit', 'vm1', '--yes'], busy, new RegExp(id))
+  await site.refuses(['stream', 'vm1', '--yes'], busy, new RegExp(`stream has to wait: job ${id}`))
   await site.refuses(['disk', 'remove', 'vm1'], busy, new RegExp(`varve job cancel ${id}`))
   await site.refuses(['job', 'resume', id], busy, /is running: resume cannot be said now; what can: pause, cancel/)
   await site.done('job', 'pause', id)
@@ -210,7 +224,15 @@ test('a cancelled job says so to whoever follows it, and changed nothing', async
 })
 
 test('every command that needs the daemon says that none runs, and how to start one', async () => {
-  const lines = ['disk list', 'disk remove d', 'snapshot list d', 'commit d', 'backup d --repo REPO', 'job list']
+  const lines = [
+    'disk list',
+    'disk remove d',
+    'snapshot list d',
+    'commit d',
+    'stream d',
+    'backup d --repo REPO',
+    'job list',
+  ]
   const outcomes = lines.map(async (line) => {
     const args = [...line.replace('REPO', site.repository).split(' '), '--home', site.path('nobody-home')]
     checkRefusal(args, await beginCommand(args).ended, notFound, /no daemon listens at .*varve serve.*--home/)

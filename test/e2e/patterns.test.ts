@@ -1,4 +1,4 @@
-// qemu-io writes patterns to a disk that Varve serves, with snapshots, deletions and a commit by the command line in between.
+// qemu-io writes patterns to a disk that Varve serves, with snapshots, deletions, a commit and streams by the command line in between.
 // At each step every pattern reads back, QEMU finds each image clean after a clean stop, and the disk and its snapshots are
 // identical to a copy that qemu-io wrote by itself with the same commands and no snapshot.
 
@@ -176,10 +176,13 @@ class Twins {
     await this.#served.daemon.stop()
     const images = layers.map((layer) => layer.path)
     const files = fs.readdirSync(this.#images).map((name) => path.join(this.#images, name))
+    // A base that Varve did not make stays where it is when a stream takes it out of the chain.
+    const base = path.join(this.#images, 'disk')
+    if (this.#base.create !== undefined && !images.includes(base)) images.push(base)
     assert.deepEqual(files.sort(), images.toSorted(), `${note}: no other file is left beside the images`)
     for (const { path: image, format, snapshot } of layers) {
       if (format === 'qcow2') assertClean(image, note)
-      const isActive = image === images.at(-1)
+      const isActive = image === layers.at(-1)?.path
       if (isActive) this.#compare(image, format, this.#twin)
       else if (snapshot !== undefined) this.#compare(image, format, `${this.#twin}-${snapshot.name}`)
     }
@@ -190,6 +193,23 @@ class Twins {
   #compare(image: string, format: string, twin: string): void {
     peer('qemu-img', 'compare', '-q', '-f', format, '-F', this.#base.format, image, twin)
   }
+}
+
+/** The middle of a chain goes up, and then all of it: QEMU finds the images alone equal. */
+async function runStreams(served: TestDaemon, twins: Twins): Promise<void> {
+  for (const name of ['four', 'five', 'six']) {
+    twins.snapshot(name)
+    twins.write()
+  }
+  served.varve('stream', DISK, '--base', 'four', '--to', 'six', '--yes')
+  twins.readBack()
+  assert.deepEqual(await twins.snapshots(), ['four', 'six', undefined])
+  await twins.check('after the middle snapshot was pulled up')
+  twins.write()
+  served.varve('stream', DISK, '--yes')
+  twins.readBack()
+  assert.deepEqual(await twins.snapshots(), [undefined])
+  await twins.check('after all was pulled up')
 }
 
 async function runBase(t: TestContext, base: Base): Promise<void> {
@@ -220,11 +240,12 @@ async function runBase(t: TestContext, base: Base): Promise<void> {
   await twins.check('after the commit')
   twins.write()
   await twins.check('after more writes to the merged image')
+  await runStreams(served, twins)
 }
 
 for (const base of BASES) {
   test(
-    `patterns of qemu-io live through snapshots, a deletion and a commit on ${base.title}`,
+    `patterns of qemu-io live through snapshots, a deletion, a commit and streams on ${base.title}`,
     {
       skip: missing('qemu-io', 'qemu-img'),
       timeout: 120_000,

@@ -309,7 +309,7 @@ suite('qcow2 between QEMU and Varve', { skip: missing('qemu-img', 'qemu-io') }, 
       ['a-much-longer-name-than-the-first-one.qcow2', 'qcow2'],
       ['y.raw', 'raw'],
     ] as const) {
-      await image.setBackingReference(name, format)
+      await image.setBackingReference({ name, format })
       const info = await readQcow2Info(realHost, target)
       assert.deepEqual(info.backing, { name, format })
     }

@@ -10,6 +10,7 @@ import {
   type ExtentVisitor,
   type Layer,
   MAY_UNMAP,
+  type NamedBacking,
   type OwnershipVisitor,
   type Pending,
 } from '../../block/device.ts'
@@ -254,10 +255,11 @@ export class Qcow2Image implements Layer {
     return preallocate(this, this.#mustWrite().writer, this.#parts.dataFile?.file ?? this.#file, offset, least)
   }
 
-  /** Names another backing file in the header; durable on return. Needs access 'write'. */
-  async setBackingReference(name: string, format: string): Promise<void> {
+  /** See Layer. Kind 'invalid-argument' for a name that does not fit. */
+  async setBackingReference(backing: NamedBacking | undefined): Promise<void> {
     this.#mustWrite()
-    await rewriteBacking(this.#file, this.#header, name, format)
+    if (backing === undefined) await removeBacking(this.#file, this.#header)
+    else await rewriteBacking(this.#file, this.#header, backing.name, backing.format)
   }
 
   /** The internal snapshots, oldest first. Kind 'invalid-format' when their table cannot be right. */
@@ -342,12 +344,6 @@ export class Qcow2Image implements Layer {
   async readDirectories(): Promise<void> {
     await this.#snapshots.open()
     await this.#bitmaps.open()
-  }
-
-  /** Makes the header name no backing file; durable on return. What showed through then reads as zeros. Needs access 'write'. */
-  async removeBackingReference(): Promise<void> {
-    this.#mustWrite()
-    await removeBacking(this.#file, this.#header)
   }
 
   /** Gives up everything that the image holds, so that its backing file shows everywhere. Needs access 'write'; nothing is in flight. */

@@ -1,0 +1,23 @@
+// What cannot be done to a disk while a job runs on it: one table. A backup reads a moment that no merge changes, so the two
+// go together.
+
+import { BlockError } from '../block/error.ts'
+import { disksOf, type JobSpec } from './catalog.ts'
+import type { EngineContext } from './context.ts'
+
+/** Each work on a chain, and the jobs that it has to wait for: those that change the chain too. */
+const WAITS_FOR = {
+  'snapshot create': ['commit', 'stream'],
+  commit: ['commit', 'stream'],
+  stream: ['commit', 'stream'],
+} as const satisfies Record<string, readonly JobSpec['kind'][]>
+
+export type ChainWork = keyof typeof WAITS_FOR
+
+/** Kind 'busy' while a job runs on the disk that the work has to wait for. */
+export function refuseConflict(context: EngineContext, disk: string, work: ChainWork): void {
+  const kinds: readonly JobSpec['kind'][] = WAITS_FOR[work]
+  const job = context.jobs.find(({ spec }) => kinds.includes(spec.kind) && disksOf(spec).includes(disk))
+  if (job === undefined) return
+  throw new BlockError('busy', `${work} has to wait: job ${job.id} is merging layers of disk ${disk}`)
+}

@@ -1,0 +1,152 @@
+// Live streams: which layers, what the catalog says before and after, and how a stream goes on after a restart. The copying is
+// job/stream.ts.
+//
+// A stream ends the snapshots whose layers it pulls up, at its pivot: until then it writes into none of them. Files that Varve
+// made go with them; others stay where they are, since any image may lie on them (a template, most often).
+
+import type { Layer } from '../block/device.ts'
+import { BlockError } from '../block/error.ts'
+import { Job } from '../job/job.ts'
+import { runStream } from '../job/stream.ts'
+import type { DiskRecord, GarbageRecord, JobRecord, LayerRecord } from './catalog.ts'
+import { findLayer, nameBacking, todoName } from './commits.ts'
+import { refuseConflict } from './conflicts.ts'
+import type { EngineContext, ManagedDisk } from './context.ts'
+import { JobTable } from './job-table.ts'
+import { removeGarbage } from './snapshots.ts'
+
+export interface StreamPlan {
+  /** Indexes into the chain: the layer that stays below, -1 for none, and the one that takes what lies between. */
+  readonly base: number
+  readonly to: number
+  /** Names of the snapshots that end. */
+  readonly ends: readonly string[]
+}
+
+/** What a stream would do. `base` and `to` are snapshot names, image paths, 'active' or 'base'; by default all goes to the active layer. */
+export function planStream(managed: ManagedDisk, base?: string, to = 'active'): StreamPlan {
+  const { layers, name } = managed.record
+  const plan = { base: base === undefined ? -1 : findLayer(managed.record, base), to: findLayer(managed.record, to) }
+  if (plan.base + 1 >= plan.to) {
+    const between = base === undefined ? `below ${to}` : `between --base ${base} and ${to}`
+    throw new BlockError('invalid-argument', `disk ${name} has no layer ${between}: there is nothing to stream`)
+  }
+  const ends = layers
+    .slice(plan.base + 1, plan.to)
+    .flatMap(({ snapshot }) => (snapshot === undefined ? [] : [snapshot.name]))
+  return { ...plan, ends }
+}
+
+/** Begins a stream as a job. Kind 'busy' while another job changes the chain. */
+export function startStream(
+  context: EngineContext,
+  managed: ManagedDisk,
+  plan: StreamPlan,
+  speed: number,
+): Promise<Job> {
+  return managed.control.run(async () => {
+    const { record } = managed
+    refuseConflict(context, record.name, 'stream')
+    const to = record.layers[plan.to] as LayerRecord
+    const row: JobRecord = {
+      id: JobTable.newId('stream'),
+      spec: { kind: 'stream', disk: record.name, base: record.layers[plan.base]?.path ?? null, to: to.path, speed },
+      total: 0,
+      paused: false,
+      startedMs: Date.now(),
+    }
+    await context.catalog.commit([{ put: 'job', record: row }])
+    return launchStream(context, managed, row)
+  })
+}
+
+/** Runs a stream whose row is in the catalog: a new one, or one that a restart found. */
+export function launchStream(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
+  const { spec } = row
+  if (spec.kind !== 'stream') throw new BlockError('invalid-argument', `job ${row.id} is no stream`)
+  const job = new Job({ id: row.id, kind: 'stream', subject: spec.disk, speed: spec.speed })
+  job.describe({ base: spec.base, to: spec.to })
+  context.jobs.launch(job, row, () => work(context, managed, row, job))
+  return job
+}
+
+async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord, job: Job): Promise<void> {
+  const { disk } = managed
+  const { spec } = row
+  if (spec.kind !== 'stream') return
+  const { layers } = managed.record
+  const base = spec.base === null ? -1 : layers.findIndex((layer) => layer.path === spec.base)
+  const to = layers.findIndex((layer) => layer.path === spec.to)
+  if (to < 0 || (spec.base !== null && base < 0) || base + 1 >= to) {
+    throw new BlockError('not-found', `job ${job.id}: the layers that it merges are no longer in the chain`)
+  }
+  const merged = disk.chain.layers.slice(base + 1, to)
+  const bitmap = todoName(row.id)
+  try {
+    await runStream({
+      job,
+      disk,
+      base,
+      to,
+      bitmap,
+      total: row.total,
+      began: (total) => {
+        const record = { ...(context.catalog.get('job', row.id) ?? row), total }
+        return context.catalog.commit([{ put: 'job', record }])
+      },
+      pivot: () => pivot(context, managed, row, base, to),
+    })
+  } catch (error) {
+    if (!job.suspended) await undo(managed, bitmap, to)
+    throw error
+  }
+  const kept = layers.slice(base + 1, to).filter(({ made }) => made !== true)
+  job.describe({ kept: kept.map(({ path }) => path) })
+  for (const layer of merged) {
+    await layer.close()
+    await removeGarbage(context, layer.path)
+  }
+}
+
+/** The one transaction that makes the merge take effect, and then the chain in memory and the target's header. */
+async function pivot(
+  context: EngineContext,
+  managed: ManagedDisk,
+  row: JobRecord,
+  base: number,
+  to: number,
+): Promise<void> {
+  const { disk, record } = managed
+  const next: DiskRecord = { ...record, layers: [...record.layers.slice(0, base + 1), ...record.layers.slice(to)] }
+  const garbage = record.layers.slice(base + 1, to).map(
+    ({ path, made }): GarbageRecord => ({
+      id: path,
+      disk: record.id,
+      ...(made === true ? {} : { keep: true }),
+    }),
+  )
+  const { layers } = disk.chain
+  const target = layers[to] as Layer
+  if (target !== disk.chain.active) await target.setAccess('read')
+  await context.catalog.commit([
+    { put: 'disk', record: next },
+    { remove: 'job', id: row.id },
+    ...garbage.map((file) => ({ put: 'garbage' as const, record: file })),
+  ])
+  managed.record = next
+  await disk.drain()
+  try {
+    disk.chain.replaceLayers([...layers.slice(0, base + 1), ...layers.slice(to)])
+    await nameBacking(target, layers[base])
+  } finally {
+    disk.undrain()
+  }
+}
+
+/** Ends a stream that failed or was cancelled: the chain goes on as it was, and what was copied does no harm. */
+async function undo(managed: ManagedDisk, bitmap: string, to: number): Promise<void> {
+  const { disk } = managed
+  if (disk.log.bitmaps.has(bitmap)) await disk.log.edit([{ kind: 'remove', name: bitmap }])
+  const target = disk.chain.layers[to]
+  if (target !== undefined && target !== disk.chain.active && target.access === 'write') await target.setAccess('read')
+}
