@@ -4,6 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import { ApiClient } from '../../api/client.ts'
+import { assert } from '../../base/assert.ts'
 import { BlockError } from '../../block/error.ts'
 import { homeAt } from '../../engine/home.ts'
 
@@ -66,6 +67,13 @@ export class ChildDaemon {
         await new Promise((resolve) => setTimeout(resolve, 20))
       }
     }
+  }
+
+  /** Number of the process. It must run. */
+  get pid(): number {
+    const pid = this.#process?.pid
+    assert(pid !== undefined, 'a daemon that runs has a number')
+    return pid
   }
 
   /** kill -9 */
