@@ -195,7 +195,13 @@ export class Engine {
   }
 
   /** Makes an image and adds it. Kind 'exists' when there is something at the path. */
-  async createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus> {
+  async createDisk(
+    name: string,
+    image: string,
+    format: Format,
+    size: number,
+    cache: CacheMode = 'writeback',
+  ): Promise<DiskStatus> {
     await this.#checkNewDisk(name)
     const { host } = this.#context
     if ((await host.status(image)) !== undefined) {
@@ -205,7 +211,7 @@ export class Engine {
     if (format === 'raw') await createRaw(host, image, size)
     else await createQcow2(host, image, { size })
     try {
-      return await this.#add(name, image, format, cache ?? 'writeback', { made: true })
+      return await this.#add(name, image, format, cache, { made: true })
     } catch (error) {
       await host.unlink(image)
       throw error

@@ -91,7 +91,7 @@ async function freePath(context: EngineContext, record: DiskRecord): Promise<str
   const base = (record.layers[0] as LayerRecord).path
   const status = await context.host.status(base)
   const folder = status?.kind === 'file' ? path.dirname(base) : context.home.diskFolder(record.id)
-  const stem = path.basename(base).replace(/\.(qcow2|raw|img)$/, '')
+  const stem = path.basename(base).replace(/(\.varve-\d+)?\.(qcow2|raw|img)$/, '')
   for (let number = record.nextOverlay; ; number++) {
     const candidate = path.join(folder, `${stem}.varve-${number}.qcow2`)
     if ((await context.host.status(candidate)) === undefined) return candidate
