@@ -27,15 +27,15 @@ export const POOL_LANES = 64
 export const POOL_THREADS_MAX = 512
 /** Part of a thread's requests in the pool that may be syncs, which take longest. */
 export const POOL_SYNC_SHARE = 0.25
-/** A file is read and written within the call once so many requests in a row took less than so many milliseconds in the pool. */
+/** A file is read and written within the call once so many requests took less than so many milliseconds in the pool; a longer one halves the count. */
 export const PACE_QUICK_ROW = 16
-export const PACE_QUICK_MS = 2
+export const PACE_QUICK_MS = 5
 /** What a request within the call may take, in milliseconds: for itself, and for each byte (1 GiB a second). */
 export const PACE_CALL_MS = 0.1
 export const PACE_BYTE_MS = 1000 / (1024 * MIB)
 /** Milliseconds above that which a file may collect before it goes to the pool, and the part of the time that is forgiven. */
-export const PACE_DEBT_MS = 4
-export const PACE_FORGIVEN = 0.05
+export const PACE_DEBT_MS = 10
+export const PACE_FORGIVEN = 0.1
 /** How long a file then stays in the pool, in milliseconds: at first, and at most, after doubling. */
 export const PACE_PAUSE_MIN_MS = 50
 export const PACE_PAUSE_MAX_MS = 60_000

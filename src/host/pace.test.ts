@@ -7,8 +7,12 @@ const KIB = 1024
 
 /** A file whose requests of 4 KiB take so many milliseconds each; `now` is the test's clock. */
 class Requests {
-  readonly pace = new Pace()
+  readonly pace: Pace
   now = 1000
+
+  constructor(isTrusted = false) {
+    this.pace = new Pace(isTrusted)
+  }
 
   run(count: number, ms: number, length = 4 * KIB): void {
     for (let i = 0; i < count; i++) {
@@ -41,12 +45,17 @@ test('a file that always takes its time is never called', () => {
   assert.equal(file.pace.isQuick, false)
 })
 
-test('one slow answer begins the row anew', () => {
+test('a slow answer undoes half of the quick ones, so that most have to be quick', () => {
   const file = new Requests()
   file.run(PACE_QUICK_ROW - 1, 0.1)
   file.run(1, 50)
-  file.run(PACE_QUICK_ROW - 1, 0.1)
+  file.run(PACE_QUICK_ROW / 2, 0.1)
   assert.equal(file.pace.isQuick, false)
+  file.run(1, 0.1)
+  assert.equal(file.pace.isQuick, true)
+  const mixed = new Requests()
+  for (let i = 0; i < 1000; i++) mixed.run(1, i % 4 === 0 ? 50 : 0.1)
+  assert.equal(mixed.pace.isQuick, false)
 })
 
 test('one long call sends a file to the pool at once, many a little too long do so in time, and long ones now and then do not', () => {
@@ -56,7 +65,7 @@ test('one long call sends a file to the pool at once, many a little too long do 
   assert.equal(stalled.pace.isQuick, false)
   const cold = new Requests()
   cold.untilQuick()
-  cold.run(100, 0.2)
+  cold.run(200, 0.2)
   assert.equal(cold.pace.isQuick, false)
   const busyMachine = new Requests()
   busyMachine.untilQuick()
@@ -94,4 +103,15 @@ test('the pause before the next trial doubles to a minute, and is short again af
   file.now += PACE_PAUSE_MAX_MS * 20
   file.run(1, 50)
   assert.ok(Math.abs(file.untilQuick() - PACE_PAUSE_MIN_MS) < 1)
+})
+
+test('a trusted file begins in the call, leaves it when it stalls, and is back after the pause, however long the pool takes', () => {
+  const file = new Requests(true)
+  assert.equal(file.pace.isQuick, true)
+  file.run(1, 200)
+  assert.equal(file.pace.isQuick, false)
+  file.run(1, PACE_PAUSE_MIN_MS - 1)
+  assert.equal(file.pace.isQuick, false)
+  file.run(1, 20)
+  assert.equal(file.pace.isQuick, true)
 })

@@ -1,5 +1,5 @@
 // Judges by the clock whether a file answers so quickly that its requests may be made within the call, where they stop the
-// thread while they last. A file begins in the pool and earns the call by a row of quick answers; it loses it again by the time
+// thread while they last. A file begins in the pool and earns the call by quick answers; it loses it again by the time
 // that its calls took too long, of which a little is forgiven: a processor that others use too makes any call long now and then. Each
 // time the call was lost soon, the pause before the next trial doubles. Knows no files: it is told times.
 //
@@ -21,13 +21,19 @@ const LONG = 10
 
 export class Pace {
   /** True while requests may be made within the call. */
-  isQuick = false
+  isQuick: boolean
+  readonly #isTrusted: boolean
   #row = 0
   #debtMs = 0
   #countedMs = 0
   #sinceMs = 0
   #pauseMs = 0
   #retryMs = 0
+
+  /** A trusted file begins in the call, and after a pause is back there. */
+  constructor(isTrusted = false) {
+    this.isQuick = this.#isTrusted = isTrusted
+  }
 
   /** A request of `length` bytes within the call began and ended at these times, in milliseconds of a clock that only goes forward. */
   tookInCall(beganMs: number, endedMs: number, length: number): void {
@@ -40,12 +46,9 @@ export class Pace {
 
   /** The same for a request that was made in the pool. */
   tookInPool(beganMs: number, endedMs: number, length: number): void {
-    if (endedMs - beganMs > PACE_QUICK_MS + length * PACE_BYTE_MS) {
-      this.#row = 0
-      return
-    }
-    this.#row++
-    if (this.isQuick || this.#row < PACE_QUICK_ROW || endedMs < this.#retryMs) return
+    const isSlow = endedMs - beganMs > PACE_QUICK_MS + length * PACE_BYTE_MS
+    this.#row = isSlow ? this.#row >> 1 : this.#row + 1
+    if (this.isQuick || endedMs < this.#retryMs || (!this.#isTrusted && this.#row < PACE_QUICK_ROW)) return
     this.isQuick = true
     this.#sinceMs = this.#countedMs = endedMs
     this.#debtMs = 0

@@ -49,8 +49,8 @@ export class RealFile implements HostFile {
   readonly #fd: number
   readonly #isBlock: boolean
   readonly #way: FileWay
-  readonly #readPace = new Pace()
-  readonly #writePace = new Pace()
+  readonly #readPace: Pace
+  readonly #writePace: Pace
   readonly #lanes = new FileLanes()
   readonly #claim: Claim
   readonly #syncs = new GroupedSync(() => poolLanes.sync(() => this.#syncNow()))
@@ -63,7 +63,9 @@ export class RealFile implements HostFile {
     this.#isBlock = isBlock
     this.#way = way
     this.#claim = new Claim(path, fd)
-    this.#readPace.isQuick = this.#writePace.isQuick = way === 'memory'
+    this.#readPace = new Pace(way === 'memory')
+    // Where the kernel knows what it has in memory, it has written there as soon as it may.
+    this.#writePace = new Pace(way === 'memory' || way === 'cached')
   }
 
   size(): number {
