@@ -70,8 +70,9 @@ export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 
-/** The same for a stream, which a guest's write to the piece waits for. */
+/** The same for a stream, which a guest's write to the piece waits for, and how many it copies at once: they share the syncs. */
 export const STREAM_PIECE = 256 * KIB
+export const STREAM_LANES = 16
 
 /** A copy makes its progress durable after so many bytes or milliseconds: what a crash has it copy again at most. */
 export const CHECKPOINT_BYTES = 64 * MIB

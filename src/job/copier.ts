@@ -44,6 +44,8 @@ export interface CopierOptions {
   readonly copied?: (offset: number, length: number) => Promise<void> | undefined
   /** Bytes of a piece; a power of two. COPY_PIECE unless told. */
   readonly piece?: number
+  /** Pieces that are copied at once; 1 unless told. More of them share what a target waits for. */
+  readonly lanes?: number
   /** What guest writes mean at first; 'background' unless told. */
   readonly mode?: CopyMode
   /** Marks a range in the durable log; needed where the copier is attached to a disk, unless it yields. */
@@ -86,20 +88,32 @@ export class Copier implements Interceptor {
     return this.#mode
   }
 
-  /** One pass over the to-do set, from the disk's start to its end. */
+  /** One pass over the to-do set, from the disk's start to its end. When it fails, nothing of it is under way any more. */
   async pass(): Promise<void> {
+    const { job, lanes = 1 } = this.#options
+    const underWay = new Set<Promise<void>>()
+    const failures: unknown[] = []
     let position = 0
     let moved = 0
-    for (;;) {
-      await this.#options.job.pausePoint(moved)
-      const run = this.#nextRun(position)
-      if (run === undefined) return
-      await this.copyRange(run.offset, run.length)
-      position = run.offset + run.length
-      moved = run.length
-      const breath = this.#breather.pause()
-      if (breath !== undefined) await breath
+    try {
+      while (failures.length === 0) {
+        await job.pausePoint(moved)
+        const run = this.#nextRun(position)
+        if (run === undefined) break
+        position = run.offset + run.length
+        moved = run.length
+        const copied: Promise<void> = this.copyRange(run.offset, run.length)
+          .catch((error: unknown) => void failures.push(error))
+          .finally(() => underWay.delete(copied))
+        underWay.add(copied)
+        if (underWay.size >= lanes) await Promise.race(underWay)
+        const breath = this.#breather.pause()
+        if (breath !== undefined) await breath
+      }
+    } finally {
+      await Promise.all(underWay)
     }
+    if (failures.length > 0) throw failures[0]
   }
 
   /** Copies what is left while nothing is written: for the end of a job, under a drain. */

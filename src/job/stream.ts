@@ -10,7 +10,7 @@
 // What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
 
 import { assert } from '../base/assert.ts'
-import { CHECKPOINT_BYTES, CHECKPOINT_MS, STREAM_PIECE } from '../base/limits.ts'
+import { CHECKPOINT_BYTES, CHECKPOINT_MS, STREAM_LANES, STREAM_PIECE } from '../base/limits.ts'
 import { roundDown, roundUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
@@ -81,6 +81,7 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     job,
     mode: 'yielding',
     piece: STREAM_PIECE,
+    lanes: STREAM_LANES,
     source: isActive ? disk.chain : target,
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
     todo: new Bitmap(Math.min(disk.size, target.size)),
