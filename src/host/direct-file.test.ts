@@ -10,10 +10,13 @@ import { CACHE_MODES, warningOf, withCacheMode } from './cache-mode.ts'
 import type { HostFile } from './host.ts'
 import { realHost } from './real.ts'
 import { SimulatedHost } from './simulated.ts'
+import { syscalls } from './syscalls.ts'
 
 const KIB = 1024
 const MIB = 1024 * KIB
 const PAGE = 4 * KIB
+
+const noLocks = syscalls === undefined && 'no locks without system calls'
 
 async function newFile(t: TestContext, content: Uint8Array): Promise<{ path: string; file: HostFile }> {
   const name = path.join(tempFolder(t), 'file')
@@ -105,6 +108,19 @@ test('requests under way when the file is closed are finished first; later ones 
   await assert.rejects(async () => file.zero(0, PAGE), { kind: 'closed' })
   await Promise.all([write, closed])
   assert.ok(fs.readFileSync(name).equals(Buffer.alloc(MIB, 9)))
+})
+
+test('a claim refuses and is refused as that of any other file', { skip: noLocks }, async (t) => {
+  const { path: name, file } = await newFile(t, Buffer.alloc(PAGE))
+  file.lock('write')
+  await assert.rejects(realHost.open(name, { lock: 'read' }), { kind: 'busy' })
+  file.lock('read')
+  const reader = await realHost.open(name, { lock: 'read' })
+  t.after(() => reader.close())
+  assert.throws(() => file.lock('write'), { kind: 'busy' })
+  await file.close()
+  assert.throws(() => file.lock('read'), { kind: 'closed' })
+  reader.lock('write')
 })
 
 test('a failure says where it happened', async (t) => {

@@ -16,6 +16,7 @@ import { roundDown, roundUp } from '../base/round.ts'
 import type { ExtentVisitor, Pending } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { bounceBuffers } from './bounce-buffers.ts'
+import { Claim, type ClaimKind } from './claims.ts'
 import type { HostFile } from './host.ts'
 import { IORING_OP_READ, IORING_OP_WRITE, ioRing } from './io-ring.ts'
 import { FileLanes, PoolLanes, poolLanes } from './pool-lanes.ts'
@@ -32,12 +33,14 @@ export class DirectFile implements HostFile {
   readonly #ring = ioRing()
   readonly #lanes = new FileLanes(this.#ring === undefined ? poolLanes : ringLanes)
   readonly #writes = new RangeLocks()
+  readonly #claim: Claim
   #isClosed = false
 
   /** Takes over both: the file as it is opened for the page cache, and a descriptor of the same file with O_DIRECT. */
   constructor(cached: HostFile, fd: number) {
     this.#cached = cached
     this.#fd = fd
+    this.#claim = new Claim(cached.path, fd)
     this.#ring?.open()
   }
 
@@ -90,8 +93,13 @@ export class DirectFile implements HostFile {
     return this.#cached.sync()
   }
 
-  lock(claim: 'read' | 'write' | undefined): void {
-    this.#cached.lock(claim)
+  /**
+   * On the descriptor with O_DIRECT, which requests in the ring keep open: when this process is killed, nobody else gets the image
+   * before the last of its writes has landed.
+   */
+  lock(claim: ClaimKind | undefined): void {
+    if (this.#isClosed) throw this.#closedError('lock')
+    this.#claim.change(claim)
   }
 
   async close(): Promise<void> {
