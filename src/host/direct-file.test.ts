@@ -123,6 +123,15 @@ test('a claim refuses and is refused as that of any other file', { skip: noLocks
   reader.lock('write')
 })
 
+test('a buffer that is too short fails the request, and the next ones are made', async (t) => {
+  const { file } = await newFile(t, Buffer.alloc(4 * PAGE, 6))
+  for (let i = 0; i < DIRECT_PIECES + 1; i++)
+    await assert.rejects(async () => file.write(0, PAGE, Buffer.alloc(PAGE - 1), 0))
+  const into = Buffer.alloc(PAGE)
+  await file.read(0, PAGE, into, 0)
+  assert.ok(into.every((byte) => byte === 6))
+})
+
 test('a failure says where it happened', async (t) => {
   const { path: name } = await newFile(t, Buffer.alloc(4 * PAGE))
   const file = await realHost.open(name, { direct: true })

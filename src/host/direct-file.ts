@@ -9,6 +9,7 @@
 // Requests that are longer than a buffer are made in pieces, side by side.
 
 import fs from 'node:fs'
+import { assert } from '../base/assert.ts'
 import { DIRECT_PAGE, DIRECT_PIECE, DIRECT_PIECES } from '../base/limits.ts'
 import { copyBytes } from '../base/bytes.ts'
 import { RangeLocks, type RangeToken } from '../base/mutex.ts'
@@ -59,6 +60,7 @@ export class DirectFile implements HostFile {
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
     if (!isWhole(offset, length)) return this.#cached.read(offset, length, into, at)
     if (this.#isClosed) throw this.#closedError('read')
+    assert(at >= 0 && at + length <= into.length, 'what is read fits the buffer')
     return this.#inPieces(offset, length, (from, count) => this.#readPiece(from, count, into, at + from - offset))
   }
 
@@ -67,6 +69,7 @@ export class DirectFile implements HostFile {
     if (!isWhole(offset, length)) {
       return this.#alone(offset, length, () => this.#cached.write(offset, length, from, at))
     }
+    assert(at >= 0 && at + length <= from.length, 'what is written is in the buffer')
     return this.#holding(offset, length, false, () =>
       this.#inPieces(offset, length, (to, count) => this.#writePiece(to, count, from, at + to - offset)),
     )
@@ -187,7 +190,15 @@ export class DirectFile implements HostFile {
         if (error === null) resolve(count)
         else reject(toBlockError(error, `${this.path}: ${doing}`, { path: this.path, offset, length }))
       }
-      this.#lanes.enter(() => bounceBuffers().lend((piece) => move(piece, (error, count) => end(piece, error, count))))
+      const begin = (piece: Uint8Array): void => {
+        try {
+          move(piece, (error, count) => end(piece, error, count))
+        } catch (error) {
+          // Node refuses arguments that cannot be right before it takes the request.
+          end(piece, error, 0)
+        }
+      }
+      this.#lanes.enter(() => bounceBuffers().lend(begin))
     })
   }
 

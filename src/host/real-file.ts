@@ -205,17 +205,24 @@ export class RealFile implements HostFile {
   }
 
   /** Runs work in a lane of the pool; it ends with a call of `resolve` or `reject`. */
-  #inLane(work: (resolve: () => void, reject: (error: BlockError) => void) => void): Promise<void> {
+  #inLane(work: (resolve: () => void, reject: (error: Error) => void) => void): Promise<void> {
     return new Promise((resolve, reject) => {
       const done = (): void => {
         this.#lanes.leave()
         resolve()
       }
-      const failed = (error: BlockError): void => {
+      const failed = (error: Error): void => {
         this.#lanes.leave()
         reject(error)
       }
-      this.#lanes.enter(() => work(done, failed))
+      this.#lanes.enter(() => {
+        try {
+          work(done, failed)
+        } catch (error) {
+          // Node refuses arguments that cannot be right before it takes the request.
+          failed(error as Error)
+        }
+      })
     })
   }
 
