@@ -1,15 +1,18 @@
-// `varve nbd`: serves one image over NBD without a daemon, until it is told to stop. No bitmaps, no jobs, no catalog; the
-// image's own claim keeps other programs from writing to it meanwhile.
+// `varve nbd`: serves one image over NBD without a daemon, until it is told to stop. No jobs, no catalog; of bitmaps
+// only one that the image itself holds. The image's own claim keeps other programs from writing to it meanwhile.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
+import { visitBits } from '../bitmap/visit-bits.ts'
+import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { Chain } from '../chain/chain.ts'
 import { type Format, FORMATS, openChain } from '../chain/open.ts'
+import { Qcow2Image } from '../format/qcow2/image.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
 import { type CacheMode, warningOf, withCacheMode } from '../host/cache-mode.ts'
 import { realHost } from '../host/real.ts'
-import { type Export, NbdServer } from '../nbd/server.ts'
+import { type Export, type MetaContext, NbdServer } from '../nbd/server.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { loadServerTls, type ServerTls } from '../nbd/tls.ts'
 import { formatNbdUri, type NbdUri } from '../nbd/uri.ts'
@@ -28,6 +31,8 @@ interface ServeImageOptions extends TlsOptions {
   readonly readOnly?: boolean
   /** The empty name, which clients get that ask for none, unless told. */
   readonly exportName: string
+  /** A persistent bitmap of the image that clients see as "qemu:dirty-bitmap:NAME". */
+  readonly bitmap?: string
   readonly cache: CacheMode
   /** Bytes for the maps of the image and its backing files. */
   readonly metadataCache?: number
@@ -41,6 +46,7 @@ export function addNbdCommand(program: Command): void {
     .option('--port <number>', 'listen on this port, of the loopback address unless --bind says so', portArgument)
     .option('--bind <address>', 'listen on this address; beyond loopback only with TLS')
     .option('--read-only', 'refuse writes')
+    .option('--bitmap <name>', 'let clients see this persistent bitmap of the image, as qemu:dirty-bitmap:NAME')
     .addOption(cacheOption())
     .addOption(metadataCacheOption())
     .option('--export-name <name>', 'name of the export', '')
@@ -86,6 +92,7 @@ async function serveUntil(
     description: chain.name,
     device: chain,
     readOnly: options.readOnly ?? false,
+    contexts: options.bitmap === undefined ? [] : [await bitmapContext(chain.active, options.bitmap)],
   }
   const server = new NbdServer({ find: (wanted) => (wanted === name ? served : undefined), list: () => [served] })
   try {
@@ -93,6 +100,26 @@ async function serveUntil(
     await stop
   } finally {
     await server.close()
+  }
+}
+
+/** A persistent bitmap of the image, at each moment as it is. Kinds: 'unsupported', 'not-found', 'corrupt'. */
+async function bitmapContext(image: Layer, name: string): Promise<MetaContext> {
+  const { path: file } = image
+  if (!(image instanceof Qcow2Image))
+    throw new BlockError('unsupported', `${file} is a raw image, which has no bitmaps; qcow2 has`, { path: file })
+  const names = image.bitmaps.map((bitmap) => JSON.stringify(bitmap.name))
+  if (!names.includes(JSON.stringify(name))) {
+    const there = names.length === 0 ? 'no bitmaps' : `only ${names.join(', ')}`
+    throw new BlockError('not-found', `${file} has no bitmap ${JSON.stringify(name)}: it has ${there}`, { path: file })
+  }
+  const bits = await image.watchBitmap(name)
+  return {
+    name: `qemu:dirty-bitmap:${name}`,
+    extents: (offset, length, visit) => {
+      visitBits(bits(), offset, length, visit)
+      return undefined
+    },
   }
 }
 

@@ -1,7 +1,7 @@
 // A disk as an NBD export on a Unix socket of its own. With the device go the metadata contexts that QEMU's clients know: its
 // bitmaps, and how deep in the chain the data lies.
 
-import type { Bitmap } from '../bitmap/bitmap.ts'
+import { visitBits } from '../bitmap/visit-bits.ts'
 import { allocationDepth } from '../chain/allocation-depth.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { ServeDisk } from '../engine/context.ts'
@@ -50,24 +50,4 @@ function contextsOf(disk: Disk): MetaContext[] {
       },
     })),
   ]
-}
-
-/** The range as clean (0) and dirty (1) pieces. */
-function visitBits(
-  bitmap: Bitmap,
-  offset: number,
-  length: number,
-  visit: (length: number, status: number) => boolean,
-): void {
-  const end = offset + length
-  let at = offset
-  bitmap.runs(offset, end, length, (start, dirty) => {
-    if (start > at && !visit(start - at, 0)) {
-      at = end
-      return false
-    }
-    at = start + dirty
-    return visit(dirty, 1)
-  })
-  if (at < end) visit(end - at, 0)
 }

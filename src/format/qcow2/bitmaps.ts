@@ -135,6 +135,13 @@ export class Bitmaps {
     return loadBits(this.#file, this.#header, held.entry)
   }
 
+  /** A bitmap's bits as they are at each call, not to be changed; until the access to the image changes. Kinds as for `read`. */
+  async watch(name: string): Promise<() => Bitmap> {
+    const held = this.#find(name)
+    const stored = held.live?.bits ?? (await this.read(name))
+    return () => held.live?.bits ?? stored
+  }
+
   /**
    * Begins writing: takes what records into memory and marks it in the file; a sync must follow before the disk changes.
    * What cannot be taken is marked just so, and is inconsistent from then on. Kind 'invalid-format' as for `list`.

@@ -331,6 +331,11 @@ export class Qcow2Image implements Layer {
     return this.#bitmaps.read(name)
   }
 
+  /** See `Bitmaps.watch`. */
+  watchBitmap(name: string): Promise<() => Bitmap> {
+    return this.#bitmaps.watch(name)
+  }
+
   /**
    * To add, remove, change and save persistent bitmaps: needs access 'write', and no request in flight. What records is saved
    * when the access changes to 'read'.
