@@ -40,7 +40,13 @@ const disk = z.object({
   note: z.string().optional(),
 })
 
-const snapshot = z.object({ name: z.string(), createdMs: z.number(), path: z.string() })
+const snapshot = z.object({
+  name: z.string(),
+  createdMs: z.number(),
+  path: z.string(),
+  after: z.string().optional().describe('The snapshot that it follows'),
+  inChain: z.boolean().describe('Whether the present state of the disk follows it'),
+})
 
 const job = z.object({
   id: z.string(),
@@ -134,10 +140,19 @@ export const routes = {
     body: z.object({ name }),
     response: snapshot,
   },
+  revert: {
+    method: 'POST',
+    path: '/v1/disks/:disk/snapshots/:snapshot/revert',
+    summary:
+      'Makes the disk what a snapshot holds; keeps its present state as a snapshot of the given name, or discards it',
+    params: z.object({ disk: name, snapshot: name }),
+    body: z.object({ keep: name.optional() }),
+    response: nothing,
+  },
   deleteSnapshot: {
     method: 'DELETE',
     path: '/v1/disks/:disk/snapshots/:snapshot',
-    summary: 'Merges the layer above a snapshot into it, as a job',
+    summary: 'Deletes a snapshot, as a job: merges the layer above into it',
     params: z.object({ disk: name, snapshot: name }),
     body: z.object({ speed }),
     response: job,

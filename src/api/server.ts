@@ -43,6 +43,10 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     },
     listSnapshots: ({ disk }) => engine.listSnapshots(disk),
     createSnapshot: ({ disk }, { name }) => engine.createSnapshot(disk, name),
+    revert: async ({ disk, snapshot }, { keep }) => {
+      await engine.revert(disk, snapshot, keep)
+      return {}
+    },
     deleteSnapshot: ({ disk, snapshot }, { speed }) =>
       engine.deleteSnapshot(disk, snapshot, speed) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),

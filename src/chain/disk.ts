@@ -60,6 +60,11 @@ export class Disk implements BlockDevice {
     return this.#drains > 0
   }
 
+  /** True while somebody sees the disk's changes on their way, and relies on seeing all of them. */
+  get intercepted(): boolean {
+    return this.#interceptors.length > 0
+  }
+
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
     if (this.#gate !== undefined) return this.#afterGate(() => this.read(offset, length, into, at))
     return this.#counted(this.chain.read(offset, length, into, at))

@@ -19,17 +19,30 @@ export function addSnapshotCommands(program: Command): void {
     })
   snapshot
     .command('list <disk>')
-    .description('the snapshots of a disk, oldest first')
+    .description('the snapshots of a disk: those that its present state follows, oldest first, then those beside')
     .action(async (disk: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
       const found = await cli.api.call('listSnapshots', { disk }, {})
       print(cli, found, () =>
         table(
-          ['NAME', 'CREATED', 'IMAGE'],
-          found.map((row) => [row.name, new Date(row.createdMs).toISOString(), row.path]),
+          ['NAME', 'CREATED', 'AFTER', 'IN CHAIN', 'IMAGE'],
+          found.map((row) => [
+            row.name,
+            new Date(row.createdMs).toISOString(),
+            row.after ?? '',
+            row.inChain ? 'yes' : 'no',
+            row.path,
+          ]),
         ),
       )
     })
+  snapshot
+    .command('revert <disk> <name>')
+    .description('make the disk what the snapshot holds, at once; nothing may be using it: stop the guest first')
+    .option('--keep-as <name>', 'name of the snapshot that keeps the present state; "before-NAME-TIME" unless told')
+    .option('--discard', 'keep no snapshot of the present state')
+    .option('-y, --yes', 'do not ask')
+    .action(revert)
   snapshot
     .command('delete <disk> <name>')
     .description('merge the layer above the snapshot into it, while the guest writes')
@@ -62,6 +75,27 @@ export function addSnapshotCommands(program: Command): void {
     .option('-y, --yes', 'end the snapshots in between without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(stream)
+}
+
+interface RevertOptions {
+  readonly keepAs?: string
+  readonly discard?: boolean
+  readonly yes?: boolean
+}
+
+async function revert(disk: string, name: string, options: RevertOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  if (options.discard === true && options.keepAs !== undefined)
+    throw new BlockError('invalid-argument', 'say --discard or --keep-as, not both')
+  const keep = options.discard === true ? undefined : (options.keepAs ?? `before-${name.slice(0, 32)}-${defaultName()}`)
+  if (options.yes !== true) {
+    const fate = keep === undefined ? 'discards what it holds now' : `keeps what it holds now as ${keep}`
+    await confirm(cli, `This changes disk ${disk} under whoever uses it and ${fate}`)
+  }
+  await cli.api.call('revert', { disk, snapshot: name }, given({ keep }))
+  print(cli, { disk, snapshot: name, kept: keep ?? null }, () =>
+    [`${disk} is as ${name}`, ...(keep === undefined ? [] : [`before: ${keep}`])].join('; '),
+  )
 }
 
 interface MergeOptions {
@@ -116,8 +150,11 @@ async function end(cli: Cli, job: JobReply, options: MergeOptions, ends: readonl
 }
 
 /** A merge takes away what these snapshots show, so it is asked for by name. */
-async function ask(cli: Cli, what: string, ends: readonly string[]): Promise<void> {
-  const question = `${what} ends the snapshots ${ends.join(', ')}`
+function ask(cli: Cli, what: string, ends: readonly string[]): Promise<void> {
+  return confirm(cli, `${what} ends the snapshots ${ends.join(', ')}`)
+}
+
+async function confirm(cli: Cli, question: string): Promise<void> {
   if (cli.json || !process.stdin.isTTY) throw new BlockError('invalid-argument', `${question}: say --yes to go on`)
   const terminal = createInterface({ input: process.stdin, output: process.stderr })
   const answer = await terminal.question(`${question}. Go on? [y/N] `)

@@ -98,7 +98,13 @@ export class LocalParty implements BackupParty {
 
   async freeze(): Promise<void> {
     this.#scratch = await this.#makeScratch()
-    await this.#managed.disk.drain()
+    await this.#managed.moment.acquire()
+    try {
+      await this.#managed.disk.drain()
+    } catch (error) {
+      this.#managed.moment.release()
+      throw error
+    }
     this.#isFrozen = true
   }
 
@@ -118,7 +124,10 @@ export class LocalParty implements BackupParty {
   }
 
   async thaw(): Promise<void> {
-    if (this.#isFrozen) this.#managed.disk.undrain()
+    if (this.#isFrozen) {
+      this.#managed.disk.undrain()
+      this.#managed.moment.release()
+    }
     this.#isFrozen = false
     const unused = this.#scratch
     this.#scratch = undefined

@@ -14,11 +14,18 @@ export interface LayerRecord {
   readonly made?: true
 }
 
+/** A layer beside the chain: a revert left it. `on` is the path of the layer that it lies on. */
+export interface SideLayer extends LayerRecord {
+  readonly on: string
+}
+
 export interface DiskRecord {
   readonly id: string
   readonly name: string
   /** From base to active. */
   readonly layers: readonly LayerRecord[]
+  /** Layers that snapshots beside the chain need; each of them lies on one of the chain or on another of these. */
+  readonly side?: readonly SideLayer[]
   readonly addedMs: number
   /** Number of the next overlay that Varve makes for it. */
   readonly nextOverlay: number

@@ -12,6 +12,7 @@ import { Job } from '../job/job.ts'
 import type { DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { JobTable } from './job-table.ts'
+import { refuseHeld } from './branches.ts'
 import { refuseConflict } from './conflicts.ts'
 import { removeGarbage } from './snapshots.ts'
 
@@ -61,6 +62,7 @@ export function startCommit(
   return managed.control.run(async () => {
     const { record } = managed
     refuseConflict(context, record.name, 'commit')
+    refuseHeld(record, record.layers.slice(plan.to, plan.from + 1), 'commit')
     const layers = record.layers.map((layer, index) =>
       index >= plan.to && index < plan.from ? withoutName(layer) : layer,
     )

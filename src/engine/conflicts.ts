@@ -1,15 +1,16 @@
 // What cannot be done to a disk while a job runs on it: one table. A backup reads a moment that no merge changes, so the two
-// go together.
+// go together; a revert would change the disk under it.
 
 import { BlockError } from '../block/error.ts'
 import { disksOf, type JobSpec } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 
-/** Each work on a chain, and the jobs that it has to wait for: those that change the chain too. */
+/** Each work on a chain, and the jobs that it has to wait for: those that change the chain too, or what a revert would change. */
 const WAITS_FOR = {
   'snapshot create': ['commit', 'stream'],
   commit: ['commit', 'stream'],
   stream: ['commit', 'stream'],
+  revert: ['commit', 'stream', 'backup'],
 } as const satisfies Record<string, readonly JobSpec['kind'][]>
 
 export type ChainWork = keyof typeof WAITS_FOR
@@ -19,5 +20,5 @@ export function refuseConflict(context: EngineContext, disk: string, work: Chain
   const kinds: readonly JobSpec['kind'][] = WAITS_FOR[work]
   const job = context.jobs.find(({ spec }) => kinds.includes(spec.kind) && disksOf(spec).includes(disk))
   if (job === undefined) return
-  throw new BlockError('busy', `${work} has to wait: job ${job.id} is merging layers of disk ${disk}`)
+  throw new BlockError('busy', `${work} has to wait: job ${job.id} is at work on disk ${disk}`)
 }

@@ -32,6 +32,8 @@ export interface ManagedDisk {
   readonly served: Served
   /** Held by whatever changes the chain or the catalog's record of it. */
   readonly control: Mutex
+  /** Held from where a backup's moment is prepared until it is taken, and while a revert changes what the disk shows. */
+  readonly moment: Mutex
   /** The catalog's record, as last committed. */
   record: DiskRecord
 }

@@ -13,6 +13,7 @@ import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
+import { sideOf } from './branches.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
@@ -50,7 +51,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
     const served = await context.serve(disk, context.home.nbdSocket(record.name))
-    return { disk, served, control: new Mutex(), record: settled }
+    return { disk, served, control: new Mutex(), moment: new Mutex(), record: settled }
   } catch (error) {
     await closeUnserved(context, layers, log)
     throw error
@@ -196,7 +197,7 @@ async function closeFiles(files: DirtyLogFiles): Promise<void> {
 
 /** Removes files of ended layers that are not to stay, and the to-do sets of jobs that are no more. */
 async function removeLeftovers(context: EngineContext, record: DiskRecord, log: DirtyLog): Promise<void> {
-  const used = new Set(record.layers.map((layer) => layer.path))
+  const used = new Set([...record.layers, ...sideOf(record)].map((layer) => layer.path))
   for (const garbage of context.catalog.list('garbage')) {
     if (garbage.disk === record.id && !used.has(garbage.id)) await removeGarbage(context, garbage.id)
   }

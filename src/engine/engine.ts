@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
-// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, commits, streams,
-// conflicts, backups, backup-party, job-table.
+// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, reverts,
+// branches, commits, streams, conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -17,6 +17,7 @@ import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
+import { sideOf } from './branches.ts'
 import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
 import { type Catalog, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
@@ -25,6 +26,7 @@ import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
+import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { createSnapshot, listSnapshots, type SnapshotInfo } from './snapshots.ts'
 import { launchStream, planStream, startStream } from './streams.ts'
 
@@ -250,9 +252,17 @@ export class Engine {
     return listSnapshots(findDisk(this.#context, disk))
   }
 
-  /** Merges the layer above a snapshot into it. */
+  /** See `revertDisk`. */
+  revert(disk: string, snapshot: string, keep?: string): Promise<void> {
+    return revertDisk(this.#context, findDisk(this.#context, disk), snapshot, keep)
+  }
+
+  /** Merges the layer above a snapshot into it; of one beside the chain, takes its name away, and its file if nothing needs it. */
   async deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
+    if (sideOf(managed.record).some((layer) => layer.snapshot?.name === snapshot)) {
+      return (await dropSideSnapshot(this.#context, managed, snapshot)).status
+    }
     return (await startCommit(this.#context, managed, planSnapshotDelete(managed, snapshot), speed)).status
   }
 
@@ -442,7 +452,9 @@ export class Engine {
   }
 
   #refuseShared(name: string, image: string): void {
-    const owner = this.#context.catalog.list('disk').find(({ layers }) => layers.some((layer) => layer.path === image))
+    const owner = this.#context.catalog
+      .list('disk')
+      .find((record) => [...record.layers, ...sideOf(record)].some((layer) => layer.path === image))
     if (owner === undefined) return
     const message = `disk ${name}: ${image} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
     throw new BlockError('exists', message, { path: image })

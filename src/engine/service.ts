@@ -19,6 +19,7 @@ export interface EngineService {
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo>
+  revert(disk: string, snapshot: string, keep?: string): Promise<void>
   deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
   commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>

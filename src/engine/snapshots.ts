@@ -6,6 +6,7 @@ import { BlockError } from '../block/error.ts'
 import { backingName, openLayer } from '../chain/open.ts'
 import type { Layer } from '../block/device.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
+import { sideOf, snapshotBelow } from './branches.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
@@ -15,13 +16,25 @@ export interface SnapshotInfo {
   readonly createdMs: number
   /** The frozen layer. */
   readonly path: string
+  /** The snapshot that it follows; undefined for the first. */
+  readonly after?: string | undefined
+  /** Whether the disk's present state follows it; a revert leaves snapshots beside. */
+  readonly inChain: boolean
 }
 
-/** The snapshots of a disk, oldest first. */
-export function listSnapshots(managed: ManagedDisk): SnapshotInfo[] {
-  return managed.record.layers.flatMap(({ path: layer, snapshot }) =>
-    snapshot === undefined ? [] : [{ name: snapshot.name, createdMs: snapshot.createdMs, path: layer }],
-  )
+/** The snapshots of a disk: those of its chain, oldest first, then those beside it. */
+export function listSnapshots({ record }: ManagedDisk): SnapshotInfo[] {
+  const infos = (layers: readonly LayerRecord[], inChain: boolean): SnapshotInfo[] =>
+    layers.flatMap(({ path: layer, snapshot }) =>
+      snapshot === undefined ? [] : [{ ...snapshot, path: layer, after: snapshotBelow(record, layer), inChain }],
+    )
+  return [...infos(record.layers, true), ...infos(sideOf(record), false)]
+}
+
+/** Kind 'exists' when the disk has a snapshot of that name. */
+export function checkNewSnapshot(record: DiskRecord, name: string): void {
+  if ([...record.layers, ...sideOf(record)].every(({ snapshot }) => snapshot?.name !== name)) return
+  throw new BlockError('exists', `disk ${record.name} has a snapshot ${name} already`)
 }
 
 /** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while layers are merged. */
@@ -29,11 +42,9 @@ export function createSnapshot(context: EngineContext, managed: ManagedDisk, nam
   checkName('snapshot', name)
   return managed.control.run(async () => {
     const { record, disk } = managed
-    if (listSnapshots(managed).some((snapshot) => snapshot.name === name)) {
-      throw new BlockError('exists', `disk ${disk.name} has a snapshot ${name} already`)
-    }
+    checkNewSnapshot(record, name)
     refuseConflict(context, disk.name, 'snapshot create')
-    const { overlay, prepared } = await prepareOverlay(context, managed)
+    const { overlay, prepared } = await prepareOverlay(context, managed, disk.chain.active)
     const frozen = record.layers.at(-1) as LayerRecord
     const createdMs = Date.now()
     const layers = [
@@ -49,7 +60,7 @@ export function createSnapshot(context: EngineContext, managed: ManagedDisk, nam
       await removeGarbage(context, overlay.path)
       throw error
     }
-    return { name, createdMs, path: frozen.path }
+    return { name, createdMs, path: frozen.path, after: snapshotBelow(next, frozen.path), inChain: true }
   })
 }
 
@@ -62,13 +73,13 @@ export async function removeGarbage(context: EngineContext, file: string): Promi
   await context.catalog.commit([{ remove: 'garbage', id: file }])
 }
 
-/** Makes the overlay file, known to the catalog as garbage until the snapshot is committed. */
-async function prepareOverlay(
+/** Makes an overlay file on a layer, known to the catalog as garbage until a chain has it. */
+export async function prepareOverlay(
   context: EngineContext,
   managed: ManagedDisk,
+  below: Layer,
 ): Promise<{ overlay: Layer; prepared: DiskRecord }> {
   const { disk, record } = managed
-  const { active } = disk.chain
   const overlayPath = await freePath(context, record)
   const prepared = { ...record, nextOverlay: record.nextOverlay + 1 }
   await context.catalog.commit([
@@ -77,7 +88,7 @@ async function prepareOverlay(
   ])
   managed.record = prepared
   try {
-    const backing = { name: backingName(overlayPath, active.path), format: active.format }
+    const backing = { name: backingName(overlayPath, below.path), format: below.format }
     await createQcow2(context.host, overlayPath, { size: disk.size, backing })
     return { overlay: await openLayer(imageHost(context, record), overlayPath, 'qcow2', disk.name), prepared }
   } catch (error) {

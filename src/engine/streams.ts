@@ -10,6 +10,7 @@ import { Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
 import type { DiskRecord, GarbageRecord, JobRecord, LayerRecord } from './catalog.ts'
 import { findLayer, nameBacking, todoName } from './commits.ts'
+import { refuseHeld } from './branches.ts'
 import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { JobTable } from './job-table.ts'
@@ -47,6 +48,7 @@ export function startStream(
   return managed.control.run(async () => {
     const { record } = managed
     refuseConflict(context, record.name, 'stream')
+    refuseHeld(record, record.layers.slice(plan.base + 1, plan.to), 'stream')
     const to = record.layers[plan.to] as LayerRecord
     const row: JobRecord = {
       id: JobTable.newId('stream'),

@@ -81,6 +81,7 @@ const functions: ShardFunctions = {
   },
   listSnapshots: (disk) => running().listSnapshots(disk),
   createSnapshot: (...args) => running().createSnapshot(...args),
+  revert: (...args) => running().revert(...args),
   deleteSnapshot: (...args) => running().deleteSnapshot(...args),
   planCommit: (...args) => running().planCommit(...args),
   commit: (...args) => running().commit(...args),

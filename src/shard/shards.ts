@@ -143,6 +143,10 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.createSnapshot(disk, name))
   }
 
+  revert(disk: string, snapshot: string, keep?: string): Promise<void> {
+    return this.#of(disk).then((remote) => remote.revert(disk, snapshot, keep))
+  }
+
   deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus> {
     return this.#of(disk).then((remote) => remote.deleteSnapshot(disk, snapshot, speed))
   }

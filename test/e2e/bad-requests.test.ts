@@ -83,6 +83,24 @@ const REFUSALS: readonly Refusal[] = [
     status: usage,
     says: /This stream of vm1 ends the snapshots first.*--yes/,
   },
+  {
+    name: 'a revert that was not agreed to',
+    line: 'snapshot revert vm1 first',
+    status: usage,
+    says: /changes disk vm1 under whoever uses it and keeps .* as before-first-.*--yes/,
+  },
+  {
+    name: 'a revert that keeps and discards',
+    line: 'snapshot revert vm1 first -y --discard --keep-as x',
+    status: usage,
+    says: /--discard or --keep-as, not both/,
+  },
+  {
+    name: 'a revert to nothing',
+    line: 'snapshot revert vm1 nope -y',
+    status: notFound,
+    says: /no snapshot nope: varve snapshot list vm1/,
+  },
   { name: 'a folder as an image', line: 'disk add d @ -f raw', status: usage, says: /directory/ },
   { name: 'an unknown disk', line: 'disk show nope', status: notFound, says: /no disk nope: varve disk list/ },
   { name: 'a disk name beyond any', line: `disk show ${'x'.repeat(500)}`, status: notFound, says: /no disk x+:/ },
@@ -194,6 +212,7 @@ test('what a running job forbids is refused with its name, and the job goes on',
   const stateBefore = await site.state()
   await site.refuses(['snapshot', 'create', 'vm1', 'second'], busy, new RegExp(`has to wait: job ${id}`))
   await site.refuses(['commit', 'vm1', '--yes'], busy, new RegExp(id))
+  await site.refuses(['snapshot', 'revert', 'vm1', 'first', '-y'], busy, new RegExp(`revert has to wait: job ${id}`))
   await site.refuses(['stream', 'vm1', '--yes'], busy, new RegExp(`stream has to wait: job ${id}`))
   await site.refuses(['disk', 'remove', 'vm1'], busy, new RegExp(`varve job cancel ${id}`))
   await site.refuses(['job', 'resume', id], busy, /is running: resume cannot be said now; what can: pause, cancel/)

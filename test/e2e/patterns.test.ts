@@ -1,4 +1,4 @@
-// qemu-io writes patterns to a disk that Varve serves, with snapshots, deletions, a commit and streams by the command line in between.
+// qemu-io writes patterns to a disk that Varve serves, with snapshots, deletions, a commit, streams and reverts by the command line in between.
 // At each step every pattern reads back, QEMU finds each image clean after a clean stop, and the disk and its snapshots are
 // identical to a copy that qemu-io wrote by itself with the same commands and no snapshot.
 
@@ -104,6 +104,7 @@ class Twins {
   readonly #twin: string
   readonly #images: string
   readonly #content = new Uint8Array(SIZE)
+  readonly #contents = new Map<string, Uint8Array>()
   #uri = ''
 
   private constructor(served: TestDaemon, base: Base, random: Random) {
@@ -158,7 +159,22 @@ class Twins {
   /** Freezes the disk and keeps a copy of the twin beside it. */
   snapshot(name: string): void {
     this.#served.varve('snapshot', 'create', DISK, name)
+    this.#keep(name)
+  }
+
+  /** The disk is as a snapshot again, and the twin as its copy; with `keep` the present state becomes a snapshot. */
+  revert(name: string, keep?: string): void {
+    const fate = keep === undefined ? ['--discard'] : ['--keep-as', keep]
+    this.#served.varve('snapshot', 'revert', DISK, name, '--yes', ...fate)
+    if (keep !== undefined) this.#keep(keep)
+    peer('cp', '--sparse=always', `${this.#twin}-${name}`, this.#twin)
+    this.#content.set(this.#contents.get(name) as Uint8Array)
+    this.readBack()
+  }
+
+  #keep(name: string): void {
     peer('cp', '--sparse=always', this.#twin, `${this.#twin}-${name}`)
+    this.#contents.set(name, this.#content.slice())
   }
 
   /** The images of the disk from base to active. */
@@ -173,8 +189,10 @@ class Twins {
   /** After a clean stop QEMU finds every image clean, and the disk and each snapshot equal to the twin of its time. */
   async check(note: string): Promise<void> {
     const layers = await this.layers()
+    const snapshots = await this.#served.daemon.api.call('listSnapshots', { disk: DISK }, {})
     await this.#served.daemon.stop()
-    const images = layers.map((layer) => layer.path)
+    const beside = snapshots.filter(({ inChain }) => !inChain)
+    const images = [...layers, ...beside].map((layer) => layer.path)
     const files = fs.readdirSync(this.#images).map((name) => path.join(this.#images, name))
     // A base that Varve did not make stays where it is when a stream takes it out of the chain.
     const base = path.join(this.#images, 'disk')
@@ -185,6 +203,10 @@ class Twins {
       const isActive = image === layers.at(-1)?.path
       if (isActive) this.#compare(image, format, this.#twin)
       else if (snapshot !== undefined) this.#compare(image, format, `${this.#twin}-${snapshot.name}`)
+    }
+    for (const { path: image, name } of beside) {
+      assertClean(image, note)
+      this.#compare(image, 'qcow2', `${this.#twin}-${name}`)
     }
     await this.#served.daemon.start()
     this.readBack()
@@ -210,6 +232,17 @@ async function runStreams(served: TestDaemon, twins: Twins): Promise<void> {
   twins.readBack()
   assert.deepEqual(await twins.snapshots(), [undefined])
   await twins.check('after all was pulled up')
+}
+
+/** Back to a snapshot, and forward again to what was kept; then what is beside the chain goes. */
+async function runRevert(twins: Twins): Promise<void> {
+  twins.snapshot('seven')
+  twins.write()
+  twins.revert('seven', 'eight')
+  twins.write()
+  await twins.check('after the revert')
+  twins.revert('eight')
+  await twins.check('after the revert to what was kept')
 }
 
 async function runBase(t: TestContext, base: Base): Promise<void> {
@@ -241,11 +274,12 @@ async function runBase(t: TestContext, base: Base): Promise<void> {
   twins.write()
   await twins.check('after more writes to the merged image')
   await runStreams(served, twins)
+  await runRevert(twins)
 }
 
 for (const base of BASES) {
   test(
-    `patterns of qemu-io live through snapshots, a deletion, a commit and streams on ${base.title}`,
+    `patterns of qemu-io live through snapshots, a deletion, a commit, streams and reverts on ${base.title}`,
     {
       skip: missing('qemu-io', 'qemu-img'),
       timeout: 120_000,
