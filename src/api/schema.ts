@@ -152,9 +152,12 @@ export const routes = {
   deleteSnapshot: {
     method: 'DELETE',
     path: '/v1/disks/:disk/snapshots/:snapshot',
-    summary: 'Deletes a snapshot, as a job: merges the layer above into it',
+    summary: 'Deletes a snapshot, as a job: merges its layer with the one above',
     params: z.object({ disk: name, snapshot: name }),
-    body: z.object({ speed }),
+    body: z.object({
+      speed,
+      direction: z.enum(['auto', 'down', 'up']).default('auto').describe('auto takes the one that copies less'),
+    }),
     response: job,
   },
   planCommit: {

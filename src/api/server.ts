@@ -47,8 +47,8 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       await engine.revert(disk, snapshot, keep)
       return {}
     },
-    deleteSnapshot: ({ disk, snapshot }, { speed }) =>
-      engine.deleteSnapshot(disk, snapshot, speed) as Promise<Reply<'deleteSnapshot'>>,
+    deleteSnapshot: ({ disk, snapshot }, { speed, direction }) =>
+      engine.deleteSnapshot(disk, snapshot, speed, direction) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),
     commit: ({ disk }, { from, to, speed }) => engine.commit(disk, from, to, speed) as Promise<Reply<'commit'>>,
     planStream: async ({ disk }, { base, to }) => ({ ends: [...(await engine.planStream(disk, base, to))] }),

@@ -1,7 +1,7 @@
 // varve snapshot, varve commit and varve stream: live snapshots and live merge, downward and upward.
 
 import { createInterface } from 'node:readline/promises'
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
 import type { JobReply } from '../api/schema.ts'
 import { BlockError } from '../block/error.ts'
 import { print, sizeArgument, table } from './context.ts'
@@ -45,15 +45,15 @@ export function addSnapshotCommands(program: Command): void {
     .action(revert)
   snapshot
     .command('delete <disk> <name>')
-    .description('merge the layer above the snapshot into it, while the guest writes')
+    .description('merge the layer of the snapshot with the one above it, while the guest writes')
+    .addOption(
+      new Option('--direction <way>', 'down into the snapshot, or up into the layer above; auto copies less')
+        .choices(['auto', 'down', 'up'])
+        .default('auto'),
+    )
     .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
     .option('--no-wait', 'return as soon as the job runs')
-    .action(async (disk: string, name: string, options: { speed: number; wait: boolean }, command: Command) => {
-      const cli = cliOf(command)
-      const job = await cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed: options.speed })
-      const last = options.wait ? await followJob(cli, job) : job
-      print(cli, last, () => `${last.id}: ${last.state}`)
-    })
+    .action(remove)
 
   program
     .command('commit <disk>')
@@ -75,6 +75,23 @@ export function addSnapshotCommands(program: Command): void {
     .option('-y, --yes', 'end the snapshots in between without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(stream)
+}
+
+interface DeleteOptions {
+  readonly direction: 'auto' | 'down' | 'up'
+  readonly speed: number
+  readonly wait: boolean
+}
+
+async function remove(disk: string, name: string, options: DeleteOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const { speed, direction } = options
+  const job = await cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction })
+  // A snapshot beside the chain is not merged.
+  const said = job.details as { readonly direction?: string; readonly reason?: string }
+  const way = said.direction === undefined ? '' : `; merged ${said.direction}: ${said.reason}`
+  const last = options.wait ? await followJob(cli, job) : job
+  print(cli, last, () => `${last.id}: ${last.state}${way}`)
 }
 
 interface RevertOptions {

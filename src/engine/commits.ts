@@ -40,26 +40,15 @@ export function planCommit(managed: ManagedDisk, from = 'active', to = 'base'): 
   return { ...plan, ends }
 }
 
-/** What deleting a snapshot means: the layer above goes down into the snapshot's. */
-export function planSnapshotDelete(managed: ManagedDisk, snapshot: string): CommitPlan {
-  const index = managed.record.layers.findIndex((layer) => layer.snapshot?.name === snapshot)
-  if (index < 0) {
-    throw new BlockError(
-      'not-found',
-      `disk ${managed.record.name} has no snapshot ${snapshot}: varve snapshot list shows them`,
-    )
-  }
-  return { from: index + 1, to: index, ends: [snapshot] }
-}
-
-/** Begins a commit as a job. Kind 'busy' while another one runs on the disk. */
+/** Begins a commit as a job; the plan is made when nobody else changes the chain. Kind 'busy' while another one runs on the disk. */
 export function startCommit(
   context: EngineContext,
   managed: ManagedDisk,
-  plan: CommitPlan,
+  makePlan: () => CommitPlan,
   speed: number,
 ): Promise<Job> {
   return managed.control.run(async () => {
+    const plan = makePlan()
     const { record } = managed
     refuseConflict(context, record.name, 'commit')
     refuseHeld(record, record.layers.slice(plan.to, plan.from + 1), 'commit')

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, reverts,
-// branches, commits, streams, conflicts, backups, backup-party, job-table.
+// branches, commits, streams, deletion, conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -20,8 +20,9 @@ import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
 import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
 import { type Catalog, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
-import { launchCommit, planCommit, planSnapshotDelete, startCommit } from './commits.ts'
+import { launchCommit, planCommit, startCommit } from './commits.ts'
 import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk, type Turn } from './context.ts'
+import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
@@ -257,13 +258,18 @@ export class Engine {
     return revertDisk(this.#context, findDisk(this.#context, disk), snapshot, keep)
   }
 
-  /** Merges the layer above a snapshot into it; of one beside the chain, takes its name away, and its file if nothing needs it. */
-  async deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus> {
+  /** Merges the layer of a snapshot with the one above it, in the cheaper direction unless told; of one beside the chain, takes its name away, and its file if nothing needs it. */
+  async deleteSnapshot(
+    disk: string,
+    snapshot: string,
+    speed: number,
+    direction: Direction = 'auto',
+  ): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
     if (sideOf(managed.record).some((layer) => layer.snapshot?.name === snapshot)) {
       return (await dropSideSnapshot(this.#context, managed, snapshot)).status
     }
-    return (await startCommit(this.#context, managed, planSnapshotDelete(managed, snapshot), speed)).status
+    return (await startDeletion(this.#context, managed, snapshot, direction, speed)).status
   }
 
   /** The snapshots that a commit would end. */
@@ -273,7 +279,7 @@ export class Engine {
 
   async commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startCommit(this.#context, managed, planCommit(managed, from, to), speed)).status
+    return (await startCommit(this.#context, managed, () => planCommit(managed, from, to), speed)).status
   }
 
   /** The snapshots that a stream would end. */
@@ -283,7 +289,7 @@ export class Engine {
 
   async stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startStream(this.#context, managed, planStream(managed, base, to), speed)).status
+    return (await startStream(this.#context, managed, () => planStream(managed, base, to), speed)).status
   }
 
   /** Resolves when the backup's moment is taken; the copying goes on as a job. */

@@ -5,6 +5,7 @@ import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { BackupRequest } from './backups.ts'
+import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './engine.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 
@@ -20,7 +21,7 @@ export interface EngineService {
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo>
   revert(disk: string, snapshot: string, keep?: string): Promise<void>
-  deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus>
+  deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
   commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>

@@ -38,14 +38,15 @@ export function planStream(managed: ManagedDisk, base?: string, to = 'active'): 
   return { ...plan, ends }
 }
 
-/** Begins a stream as a job. Kind 'busy' while another job changes the chain. */
+/** Begins a stream as a job; the plan is made when nobody else changes the chain. Kind 'busy' while another job changes the chain. */
 export function startStream(
   context: EngineContext,
   managed: ManagedDisk,
-  plan: StreamPlan,
+  makePlan: () => StreamPlan,
   speed: number,
 ): Promise<Job> {
   return managed.control.run(async () => {
+    const plan = makePlan()
     const { record } = managed
     refuseConflict(context, record.name, 'stream')
     refuseHeld(record, record.layers.slice(plan.base + 1, plan.to), 'stream')

@@ -10,6 +10,7 @@ import { Worker } from 'node:worker_threads'
 import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
+import type { Direction } from '../engine/deletion.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import { type DiskStatus, lockHome } from '../engine/engine.ts'
@@ -147,8 +148,8 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.revert(disk, snapshot, keep))
   }
 
-  deleteSnapshot(disk: string, snapshot: string, speed: number): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.deleteSnapshot(disk, snapshot, speed))
+  deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.deleteSnapshot(disk, snapshot, speed, direction))
   }
 
   planCommit(disk: string, from?: string, to?: string): Promise<readonly string[]> {

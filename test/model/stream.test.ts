@@ -166,6 +166,37 @@ test('a stream ends the snapshots that it pulls up, keeps the others, and remove
   await lab.stop()
 })
 
+test('a snapshot is deleted in the direction that copies less, and the job says why', async () => {
+  for (const [own, above, wanted, direction, reason] of [
+    [1, 5, 'auto', 'up', '320.0 KiB to copy downward, 0 B upward'],
+    [5, 1, 'auto', 'down', '64.0 KiB to copy downward, 256.0 KiB upward'],
+    [2, 2, 'auto', 'up', '128.0 KiB to copy downward, 0 B upward'],
+    [5, 1, 'up', 'up', 'asked for'],
+    [1, 5, 'down', 'down', 'asked for'],
+  ] as const) {
+    const lab = await makeDisk(1)
+    const { engine } = lab
+    const write = (blocks: number, value: number): Promise<void> | undefined =>
+      lab.guest('vm').write(0, blocks * BLOCK, Buffer.alloc(blocks * BLOCK, value), 0, 0)
+    await write(own, 7)
+    await engine.createSnapshot('vm', 's2')
+    await write(above, 8)
+    const content = await readWhole(lab.guest('vm'))
+    const { id, details } = await engine.deleteSnapshot('vm', 's2', 0, wanted)
+    assert.deepEqual([details['direction'], details['reason']], [direction, reason])
+    assert.equal((await engine.jobEnded(id)).error, undefined)
+    assert.ok((await readWhole(lab.guest('vm'))).equals(content))
+    assert.equal(layersOf(lab)[0], 's1')
+    assert.equal(layersOf(lab).length, 2)
+    const base = await engine.deleteSnapshot('vm', 's1', 0)
+    assert.equal(base.details['reason'], 'the image at the bottom stays')
+    await lab.jobsEnd()
+    assert.deepEqual(await lab.host.list('/images'), ['vm.qcow2'])
+    assert.ok((await readWhole(lab.guest('vm'))).equals(content))
+    await lab.stop()
+  }
+})
+
 test('an image that Varve did not make stays where it is when a stream takes it out of the chain', async () => {
   const lab = await Lab.create()
   await createQcow2(lab.host, '/images/template', { size: SIZE })
