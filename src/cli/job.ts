@@ -9,7 +9,7 @@ import { cliOf } from './daemon-context.ts'
 const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'RESUMED AT', 'ERROR']
 
 export function addJobCommands(program: Command): void {
-  const job = program.command('job').description('long work: commits and backups')
+  const job = program.command('job').description('long work: merges and backups')
   job
     .command('list')
     .description('running jobs, then ended ones, newest first')

@@ -1,5 +1,5 @@
 // No space left: in the repository, under a commit's target, under the guest itself, in scratch, and at home. The guest is told
-// only of its own writes; a commit waits for room; a backup fails, leaves nothing visible, and the next is incremental.
+// only of its own writes; a commit or stream waits for room; a backup fails, leaves nothing visible, and the next is incremental.
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -95,6 +95,42 @@ test('a backup to a full repository fails, shows nothing, and the next one is in
   assert.equal(next.kind, 'incremental')
   await checkRestore(site, repository, next.id, guest)
   await guest.client.close()
+})
+
+test('a stream that fills its file system waits for room, and all data is right after', SKIP, async (t) => {
+  const site = await startSite(t)
+  const small = site.path('small')
+  site.smallFileSystem(small, 14)
+  await site.disk('vm1', '32M', 'qcow2', small)
+  const guest = new Guest(await site.guest('vm1'))
+  await guest.fill(0, 8 * MIB)
+  await site.done('snapshot', 'create', 'vm1', 'before')
+  await guest.fill(0, MIB)
+
+  const follower = site.begin('stream', 'vm1', '--yes')
+  const [job] = await site.running()
+  assert.ok(job !== undefined)
+  const waiting = await site.job(job.id, ({ state }) => state === 'paused')
+  assert.equal(waiting.error?.kind, 'no-space')
+  await guest.fill(0, MIB)
+  await guest.check()
+
+  site.smallFileSystem(small, 64)
+  await site.done('job', 'resume', job.id)
+  const { status, stderr } = await follower.ended
+  assert.equal(status, STATUS.done, stderr)
+  assert.match(stderr, /waits: .*no space left.*varve job resume stream-/)
+  await guest.fill(5 * MIB, 12 * MIB)
+  await guest.check()
+  await guest.client.close()
+  await site.daemon.stop()
+  const images = fs.readdirSync(small)
+  assert.equal(images.length, 1)
+  const image = path.join(small, images[0] ?? '')
+  peer('qemu-img', 'check', '-q', '-f', 'qcow2', image)
+  const raw = site.path('whole.raw')
+  peer('qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', image, raw)
+  guest.checkImage(raw)
 })
 
 for (const format of ['raw', 'qcow2'] as const) {
