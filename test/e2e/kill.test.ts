@@ -1,4 +1,4 @@
-// kill -9 of a real daemon at random moments of snapshots, commits, deletions, backups and starts, under a load that keeps a
+// kill -9 of a real daemon at random moments of snapshots, commits, streams, deletions, backups and starts, under a load that keeps a
 // journal. After each kill the images are no worse than a kill may leave them (left-behind.ts); started again, the daemon
 // ends the jobs, has every acknowledged change, and the next backup is an incremental whose restore equals the journal.
 //
@@ -40,7 +40,18 @@ const KILLS = Math.ceil(Number(process.env['VARVE_KILLS'] ?? 100) / BASES.length
 const CLEAN_STOP_EVERY = 10
 const SNAPSHOTS_MAX = 4
 /** What a kill is to interrupt; merges have the most states. */
-const KINDS = ['snapshot', 'delete', 'delete', 'commit', 'commit', 'commit and backup', 'backup', 'backup'] as const
+const KINDS = [
+  'snapshot',
+  'delete',
+  'delete',
+  'commit',
+  'commit',
+  'commit and backup',
+  'stream',
+  'stream',
+  'backup',
+  'backup',
+] as const
 const RECONNECT_MS = 60_000
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
@@ -239,10 +250,12 @@ class KillRun {
     if (kind === 'snapshot') return depth < SNAPSHOTS_MAX ? this.#snapshotWork() : this.#commitWork(false)
     if (kind === 'backup') return this.#backupWork()
     // Something to merge: up to two more snapshots, with writes between and after them.
-    for (let more = depth === 0 ? this.#random.between(1, 2) : 0; more > 0; more--) {
+    const least = kind === 'stream' ? 2 : this.#random.between(1, 2)
+    for (let more = depth === 0 || kind === 'stream' ? least - depth : 0; more > 0; more--) {
       await this.#snapshotWork().begin()
       await pause(this.#random.between(30, 100))
     }
+    if (kind === 'stream') return this.#streamWork()
     return kind === 'delete'
       ? this.#deleteWork(await this.#snapshots())
       : this.#commitWork(kind === 'commit and backup')
@@ -275,6 +288,14 @@ class KillRun {
       await Promise.all(begun.map(async (job) => this.#follow(await job)))
     }
     return { title: isBackedUp ? 'commit and backup' : 'commit', spreadMs, begin }
+  }
+
+  /** Down to the base, which stays what the disk began as. */
+  #streamWork(): Work {
+    const { speed, spreadMs } = this.#random.pick(PACES.commit)
+    const begin = async (): Promise<void> =>
+      this.#follow(await this.#daemon.api.call('stream', { disk: DISK }, { base: 'base', speed }))
+    return { title: 'stream', spreadMs, begin }
   }
 
   #backupWork(): Work {
