@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
+import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
 import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
 
@@ -183,6 +184,43 @@ test('a crash at any operation of a revert leaves the disk as before it or after
   }
   t.diagnostic(`${done} done, ${undone} undone`)
   assert.ok(done > 0 && undone > 0)
+})
+
+test('a backup asked for at the same time as a revert shows the disk as it was before it or after it', async (t) => {
+  const random = new Random(seedOfRun())
+  t.diagnostic(`VARVE_SEED=${random.seed}`)
+  let reverted = 0
+  for (let round = 0; round < 20; round++) {
+    const twin = await makeTwin(random)
+    const { engine } = twin.lab
+    for (const action of ['write', 'snapshot', 'write', 'backup', 'write'] as const) await twin[action]()
+    const [name, target] = [...twin.snapshots][0] as [string, Buffer]
+    // Not always the backup first.
+    const wait = async (): Promise<void> => {
+      for (let turns = random.below(30); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve))
+    }
+    const [backup, revert] = await Promise.allSettled([
+      wait().then(() => engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, speed: 0 })),
+      wait().then(() => engine.revert('vm', name)),
+    ])
+    assert.ok(backup.status === 'fulfilled')
+    const ended = await engine.jobEnded(backup.value.id)
+    assert.equal(ended.error, undefined)
+    if (revert.status === 'rejected') assert.ok(isBlockError(revert.reason, 'busy'), String(revert.reason))
+    else reverted++
+    const repository = await twin.lab.repository()
+    const reader = await repository.openBackup(String(ended.details['backup']))
+    const restored = await readWhole(reader.disks[0]?.device as BlockDevice)
+    await reader.close()
+    await repository.close()
+    const before = restored.equals(twin.content)
+    const after = revert.status === 'fulfilled' && restored.equals(target)
+    assert.ok(before || after, `VARVE_SEED=${random.seed}, round ${round}: the backup shows neither`)
+    if (revert.status === 'fulfilled') twin.content = target
+    await twin.backup()
+    await twin.lab.stop()
+  }
+  t.diagnostic(`${reverted} of 20 were reverted`)
 })
 
 test('a revert is refused while a job runs, to a snapshot that is not there, and under a name in use', async () => {
