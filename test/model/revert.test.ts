@@ -6,6 +6,7 @@ import { test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
+import type { JobStatus } from '../../src/job/job.ts'
 import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
 
 const CLUSTER = 65_536
@@ -186,42 +187,63 @@ test('a crash at any operation of a revert leaves the disk as before it or after
   assert.ok(done > 0 && undone > 0)
 })
 
-test('a backup asked for at the same time as a revert shows the disk as it was before it or after it', async (t) => {
-  const random = new Random(seedOfRun())
-  t.diagnostic(`VARVE_SEED=${random.seed}`)
-  let reverted = 0
-  for (let round = 0; round < 20; round++) {
-    const twin = await makeTwin(random)
-    const { engine } = twin.lab
-    for (const action of ['write', 'snapshot', 'write', 'backup', 'write'] as const) await twin[action]()
-    const [name, target] = [...twin.snapshots][0] as [string, Buffer]
-    // Not always the backup first.
-    const wait = async (): Promise<void> => {
-      for (let turns = random.below(30); turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve))
+for (const second of ['backup', 'revert'] as const) {
+  test(`a ${second} that begins at any operation of the other, revert or backup, leaves both right`, async () => {
+    let reverted = 0
+    let isMet = true
+    for (let operation = 1; isMet && operation < 120; operation++) {
+      const random = new Random(operation)
+      const twin = await makeTwin(random)
+      const { engine, host } = twin.lab
+      for (const action of ['write', 'snapshot', 'write', 'backup', 'write'] as const) await twin[action]()
+      const [name, target] = [...twin.snapshots][0] as [string, Buffer]
+      const works = {
+        backup: async () => engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, speed: 0 }),
+        revert: async () => engine.revert('vm', name),
+      }
+      const meeting = Promise.withResolvers<void>()
+      const end = host.operations + operation
+      host.beforeOperation = ({ number }) => {
+        if (number >= end) meeting.resolve()
+      }
+      const begin = async (work: 'backup' | 'revert'): Promise<unknown> => {
+        if (work === second) {
+          await meeting.promise
+          return works[work]()
+        }
+        try {
+          return await works[work]()
+        } finally {
+          isMet = host.operations >= end
+          meeting.resolve()
+        }
+      }
+      const [backup, revert] = (await Promise.allSettled([begin('backup'), begin('revert')])) as [
+        PromiseSettledResult<JobStatus>,
+        PromiseSettledResult<void>,
+      ]
+      host.beforeOperation = undefined
+      assert.ok(backup.status === 'fulfilled')
+      const ended = await engine.jobEnded(backup.value.id)
+      assert.equal(ended.error, undefined)
+      if (revert.status === 'rejected') assert.ok(isBlockError(revert.reason, 'busy'), String(revert.reason))
+      else reverted++
+      const repository = await twin.lab.repository()
+      const reader = await repository.openBackup(String(ended.details['backup']))
+      const restored = await readWhole(reader.disks[0]?.device as BlockDevice)
+      await reader.close()
+      await repository.close()
+      const before = restored.equals(twin.content)
+      const after = revert.status === 'fulfilled' && restored.equals(target)
+      assert.ok(before || after, `second at operation ${operation}: the backup shows neither`)
+      if (revert.status === 'fulfilled') twin.content = target
+      await twin.backup()
+      await twin.lab.stop()
     }
-    const [backup, revert] = await Promise.allSettled([
-      wait().then(() => engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, speed: 0 })),
-      wait().then(() => engine.revert('vm', name)),
-    ])
-    assert.ok(backup.status === 'fulfilled')
-    const ended = await engine.jobEnded(backup.value.id)
-    assert.equal(ended.error, undefined)
-    if (revert.status === 'rejected') assert.ok(isBlockError(revert.reason, 'busy'), String(revert.reason))
-    else reverted++
-    const repository = await twin.lab.repository()
-    const reader = await repository.openBackup(String(ended.details['backup']))
-    const restored = await readWhole(reader.disks[0]?.device as BlockDevice)
-    await reader.close()
-    await repository.close()
-    const before = restored.equals(twin.content)
-    const after = revert.status === 'fulfilled' && restored.equals(target)
-    assert.ok(before || after, `VARVE_SEED=${random.seed}, round ${round}: the backup shows neither`)
-    if (revert.status === 'fulfilled') twin.content = target
-    await twin.backup()
-    await twin.lab.stop()
-  }
-  t.diagnostic(`${reverted} of 20 were reverted`)
-})
+    // A backup is a job from its first operation on, and a revert waits for none.
+    assert.equal(reverted > 0, second === 'backup')
+  })
+}
 
 test('a revert is refused while a job runs, to a snapshot that is not there, and under a name in use', async () => {
   const { lab } = await makeTwin(new Random(1))
@@ -277,4 +299,33 @@ test('snapshots beside the chain say what they follow, hold what they lie on, an
   await lab.jobsEnd()
   assert.deepEqual(listed(), [])
   await lab.stop()
+})
+
+test('a backup that comes to its moment while a revert is under way waits for it', async () => {
+  const twin = await makeTwin(new Random(2))
+  const { engine } = twin.lab
+  for (const action of ['write', 'snapshot', 'write', 'backup', 'write'] as const) await twin[action]()
+  const [name, target] = [...twin.snapshots][0] as [string, Buffer]
+  const disk = twin.lab.disk('vm')
+  const flush = disk.flush.bind(disk)
+  let backup: Promise<JobStatus> | undefined
+  // The bitmaps have what the revert changes, and the disk has not changed yet.
+  disk.flush = async () => {
+    if (backup === undefined) {
+      backup = engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, speed: 0 })
+      for (let turn = 0; turn < 1000; turn++) await new Promise((resolve) => setImmediate(resolve))
+    }
+    await flush()
+  }
+  await engine.revert('vm', name)
+  const { id } = (await backup) as JobStatus
+  const { details } = await engine.jobEnded(id)
+  const repository = await twin.lab.repository()
+  const reader = await repository.openBackup(String(details['backup']))
+  assert.ok((await readWhole(reader.disks[0]?.device as BlockDevice)).equals(target))
+  await reader.close()
+  await repository.close()
+  twin.content = target
+  await twin.backup()
+  await twin.lab.stop()
 })
