@@ -172,7 +172,7 @@ export class Life {
     if (process !== this.#process) return
     this.#mayBeClean = false
     for (const clear of this.#uncertain)
-      if (clear.marked !== undefined && overlap(clear, range)) clear.marked.push(range)
+      if (clear.isRecording === true && overlap(clear, range)) clear.marked?.push(range)
     this.#touch(this.#touchedAt, range)
     for (const { bitmaps } of this.#worlds) {
       for (const bitmap of bitmaps.values()) if (bitmap.recording) setIn(bitmap, offset, length)
@@ -194,7 +194,8 @@ export class Life {
     const name = this.random.pick([...this.#log.bitmaps.keys()])
     const offset = this.random.chance(0.5) ? this.#spot : this.random.below(SIZE)
     const length = Math.min(SIZE - offset, this.random.between(1, 8 * UNIT))
-    const range = { offset, length, marked: [] as Range[] }
+    const isRecording = this.#log.bitmaps.get(name)?.recording === true
+    const range = { offset, length, marked: [] as Range[], isRecording }
     if (this.#clears.size > 0 || [...this.#uncertain].some((busy) => overlap(busy, range))) return
     this.#uncertain.add(range)
     this.#mustBeClean = false

@@ -38,6 +38,8 @@ export interface Range {
   readonly length: number
   /** Of a clear: marks made while it waited, whose granules are set for certain. */
   readonly marked?: Range[]
+  /** Of a clear: whether marks set anything in its bitmap. */
+  readonly isRecording?: boolean
   /** Of a clear: whether any mark of its granules was asked for while it waited. */
   met?: boolean
 }
