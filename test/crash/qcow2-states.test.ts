@@ -47,6 +47,13 @@ const FOUND: readonly Found[] = [
   ['a lost place took along subclusters that showed the backing file', 'extended-l2+backing', 2, 60, 248],
   ['a flush did not cover what a process wrote that died before', '512-v2+backing+late+device', 11, 200, 152],
   ['a place emptied while it was hidden came back with what it held before a flush', '512-data+backing', 3, 300, 195],
+  [
+    'a write to a place that was hidden meanwhile landed on the next one there',
+    '512-data+backing+late+shrinks',
+    9,
+    5000,
+    16266,
+  ],
   ['a repair left counts past the end of the file', '512+late+keeps', 14, 300, 2097],
 ]
 

@@ -35,6 +35,12 @@ export interface Surroundings extends Seen {
   readonly header: Header
 }
 
+/** Who waits for the requests that began before so many hidings. */
+interface Landing {
+  readonly before: number
+  readonly tell: () => void
+}
+
 export class Changes {
   /** The file that holds the guest's data: the image's own, or its external data file. */
   readonly data: HostFile
@@ -57,6 +63,10 @@ export class Changes {
   #emptied = 0
   #emptiedSynced = 0
   #sawZeros = false
+  /** Host requests in flight, by how many times places had been hidden under such requests when each began. */
+  readonly #inFlightBy = new Map<number, number>()
+  #hidings = 0
+  readonly #landings: Landing[] = []
   readonly #seeExtent: ExtentVisitor = (_length, extent) => {
     this.#sawZeros = this.#sawZeros && (extent & ZERO) !== 0
     return this.#sawZeros
@@ -99,10 +109,44 @@ export class Changes {
   /** Counts a host request that has not completed, so that what it uses is not given to others meanwhile. */
   track(wait: Pending): Pending {
     if (wait === undefined) return undefined
+    const hidings = this.#hidings
     this.inFlight++
+    this.#inFlightBy.set(hidings, (this.#inFlightBy.get(hidings) ?? 0) + 1)
     return wait.finally(() => {
       this.inFlight--
+      const left = (this.#inFlightBy.get(hidings) as number) - 1
+      if (left > 0) this.#inFlightBy.set(hidings, left)
+      else this.#inFlightBy.delete(hidings)
+      if (left === 0 && this.#landings.length > 0) this.#land()
     })
+  }
+
+  /**
+   * Data is hidden whose place stays. A write that went there before may still be on its way: it must not land on what is
+   * written there next.
+   */
+  hidden(): void {
+    if (this.inFlight > 0) this.#hidings++
+  }
+
+  /** Until no request is on its way that may lead to a place hidden by now; undefined when there is none. */
+  #landed(): Pending {
+    const before = this.#hidings
+    if (!this.#hasStrays(before)) return undefined
+    return new Promise((tell) => this.#landings.push({ before, tell }))
+  }
+
+  #hasStrays(before: number): boolean {
+    if (before === 0 || this.inFlight === 0) return false
+    for (const hidings of this.#inFlightBy.keys()) if (hidings < before) return true
+    return false
+  }
+
+  #land(): void {
+    for (const landing of this.#landings.splice(0)) {
+      if (this.#hasStrays(landing.before)) this.#landings.push(landing)
+      else landing.tell()
+    }
   }
 
   /** Fails with kind 'corrupt' when the map leads a write for guest offset `offset` into a structure of the image. */
@@ -203,7 +247,8 @@ export class Changes {
     this.protect(place, end - offset, offset)
     this.done = end - offset
     const isSeen = this.tables.kind === UNMAPPED && this.#showsData(offset, end - offset)
-    const isCertain = !this.#arePlacesUncertain && this.#emptied === this.#emptiedSynced
+    const hasLanded = !this.#hasStrays(this.#hidings)
+    const isCertain = !this.#arePlacesUncertain && this.#emptied === this.#emptiedSynced && hasLanded
     const isClean = !isSeen && isCertain && this.#filler.isZeroAt(place - (offset - start), stop - start)
     if (!isClean || from === undefined)
       return this.track(this.#settleOver({ offset, end, from, at }, start, stop, place))
@@ -237,6 +282,7 @@ export class Changes {
     const { offset, end } = content
     const token = this.lock(offset, end - offset)
     try {
+      await this.#landed()
       await this.#filler.fill(content, start, stop, place - (offset - start), false)
       await this.syncAll()
       await this.#linkLoaded(offset, end - offset, place - (offset - roundDown(offset, this.#clusterSize)))

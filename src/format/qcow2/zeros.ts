@@ -167,6 +167,7 @@ export class Zeros {
     const isHidden = changes.tables.kind !== DATA
     const unlink = (): Pending => {
       if (isHidden) changes.emptiedHidden()
+      else changes.hidden()
       return changes.tables.unlink(offset, span, changes.mayShowBacking(offset))
     }
     const wait = changes.data.punch(offset, span)
@@ -178,7 +179,7 @@ export class Zeros {
     const { kind, host, exclusive } = this.#changes.tables
     const wait = mayUnmap && kind === DATA && exclusive ? this.#changes.data.punch(host, span) : undefined
     if (wait === undefined) return this.#hide(offset, span)
-    return this.#afterPunch(wait, offset, span, () => this.#changes.tables.hide(offset, span))
+    return this.#afterPunch(wait, offset, span, () => this.#hideMap(offset, span))
   }
 
   /** First the place is emptied, then the map says so: at any moment what is read is the old data or zeros. */
@@ -193,6 +194,11 @@ export class Zeros {
   }
 
   #hide(offset: number, span: number): Pending {
-    return this.#changes.holding(offset, span, this.#changes.tables.hide(offset, span))
+    return this.#changes.holding(offset, span, this.#hideMap(offset, span))
+  }
+
+  #hideMap(offset: number, span: number): Pending {
+    this.#changes.hidden()
+    return this.#changes.tables.hide(offset, span)
   }
 }
