@@ -89,12 +89,8 @@ interface DiskKind {
 
 async function backup(disks: string[], options: BackupOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const job = await cli.api.call(
-    'backup',
-    {},
-    { disks, repository: absoluteLocation(options.repo), full: options.full === true, speed: options.speed },
-  )
-  const last = options.wait ? await followJob(cli, job) : job
+  const wish = { disks, repository: absoluteLocation(options.repo), full: options.full === true, speed: options.speed }
+  const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => {
     const kinds = (details['disks'] as DiskKind[]).map((disk) => `${disk.name}: ${disk.kind} (${disk.reason})`)
     const figures = options.wait

@@ -21,29 +21,42 @@ export function cliOf(command: Command): Cli {
   return { json: json === true, home: folder, api: new ApiClient(homeAt(folder).apiSocket) }
 }
 
-/** Follows a job to its end with a bar, and says why it waits where it does. Throws what the job failed with. */
-export async function followJob(cli: Cli, started: JobReply): Promise<JobReply> {
-  const { id } = started
-  const progress = new Progress(id)
-  const say = (message: string): void => void process.stderr.write(`varve: job ${id} ${message}\n`)
-  const leave = (): void => {
-    progress.end()
-    say(`goes on without this command: varve job show ${id}, varve job cancel ${id}`)
-    process.kill(process.pid, 'SIGINT')
-  }
-  let told: string | undefined
-  process.once('SIGINT', leave)
+/**
+ * Follows the job that was asked for to its end with a bar, and says why it waits where it does; with `wait` false it is
+ * only begun. Throws what the job failed with. A Ctrl-C leaves the job running and says so, also when it comes between the
+ * request and the daemon's answer; a second one ends the command at once.
+ */
+export async function followJob(cli: Cli, asked: Promise<JobReply>, { wait }: { wait: boolean }): Promise<JobReply> {
+  if (!wait) return await asked
+  const left = Promise.withResolvers<void>()
+  process.once('SIGINT', left.resolve)
   try {
-    const ended = await cli.api.follow(id, ({ done, total, state, error }) => {
-      progress.update(done, total)
-      const reason = state === 'paused' ? error?.message : undefined
-      if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
-      told = reason
+    const { id } = await asked
+    const say = (message: string): void => void process.stderr.write(`varve: job ${id} ${message}\n`)
+    const progress = new Progress(id)
+    void left.promise.then(() => {
+      progress.end()
+      say(`goes on without this command: varve job show ${id}, varve job cancel ${id}`)
+      process.kill(process.pid, 'SIGINT')
     })
-    if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
-    return ended
+    try {
+      return await toTheEnd(cli, id, progress, say)
+    } finally {
+      progress.end()
+    }
   } finally {
-    process.off('SIGINT', leave)
-    progress.end()
+    process.off('SIGINT', left.resolve)
   }
+}
+
+async function toTheEnd(cli: Cli, id: string, progress: Progress, say: (message: string) => void): Promise<JobReply> {
+  let told: string | undefined
+  const ended = await cli.api.follow(id, ({ done, total, state, error }) => {
+    progress.update(done, total)
+    const reason = state === 'paused' ? error?.message : undefined
+    if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
+    told = reason
+  })
+  if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
+  return ended
 }

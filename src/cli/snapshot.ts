@@ -86,11 +86,10 @@ interface DeleteOptions {
 async function remove(disk: string, name: string, options: DeleteOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
   const { speed, direction } = options
-  const job = await cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction })
+  const last = await followJob(cli, cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction }), options)
   // A snapshot beside the chain is not merged.
-  const said = job.details as { readonly direction?: string; readonly reason?: string }
+  const said = last.details as { readonly direction?: string; readonly reason?: string }
   const way = said.direction === undefined ? '' : `; merged ${said.direction}: ${said.reason}`
-  const last = options.wait ? await followJob(cli, job) : job
   print(cli, last, () => `${last.id}: ${last.state}${way}`)
 }
 
@@ -136,7 +135,7 @@ async function commit(disk: string, options: CommitOptions, command: Command): P
   const range = given({ from: options.from, to: options.to })
   const { ends } = await cli.api.call('planCommit', { disk }, range)
   if (ends.length > 0 && options.yes !== true) await ask(cli, `This commit of ${disk}`, ends)
-  await end(cli, await cli.api.call('commit', { disk }, { ...range, speed: options.speed }), options, ends)
+  await end(cli, cli.api.call('commit', { disk }, { ...range, speed: options.speed }), options, ends)
 }
 
 async function stream(disk: string, options: StreamOptions, command: Command): Promise<void> {
@@ -144,7 +143,7 @@ async function stream(disk: string, options: StreamOptions, command: Command): P
   const range = given({ base: options.base, to: options.to })
   const { ends } = await cli.api.call('planStream', { disk }, range)
   if (ends.length > 0 && options.yes !== true) await ask(cli, `This stream of ${disk}`, ends)
-  await end(cli, await cli.api.call('stream', { disk }, { ...range, speed: options.speed }), options, ends)
+  await end(cli, cli.api.call('stream', { disk }, { ...range, speed: options.speed }), options, ends)
 }
 
 /** The options that were said. */
@@ -154,8 +153,8 @@ function given<T extends Record<string, string | undefined>>(options: T): { [K i
 }
 
 /** Follows the job unless told not to, and says what became of the layers. */
-async function end(cli: Cli, job: JobReply, options: MergeOptions, ends: readonly string[]): Promise<void> {
-  const last = options.wait ? await followJob(cli, job) : job
+async function end(cli: Cli, asked: Promise<JobReply>, options: MergeOptions, ends: readonly string[]): Promise<void> {
+  const last = await followJob(cli, asked, options)
   const kept = (last.details['kept'] ?? []) as readonly string[]
   print(cli, last, () =>
     [
