@@ -86,7 +86,11 @@ interface DeleteOptions {
 async function remove(disk: string, name: string, options: DeleteOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
   const { speed, direction } = options
-  const last = await followJob(cli, cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction }), options)
+  const last = await followJob(
+    cli,
+    cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction }),
+    options,
+  )
   // A snapshot beside the chain is not merged.
   const said = last.details as { readonly direction?: string; readonly reason?: string }
   const way = said.direction === undefined ? '' : `; merged ${said.direction}: ${said.reason}`
