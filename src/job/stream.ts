@@ -121,6 +121,8 @@ async function findTodo(options: StreamOptions, target: Layer, todo: Bitmap): Pr
   if (base < 0) await addShown(target, todo)
   else await addMerged(chain.layers.slice(base, to), todo)
   await leaveOwned(target, todo)
+  // What the target owns by a write that is not flushed yet, a power loss takes away from it, and it would be copied by nobody.
+  await target.flush()
   const fill = new Bitmap(disk.size)
   copyGranules(todo, fill)
   await log.edit([
