@@ -93,8 +93,8 @@ export const NBD_REPLY_BUFFER = 256 * KIB
 export const NBD_CONNECTION_BYTES = 16 * MIB
 /** Requests of one connection that the device has not finished; at this number the server stops reading. */
 export const NBD_REQUESTS_IN_FLIGHT = 128
-/** A write whose data has not arrived whole and is longer than this is gathered in a buffer of its own. */
-export const NBD_OWN_BUFFER = 64 * KIB
+/** A write that is longer than this and has not arrived whole goes to the device in pieces of at least so many bytes, as they arrive. */
+export const NBD_WRITE_PIECE = 64 * KIB
 /** Connections of one server, the longest option during the handshake in bytes, and the time for a handshake. */
 export const NBD_CONNECTIONS = 256
 export const NBD_OPTION_MAX = 16 * KIB

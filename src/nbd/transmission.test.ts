@@ -362,9 +362,17 @@ test('data of slow writes stays as it was while more arrives in the same buffer'
       messages.push(requestMessage({ type: 1, cookie: cookie++, offset, data }))
     }
     peer.send(...messages)
-    await until(() => device.held.length === 10)
-    device.release()
-    for (let i = 0; i < 10; i++) await simpleReply(peer, cookie - 10 + i)
+    // Long writes may come to the device in pieces, and writes of one round do not overlap.
+    await until(() => device.held.length >= 10)
+    const releasing = setInterval(() => device.release(), 1)
+    const answered = new Set<bigint>()
+    for (let i = 0; i < 10; i++) {
+      const reply = await peer.receive(16)
+      assert.equal(reply.readUInt32BE(4), 0)
+      answered.add(reply.readBigUInt64BE(8))
+    }
+    clearInterval(releasing)
+    assert.equal(answered.size, 10)
   }
   assert.ok(model.equals(memory.bytes))
 })
@@ -451,7 +459,7 @@ test('a connection that dies with requests in flight gives its buffers back when
     peer.send(requestMessage({ type: 0, length: 4096 }), requestMessage({ type: 1, data: Buffer.alloc(100_000) }))
   }
   peer.send(requestMessage({ type: 1, length: 1_000_000 }), Buffer.alloc(5000))
-  await until(() => device.held.length === 40)
+  await until(() => device.held.length >= 40)
   peer.socket.destroy()
   await new Promise((resolve) => setTimeout(resolve, 20))
   assert.equal(server.connections, 1)

@@ -5,14 +5,22 @@
 //   receiver -> consume -> device -> reply in place -> outbox
 //                             \-> promise -> SlowRequest -> outbox
 
+import { assert } from '../base/assert.ts'
 import { getUint16, getUint32, getUint64 } from '../base/bytes.ts'
-import { BREATH_MS, NBD_CONNECTION_BYTES, NBD_OWN_BUFFER, NBD_REQUESTS_IN_FLIGHT, REQUEST_MAX } from '../base/limits.ts'
+import {
+  BREATH_MS,
+  NBD_CONNECTION_BYTES,
+  NBD_REQUESTS_IN_FLIGHT,
+  NBD_WRITE_PIECE,
+  REQUEST_MAX,
+} from '../base/limits.ts'
 import { type BlockDevice, FUA, MAY_UNMAP, type Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { guard } from '../block/guard.ts'
 import { pool } from '../block/pool.ts'
 import { blockStatus, type StatusAnswer } from './block-status.ts'
 import { isReadOnly, type Session } from './export.ts'
+import { LongWrite } from './long-write.ts'
 import type { Outbox } from './outbox.ts'
 import type { Receiver } from './receiver.ts'
 import { readHeaderSize, simple, statusChunk, statusChunkSize, structuredError, structuredRead } from './replies.ts'
@@ -85,6 +93,8 @@ class SlowRequest {
   buffer: SharedBuffer | undefined
   at = 0
   answers: StatusAnswer[] | undefined
+  /** The write that this is a piece of. */
+  long: LongWrite | undefined
   readonly done: () => void
   readonly failed: (error: unknown) => void
 
@@ -104,6 +114,10 @@ class Refusal extends Error {
   }
 }
 
+function beingShutDown(): Refusal {
+  return new Refusal(NBD_ESHUTDOWN, 'the export is being shut down')
+}
+
 export class Transmission {
   readonly #session: Session
   readonly #device: BlockDevice
@@ -116,7 +130,8 @@ export class Transmission {
   #slowBytes = 0
   #isShutDown = false
   /** A long write whose data is still arriving. */
-  #gathering: { readonly header: Uint8Array; readonly data: SharedBuffer } | undefined
+  #arriving: LongWrite | undefined
+  readonly #idleLong: LongWrite[] = []
 
   constructor(session: Session, outbox: Outbox, events: TransmissionEvents) {
     this.#session = session
@@ -137,28 +152,31 @@ export class Transmission {
     const began = performance.now()
     let work = 0
     for (;;) {
-      if (this.#gathering !== undefined) {
-        if (receiver.isDiverting) return 'more'
-        this.#writeGathered(this.#gathering)
+      const long = this.#arriving
+      if (long === undefined ? receiver.length < REQUEST_SIZE : !long.isReady(receiver)) return 'more'
+      if (work >= WORK_PER_LOOK) {
+        if (performance.now() - began >= BREATH_MS) return 'yield'
+        work = 0
       }
-      if (receiver.length < REQUEST_SIZE) return 'more'
+      if (long !== undefined) {
+        if (!this.#advance(long, receiver)) return 'blocked'
+        work += 1 + (long.length >>> 12)
+        continue
+      }
       const { bytes, start } = receiver
       if (getUint32(bytes, start) !== NBD_REQUEST_MAGIC) return 'violation'
       const type = getUint16(bytes, start + AT_TYPE)
       const length = getUint32(bytes, start + AT_LENGTH)
       const data = type === NBD_CMD_READ || type === NBD_CMD_WRITE ? length : 0
       if (!this.#admits(data)) return 'blocked'
-      if (work >= WORK_PER_LOOK) {
-        if (performance.now() - began >= BREATH_MS) return 'yield'
-        work = 0
-      }
       work += 1 + (data >>> 12)
       if (type === NBD_CMD_DISC) return 'disconnect'
       if (type === NBD_CMD_WRITE) {
         if (length > REQUEST_MAX) return 'violation'
         if (receiver.length < REQUEST_SIZE + length) {
-          if (length <= NBD_OWN_BUFFER) return 'more'
-          this.#gather(receiver, length)
+          if (length <= NBD_WRITE_PIECE) return 'more'
+          this.#beginLong(bytes, start, length)
+          receiver.start += REQUEST_SIZE
           continue
         }
         receiver.start += REQUEST_SIZE + length
@@ -174,12 +192,13 @@ export class Transmission {
   /** From here on every request is refused as a server that ends does it; those in flight are still answered. */
   shutDown(): void {
     this.#isShutDown = true
+    if (this.#arriving !== undefined) this.#arriving.failure ??= beingShutDown()
   }
 
   /** Gives back what no slow request uses. The socket must be closed. */
   dispose(): void {
-    this.#gathering?.data.release()
-    this.#gathering = undefined
+    this.#arriving?.drop()
+    this.#arriving = undefined
   }
 
   #admits(data: number): boolean {
@@ -234,20 +253,6 @@ export class Transmission {
     return simple(to, at, cookie, from, 0) + length
   }
 
-  #gather(receiver: Receiver, length: number): void {
-    const header = receiver.bytes.slice(receiver.start, receiver.start + REQUEST_SIZE)
-    const data = new SharedBuffer(length)
-    receiver.start += REQUEST_SIZE
-    receiver.divert(data.bytes, 0, length)
-    this.#gathering = { header, data }
-  }
-
-  #writeGathered({ header, data }: { readonly header: Uint8Array; readonly data: SharedBuffer }): void {
-    this.#gathering = undefined
-    this.#write(header, 0, data, 0)
-    data.release()
-  }
-
   #write(bytes: Uint8Array, start: number, data: SharedBuffer, at: number): void {
     try {
       const flags = getUint16(bytes, start + AT_FLAGS)
@@ -266,6 +271,79 @@ export class Transmission {
     } catch (error) {
       this.#fail(bytes, start + AT_COOKIE, NBD_CMD_WRITE, error)
     }
+  }
+
+  /** A write whose data arrives in pieces. What can be known before the first one is written is checked before. */
+  #beginLong(bytes: Uint8Array, start: number, length: number): void {
+    const long = this.#idleLong.pop() ?? new LongWrite()
+    const { bestBlock, minimumBlock } = this.#device.can
+    const offset = getUint64(bytes, start + AT_OFFSET)
+    long.begin(bytes, start, offset, length, Math.max(bestBlock, minimumBlock))
+    this.#arriving = long
+    try {
+      const flags = getUint16(bytes, start + AT_FLAGS)
+      this.#checkFlags(NBD_CMD_WRITE, flags)
+      this.#checkWritable()
+      this.#checkRange(offset, length, NBD_ENOSPC)
+      long.needsFlush = (flags & NBD_CMD_FLAG_FUA) !== 0
+    } catch (error) {
+      long.failure = error
+    }
+  }
+
+  /** Deals with the piece that is ready; false when the bounds do not admit it now. */
+  #advance(long: LongWrite, receiver: Receiver): boolean {
+    if (long.failure === undefined) {
+      if (!this.#admits(long.length)) return false
+      this.#writePiece(long)
+    }
+    long.take(receiver)
+    if (long.left === 0) {
+      this.#arriving = undefined
+      if (long.inFlight === 0) this.#endLong(long)
+    }
+    return true
+  }
+
+  #writePiece(long: LongWrite): void {
+    const { offset, length, buffer, at } = long
+    assert(buffer !== undefined, 'a piece that is ready has its data')
+    try {
+      const pending = this.#device.write(offset, length, buffer.bytes, at, 0)
+      if (pending !== undefined) this.#await(long, pending, length, buffer.retain())
+    } catch (error) {
+      long.failure ??= error
+    }
+  }
+
+  /** All data has arrived and no piece is in flight: flushes if that is owed, and answers. */
+  #endLong(long: LongWrite): void {
+    if (long.needsFlush && long.failure === undefined) {
+      long.needsFlush = false
+      try {
+        const pending = this.#device.flush()
+        if (pending !== undefined) return this.#await(long, pending, 0, undefined)
+      } catch (error) {
+        long.failure = error
+      }
+    }
+    if (long.failure === undefined) this.#succeed(long.header, AT_COOKIE)
+    else this.#fail(long.header, AT_COOKIE, NBD_CMD_WRITE, long.failure)
+    this.#idleLong.push(long)
+  }
+
+  #await(long: LongWrite, pending: Promise<void>, length: number, buffer: SharedBuffer | undefined): void {
+    const request = this.#slow(long.header, 0, length)
+    request.buffer = buffer
+    request.long = long
+    long.inFlight++
+    pending.then(request.done, request.failed)
+  }
+
+  #finishPiece(long: LongWrite, isDone: boolean, error: unknown): void {
+    long.inFlight--
+    if (!isDone) long.failure ??= error
+    if (long.left === 0 && long.inFlight === 0) this.#endLong(long)
   }
 
   /** The commands without data. */
@@ -336,16 +414,16 @@ export class Transmission {
   }
 
   /** For what the device does not check itself. */
-  #checkRange(offset: number, length: number): void {
+  #checkRange(offset: number, length: number, outside: number = NBD_EINVAL): void {
     const { size, can } = this.#device
-    if (offset < 0 || offset + length > size) throw new Refusal(NBD_EINVAL, `the export has ${size} bytes`)
+    if (offset < 0 || offset + length > size) throw new Refusal(outside, `the export has ${size} bytes`)
     const unit = can.minimumBlock
     if (offset % unit !== 0 || length % unit !== 0)
       throw new Refusal(NBD_EINVAL, `requests are multiples of ${unit} bytes`)
   }
 
   #checkFlags(type: number, flags: number): void {
-    if (this.#isShutDown) throw new Refusal(NBD_ESHUTDOWN, 'the export is being shut down')
+    if (this.#isShutDown) throw beingShutDown()
     const allowed = COMMAND_FLAGS[type]
     if (allowed === undefined) throw new Refusal(NBD_EINVAL, `command ${type} is unknown`)
     const usable = this.#structured ? allowed : allowed & ~NBD_CMD_FLAG_DF
@@ -367,8 +445,9 @@ export class Transmission {
   }
 
   readonly #finish = (request: SlowRequest, isDone: boolean, error: unknown): void => {
-    const { cookie, buffer, answers, length } = request
-    if (!isDone) this.#fail(cookie, 0, request.type, error)
+    const { cookie, buffer, answers, length, long } = request
+    if (long !== undefined) this.#finishPiece(long, isDone, error)
+    else if (!isDone) this.#fail(cookie, 0, request.type, error)
     else if (answers !== undefined) this.#sendStatus(cookie, 0, answers)
     else if (request.type === NBD_CMD_READ && buffer !== undefined) {
       const { at, offset, mayHole } = request
@@ -378,6 +457,7 @@ export class Transmission {
     buffer?.release()
     request.buffer = undefined
     request.answers = undefined
+    request.long = undefined
     this.#slowCount--
     this.#slowBytes -= length
     this.#idle.push(request)
