@@ -23,6 +23,7 @@ import { isReadOnly, type Session } from './export.ts'
 import { LongWrite } from './long-write.ts'
 import type { Outbox } from './outbox.ts'
 import type { Receiver } from './receiver.ts'
+import { beingShutDown, Refusal } from './refusal.ts'
 import { readHeaderSize, simple, statusChunk, statusChunkSize, structuredError, structuredRead } from './replies.ts'
 import { SharedBuffer } from './shared-buffer.ts'
 import {
@@ -48,7 +49,6 @@ import {
   NBD_ENOTSUP,
   NBD_EOVERFLOW,
   NBD_EPERM,
-  NBD_ESHUTDOWN,
   NBD_REQUEST_MAGIC,
   REQUEST_SIZE,
   SIMPLE_REPLY_SIZE,
@@ -102,20 +102,6 @@ class SlowRequest {
     this.done = () => finish(this, true, undefined)
     this.failed = (error) => finish(this, false, error)
   }
-}
-
-/** An error that the protocol itself names, with its number. */
-class Refusal extends Error {
-  readonly errno: number
-
-  constructor(errno: number, message: string) {
-    super(message)
-    this.errno = errno
-  }
-}
-
-function beingShutDown(): Refusal {
-  return new Refusal(NBD_ESHUTDOWN, 'the export is being shut down')
 }
 
 export class Transmission {
