@@ -25,7 +25,7 @@ import type { Outbox } from './outbox.ts'
 import type { Receiver } from './receiver.ts'
 import { beingShutDown, Refusal } from './refusal.ts'
 import { readHeaderSize, simple, statusChunk, statusChunkSize, structuredError, structuredRead } from './replies.ts'
-import { SharedBuffer } from './shared-buffer.ts'
+import type { SharedBuffer } from './shared-buffer.ts'
 import {
   CHUNK_SIZE,
   COMMAND_FLAGS,
