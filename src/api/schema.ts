@@ -16,6 +16,7 @@ const layer = z.object({
   path: z.string(),
   format: z.string(),
   snapshot: z.object({ name: z.string(), createdMs: z.number() }).optional(),
+  of: z.string().optional().describe('The disk whose layer it is, in a clone'),
 })
 
 const bitmap = z.object({
@@ -148,6 +149,14 @@ export const routes = {
     params: z.object({ disk: name, snapshot: name }),
     body: z.object({ keep: name.optional() }),
     response: nothing,
+  },
+  clone: {
+    method: 'POST',
+    path: '/v1/disks/:disk/snapshots/:snapshot/clone',
+    summary: 'Makes a new disk over a snapshot, whose layers the two then share',
+    params: z.object({ disk: name, snapshot: name }),
+    body: z.object({ name, image: z.string().min(1).optional() }),
+    response: disk,
   },
   deleteSnapshot: {
     method: 'DELETE',

@@ -47,6 +47,8 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       await engine.revert(disk, snapshot, keep)
       return {}
     },
+    clone: ({ disk, snapshot }, { name, image }) =>
+      engine.clone(disk, snapshot, name, image) as Promise<Reply<'clone'>>,
     deleteSnapshot: ({ disk, snapshot }, { speed, direction }) =>
       engine.deleteSnapshot(disk, snapshot, speed, direction) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),

@@ -87,7 +87,8 @@ async function add(
 function describeDisk(disk: DiskReply): string {
   const layers = disk.layers.toReversed().map((layer, index) => {
     const role = index === 0 ? 'active' : (layer.snapshot?.name ?? 'layer')
-    return `  ${role.padEnd(12)} ${layer.format.padEnd(6)} ${layer.path}`
+    const owner = layer.of === undefined ? '' : `, of disk ${layer.of}`
+    return `  ${role.padEnd(12)} ${layer.format.padEnd(6)} ${layer.path}${owner}`
   })
   const bitmaps = disk.bitmaps.map(
     (bitmap) =>

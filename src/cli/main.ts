@@ -17,6 +17,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   nbd: async () => (await import('./nbd.ts')).addNbdCommand,
   disk: async () => (await import('./disk.ts')).addDiskCommands,
   snapshot: loadSnapshot,
+  clone: loadSnapshot,
   commit: loadSnapshot,
   stream: loadSnapshot,
   repo: loadBackup,

@@ -1,5 +1,6 @@
-// varve snapshot, varve commit and varve stream: live snapshots and live merge, downward and upward.
+// varve snapshot, varve clone, varve commit and varve stream: live snapshots, new disks over them, and live merge, downward and upward.
 
+import path from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { type Command, Option } from 'commander'
 import type { JobReply } from '../api/schema.ts'
@@ -55,6 +56,10 @@ export function addSnapshotCommands(program: Command): void {
     .option('--no-wait', 'return as soon as the job runs')
     .action(remove)
 
+  program
+    .command('clone <disk> <snapshot> <name> [image]')
+    .description('make a new disk over a snapshot, at once; prints its URI')
+    .action(clone)
   program
     .command('commit <disk>')
     .description('merge layers down while the guest writes; by default all of them into the base')
@@ -116,6 +121,23 @@ async function revert(disk: string, name: string, options: RevertOptions, comman
   print(cli, { disk, snapshot: name, kept: keep ?? null }, () =>
     [`${disk} is as ${name}`, ...(keep === undefined ? [] : [`before: ${keep}`])].join('; '),
   )
+}
+
+async function clone(
+  disk: string,
+  snapshot: string,
+  name: string,
+  image: string | undefined,
+  _options: unknown,
+  command: Command,
+): Promise<void> {
+  const cli = cliOf(command)
+  const made = await cli.api.call(
+    'clone',
+    { disk, snapshot },
+    { name, ...given({ image: image && path.resolve(image) }) },
+  )
+  print(cli, made, ({ uri }) => uri ?? '')
 }
 
 interface MergeOptions {

@@ -12,6 +12,8 @@ export interface LayerRecord {
   readonly snapshot?: { readonly name: string; readonly createdMs: number } | undefined
   /** Set when Varve made the file: it goes when it leaves the chain. */
   readonly made?: true
+  /** For a layer of a clone that belongs to another disk: that disk's name. */
+  readonly of?: string
 }
 
 /** A layer beside the chain: a revert left it. `on` is the path of the layer that it lies on. */
@@ -31,6 +33,8 @@ export interface DiskRecord {
   readonly nextOverlay: number
   /** How much of the page cache its images have; writeback when it is not said. */
   readonly cache?: CacheMode
+  /** Names of its snapshots that are exported read-only. */
+  readonly exports?: readonly string[]
   /** When and why its bitmaps were given up last: what a backup that must be a full for that says. */
   readonly bitmapsLost?: { readonly atMs: number; readonly reason: string }
 }
@@ -81,12 +85,21 @@ export interface JobRecord {
   readonly startedMs: number
 }
 
-/** A file that no chain uses, to be removed. `id` is its path. */
+/** A file that a disk no longer uses, to be removed. `id` is its path, unless the file stays. */
 export interface GarbageRecord {
   readonly id: string
   readonly disk: string
-  /** It has left the chain, and stays where it is: Varve did not make it, and others may lie on it. */
-  readonly keep?: true
+  /**
+   * The file's path, when it has left the chain and stays where it is: Varve did not make it or another disk lies on it. Several disks
+   * may leave it at once, so the row's id is their own.
+   */
+  readonly keep?: string
+}
+
+/** The row for a layer that leaves a disk. */
+export function garbageRow(disk: DiskRecord, { path, made }: LayerRecord): GarbageRecord {
+  if (made === true) return { id: path, disk: disk.id }
+  return { id: `${disk.id}:${path}`, disk: disk.id, keep: path }
 }
 
 /** An ended job, as its status was. */

@@ -10,6 +10,7 @@ import { backingName } from '../chain/open.ts'
 import { runCommit } from '../job/commit.ts'
 import { Job } from '../job/job.ts'
 import type { DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
+import { refuseClaimed } from './claims.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { JobTable } from './job-table.ts'
 import { refuseHeld } from './branches.ts'
@@ -51,7 +52,9 @@ export function startCommit(
     const plan = makePlan()
     const { record } = managed
     refuseConflict(context, record.name, 'commit')
-    refuseHeld(record, record.layers.slice(plan.to, plan.from + 1), 'commit')
+    const touched = record.layers.slice(plan.to, plan.from + 1)
+    refuseHeld(record, touched, 'commit')
+    refuseClaimed(context.catalog, record, touched, `commit of disk ${record.name}`)
     const layers = record.layers.map((layer, index) =>
       index >= plan.to && index < plan.from ? withoutName(layer) : layer,
     )

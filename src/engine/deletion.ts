@@ -11,6 +11,7 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job } from '../job/job.ts'
 import { addOwned } from '../job/merge.ts'
+import type { LayerRecord } from './catalog.ts'
 import { type CommitPlan, startCommit } from './commits.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { startStream, type StreamPlan } from './streams.ts'
@@ -56,7 +57,9 @@ function find({ record: { layers, name } }: ManagedDisk, snapshot: string): numb
   throw new BlockError('not-found', `disk ${name} has no snapshot ${snapshot}: varve snapshot list shows them`)
 }
 
-async function choose({ disk }: ManagedDisk, index: number): Promise<Choice> {
+async function choose({ disk, record }: ManagedDisk, index: number): Promise<Choice> {
+  const { of } = record.layers[index] as LayerRecord
+  if (of !== undefined) return { direction: 'up', reason: `the layer is that of disk ${of}` }
   if (index === 0) return { direction: 'down', reason: 'the image at the bottom stays' }
   const layer = disk.chain.layers[index] as Layer
   const above = disk.chain.layers[index + 1] as Layer

@@ -13,8 +13,8 @@ import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
-import { sideOf } from './branches.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { removeGarbage } from './snapshots.ts'
@@ -96,7 +96,7 @@ export function formatOf(layer: LayerRecord): Format {
 /** A merge may have been committed to the catalog and not yet written into the header above what went. */
 async function redoBackingNames(context: EngineContext, record: DiskRecord): Promise<void> {
   const rows = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
-  const garbage = new Set(rows.map(({ id }) => id))
+  const garbage = new Set(rows.map(({ id, keep }) => keep ?? id))
   if (garbage.size === 0) return
   for (const [index, child] of record.layers.entries()) {
     const backing = record.layers[index - 1]
@@ -197,7 +197,7 @@ async function closeFiles(files: DirtyLogFiles): Promise<void> {
 
 /** Removes files of ended layers that are not to stay, and the to-do sets of jobs that are no more. */
 async function removeLeftovers(context: EngineContext, record: DiskRecord, log: DirtyLog): Promise<void> {
-  const used = new Set([...record.layers, ...sideOf(record)].map((layer) => layer.path))
+  const used = new Set(context.catalog.list('disk').flatMap((one) => layersOf(one).map((layer) => layer.path)))
   for (const garbage of context.catalog.list('garbage')) {
     if (garbage.disk === record.id && !used.has(garbage.id)) await removeGarbage(context, garbage.id)
   }

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
-// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, reverts,
-// branches, commits, streams, deletion, conflicts, backups, backup-party, job-table.
+// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims,
+// reverts, branches, commits, streams, deletion, conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -19,16 +19,27 @@ import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
 import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
-import { type Catalog, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
+import {
+  type Catalog,
+  type CatalogChange,
+  type DiskRecord,
+  disksOf,
+  type JobRecord,
+  type LayerRecord,
+} from './catalog.ts'
+import { layersOf, refuseClaimed } from './claims.ts'
+import { prepareClone } from './clones.ts'
 import { launchCommit, planCommit, startCommit } from './commits.ts'
+import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk, type Turn } from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
+import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
-import { createSnapshot, listSnapshots, type SnapshotInfo } from './snapshots.ts'
+import { createSnapshot, listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { launchStream, planStream, startStream } from './streams.ts'
 
 export interface EngineOptions {
@@ -54,30 +65,6 @@ export interface EngineShard {
   partyOf(disk: string): BackupParty
   /** One backup at a time on this host. */
   readonly backupTurn: Turn
-}
-
-export interface BitmapStatus {
-  readonly name: string
-  readonly granule: number
-  readonly recording: boolean
-  readonly state: 'valid' | 'void'
-  /** Bytes that the set granules cover. */
-  readonly dirtyBytes: number
-}
-
-export interface DiskStatus {
-  readonly name: string
-  readonly state: 'open' | 'failed'
-  readonly error: string | undefined
-  /** Bytes; 0 when the disk is not open. */
-  readonly size: number
-  readonly uri: string | undefined
-  /** From base to active. */
-  readonly layers: readonly LayerRecord[]
-  readonly bitmaps: readonly BitmapStatus[]
-  readonly cache: CacheMode
-  /** What is worth knowing of a disk that was added just now. */
-  readonly note?: string
 }
 
 export class Engine {
@@ -144,21 +131,7 @@ export class Engine {
   /** Kind 'not-found' when there is no such disk. */
   showDisk(name: string): DiskStatus {
     const failed = this.#context.failed.get(name)
-    if (failed !== undefined) {
-      const { layers, cache = 'writeback' } = failed.record
-      const error = failed.error.message
-      return { name, state: 'failed', error, size: 0, uri: undefined, layers, bitmaps: [], cache }
-    }
-    const { disk, record, served } = findDisk(this.#context, name)
-    const bitmaps = [...disk.log.bitmaps.values()].map(({ name: bitmap, bits, recording, state }) => ({
-      name: bitmap,
-      granule: bits.granule,
-      recording,
-      state,
-      dirtyBytes: bits.bytes,
-    }))
-    const { layers, cache = 'writeback' } = record
-    return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers, bitmaps, cache }
+    return failed === undefined ? statusOf(findDisk(this.#context, name)) : statusOfFailed(failed)
   }
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
@@ -221,6 +194,28 @@ export class Engine {
     }
   }
 
+  /** Makes a new disk over a snapshot of another one, whose layers they then share; see `prepareClone`. */
+  clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus> {
+    return this.#control.run(async () => {
+      await this.#checkNewDisk(name)
+      const context = this.#context
+      const origin = findDisk(context, disk)
+      return origin.control.run(async () => {
+        refuseConflict(context, disk, 'clone')
+        const record = await prepareClone(context, origin, snapshot, name, image)
+        const { path: file } = record.layers.at(-1) as LayerRecord
+        try {
+          await this.#openNew(record, [{ remove: 'garbage', id: file }])
+        } catch (error) {
+          await this.#removeFolder(record)
+          await removeGarbage(context, file)
+          throw error
+        }
+        return this.showDisk(name)
+      })
+    })
+  }
+
   /** Takes a disk out of the catalog. Its images stay where they are, clean for any other program. */
   removeDisk(name: string): Promise<void> {
     return this.#control.run(async () => {
@@ -230,6 +225,8 @@ export class Engine {
       const job = context.jobs.find(({ spec }) => disksOf(spec).includes(name))
       if (job !== undefined)
         throw new BlockError('busy', `disk ${name} is in use by job ${job.id}: varve job cancel ${job.id}`)
+      const own = layersOf(record).filter(({ of }) => of === undefined)
+      refuseClaimed(context.catalog, record, own, `removal of disk ${name}`)
       const managed = context.disks.get(name)
       if (managed !== undefined) await this.#close(managed)
       const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
@@ -359,11 +356,11 @@ export class Engine {
     await settleBackups(this.#context, of === undefined ? { rows, all: true } : { rows: rows.filter(of), all: false })
   }
 
-  /** Opens and serves a new disk, and takes it into the catalog; all of it or nothing. */
-  async #openNew(record: DiskRecord): Promise<void> {
+  /** Opens and serves a new disk, and takes it into the catalog, with other changes; all of it or nothing. */
+  async #openNew(record: DiskRecord, besides: readonly CatalogChange[] = []): Promise<void> {
     const managed = await openManagedDisk(this.#context, record)
     try {
-      await this.#context.catalog.commit([{ put: 'disk', record }])
+      await this.#context.catalog.commit([{ put: 'disk', record }, ...besides])
     } catch (error) {
       await closeManagedDisk(this.#context, managed)
       throw error
@@ -460,7 +457,7 @@ export class Engine {
   #refuseShared(name: string, image: string): void {
     const owner = this.#context.catalog
       .list('disk')
-      .find((record) => [...record.layers, ...sideOf(record)].some((layer) => layer.path === image))
+      .find((record) => layersOf(record).some((layer) => layer.path === image))
     if (owner === undefined) return
     const message = `disk ${name}: ${image} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
     throw new BlockError('exists', message, { path: image })

@@ -12,7 +12,15 @@ import type { BitmapChange } from '../dirtylog/changes.ts'
 import { Job } from '../job/job.ts'
 import { addHidden, addOwned } from '../job/merge.ts'
 import { pathTo, prune, sideOf } from './branches.ts'
-import type { DiskRecord, GarbageRecord, JobRecord, LayerRecord, SideLayer } from './catalog.ts'
+import {
+  type DiskRecord,
+  type GarbageRecord,
+  garbageRow,
+  type JobRecord,
+  type LayerRecord,
+  type SideLayer,
+} from './catalog.ts'
+import { refuseClaimed } from './claims.ts'
 import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { formatOf } from './disk-opener.ts'
@@ -75,6 +83,7 @@ async function switchTo(
   const { overlay, prepared } = await prepareOverlay(context, managed, below.at(-1) as Layer)
   try {
     const planned = planRecord(prepared, target, overlay.path, keep)
+    refuseRemoval(context, prepared, planned.garbage, `revert of disk ${prepared.name}`)
     // No backup takes its moment from here on: it would miss what is marked now, or see the disk change under it.
     await managed.moment.run(() => apply(context, managed, { below, overlay, ...planned }))
   } catch (error) {
@@ -179,6 +188,7 @@ export function dropSideSnapshot(context: EngineContext, managed: ManagedDisk, s
     )
     const side = prune(unnamed)
     const garbage = garbageOf(record, unnamed, side)
+    refuseRemoval(context, record, garbage, `deletion of snapshot ${snapshot} of disk ${record.name}`)
     const next = { ...record, side }
     await context.catalog.commit([
       { put: 'disk', record: next },
@@ -200,6 +210,22 @@ export function dropSideSnapshot(context: EngineContext, managed: ManagedDisk, s
   })
 }
 
+/** Kind 'busy' when others use a file that is to be removed. */
+function refuseRemoval(
+  context: EngineContext,
+  record: DiskRecord,
+  garbage: readonly GarbageRecord[],
+  work: string,
+): void {
+  const removed = garbage.filter(({ keep }) => keep === undefined)
+  refuseClaimed(
+    context.catalog,
+    record,
+    removed.map(({ id }) => ({ path: id })),
+    work,
+  )
+}
+
 /** The layers that were beside the chain and are no longer needed there. */
 function garbageOf(
   record: DiskRecord,
@@ -207,7 +233,5 @@ function garbageOf(
   left: readonly SideLayer[],
 ): readonly GarbageRecord[] {
   const stays = new Set(left.map(({ path }) => path))
-  return beside
-    .filter(({ path }) => !stays.has(path))
-    .map(({ path, made }) => ({ id: path, disk: record.id, ...(made === true ? {} : { keep: true }) }))
+  return beside.filter(({ path }) => !stays.has(path)).map((layer) => garbageRow(record, layer))
 }

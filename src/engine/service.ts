@@ -6,7 +6,7 @@ import type { CacheMode } from '../host/cache-mode.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { BackupRequest } from './backups.ts'
 import type { Direction } from './deletion.ts'
-import type { DiskStatus } from './engine.ts'
+import type { DiskStatus } from './disk-status.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 
 type Soon<T> = T | Promise<T>
@@ -17,6 +17,8 @@ export interface EngineService {
   /** `cache` is writeback unless told. */
   addDisk(name: string, image: string, format: Format, cache?: CacheMode): Promise<DiskStatus>
   createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus>
+  /** `image` is the clone's own; beside the origin's base unless told. */
+  clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo>

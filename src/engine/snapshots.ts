@@ -2,7 +2,7 @@
 // in one transaction of the catalog, then applied; whatever fails before the transaction is undone.
 
 import path from 'node:path'
-import { BlockError } from '../block/error.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
 import { backingName, openLayer } from '../chain/open.ts'
 import type { Layer } from '../block/device.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
@@ -64,13 +64,13 @@ export function createSnapshot(context: EngineContext, managed: ManagedDisk, nam
   })
 }
 
-/** Removes a file that no chain uses, unless it is to stay, and its row. */
-export async function removeGarbage(context: EngineContext, file: string): Promise<void> {
-  if (context.catalog.get('garbage', file)?.keep !== true) {
-    await context.host.unlink(file)
-    await context.host.syncFolder(path.dirname(file))
+/** Removes a file that no chain uses, unless it is to stay, and its row, whose id is given. */
+export async function removeGarbage(context: EngineContext, id: string): Promise<void> {
+  if (context.catalog.get('garbage', id)?.keep === undefined) {
+    await context.host.unlink(id)
+    await context.host.syncFolder(path.dirname(id))
   }
-  await context.catalog.commit([{ remove: 'garbage', id: file }])
+  await context.catalog.commit([{ remove: 'garbage', id }])
 }
 
 /** Makes an overlay file on a layer, known to the catalog as garbage until a chain has it. */
@@ -92,19 +92,20 @@ export async function prepareOverlay(
     await createQcow2(context.host, overlayPath, { size: disk.size, backing })
     return { overlay: await openLayer(imageHost(context, record), overlayPath, 'qcow2', disk.name), prepared }
   } catch (error) {
-    await removeGarbage(context, overlayPath)
+    // A file that somebody else made there meanwhile is theirs.
+    if (isBlockError(error, 'exists')) await context.catalog.commit([{ remove: 'garbage', id: overlayPath }])
+    else await removeGarbage(context, overlayPath)
     throw error
   }
 }
 
-/** Overlays lie beside the base image: vm1.qcow2, vm1.varve-1.qcow2, ... */
+/** Overlays lie beside the base image and are named after the disk, as no other disk is: vm1.varve-1.qcow2, ... */
 async function freePath(context: EngineContext, record: DiskRecord): Promise<string> {
   const base = (record.layers[0] as LayerRecord).path
   const status = await context.host.status(base)
   const folder = status?.kind === 'file' ? path.dirname(base) : context.home.diskFolder(record.id)
-  const stem = path.basename(base).replace(/(\.varve-\d+)?\.(qcow2|raw|img)$/, '')
   for (let number = record.nextOverlay; ; number++) {
-    const candidate = path.join(folder, `${stem}.varve-${number}.qcow2`)
+    const candidate = path.join(folder, `${record.name}.varve-${number}.qcow2`)
     if ((await context.host.status(candidate)) === undefined) return candidate
   }
 }

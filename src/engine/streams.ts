@@ -8,7 +8,8 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
-import type { DiskRecord, GarbageRecord, JobRecord, LayerRecord } from './catalog.ts'
+import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord } from './catalog.ts'
+import { refuseClaimed } from './claims.ts'
 import { findLayer, nameBacking, todoName } from './commits.ts'
 import { refuseHeld } from './branches.ts'
 import { refuseConflict } from './conflicts.ts'
@@ -51,6 +52,9 @@ export function startStream(
     refuseConflict(context, record.name, 'stream')
     refuseHeld(record, record.layers.slice(plan.base + 1, plan.to), 'stream')
     const to = record.layers[plan.to] as LayerRecord
+    // A clone leaves the layers of another disk as they are.
+    const own = record.layers.slice(plan.base + 1, plan.to).filter(({ of }) => of === undefined)
+    refuseClaimed(context.catalog, record, [...own, to], `stream of disk ${record.name}`)
     const row: JobRecord = {
       id: JobTable.newId('stream'),
       spec: { kind: 'stream', disk: record.name, base: record.layers[plan.base]?.path ?? null, to: to.path, speed },
@@ -103,12 +107,11 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
     if (!job.suspended) await undo(managed, bitmap, to)
     throw error
   }
-  const kept = layers.slice(base + 1, to).filter(({ made }) => made !== true)
+  const left = layers.slice(base + 1, to)
+  const kept = left.filter(({ made, of }) => made !== true && of === undefined)
   job.describe({ kept: kept.map(({ path }) => path) })
-  for (const layer of merged) {
-    await layer.close()
-    await removeGarbage(context, layer.path)
-  }
+  for (const layer of merged) await layer.close()
+  for (const layer of left) await removeGarbage(context, garbageRow(managed.record, layer).id)
 }
 
 /** The one transaction that makes the merge take effect, and then the chain in memory and the target's header. */
@@ -121,13 +124,7 @@ async function pivot(
 ): Promise<void> {
   const { disk, record } = managed
   const next: DiskRecord = { ...record, layers: [...record.layers.slice(0, base + 1), ...record.layers.slice(to)] }
-  const garbage = record.layers.slice(base + 1, to).map(
-    ({ path, made }): GarbageRecord => ({
-      id: path,
-      disk: record.id,
-      ...(made === true ? {} : { keep: true }),
-    }),
-  )
+  const garbage = record.layers.slice(base + 1, to).map((layer) => garbageRow(record, layer))
   const { layers } = disk.chain
   const target = layers[to] as Layer
   if (target !== disk.chain.active) await target.setAccess('read')

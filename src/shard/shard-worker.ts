@@ -75,6 +75,7 @@ const functions: ShardFunctions = {
   showDisk: (name) => running().showDisk(name),
   addDisk: (...args) => running().addDisk(...args),
   createDisk: (...args) => running().createDisk(...args),
+  clone: (...args) => running().clone(...args),
   removeDisk: (name) => {
     views.checkFree(name)
     return running().removeDisk(name)

@@ -13,7 +13,8 @@ import { BlockError } from '../block/error.ts'
 import type { Direction } from '../engine/deletion.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
-import { type DiskStatus, lockHome } from '../engine/engine.ts'
+import type { DiskStatus } from '../engine/disk-status.ts'
+import { lockHome } from '../engine/engine.ts'
 import type { Home } from '../engine/home.ts'
 import type { EngineService } from '../engine/service.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
@@ -72,6 +73,7 @@ export class Shards implements EngineService {
   readonly #watchers = new Map<string, Set<(status: JobStatus) => void>>()
   #lastTicket = 0
   #isClosing = false
+  #closed: Promise<void> | undefined
 
   private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
     this.#options = options
@@ -130,6 +132,11 @@ export class Shards implements EngineService {
 
   createDisk(...args: Parameters<EngineService['createDisk']>): Promise<DiskStatus> {
     return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
+  }
+
+  /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */
+  clone(disk: string, ...args: [snapshot: string, name: string, image?: string]): Promise<DiskStatus> {
+    return this.#control.run(async () => (await this.#of(disk)).clone(disk, ...args))
   }
 
   removeDisk(name: string): Promise<void> {
@@ -224,7 +231,11 @@ export class Shards implements EngineService {
   }
 
   /** Suspends all jobs, then leaves every image clean. */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    return (this.#closed ??= this.#close())
+  }
+
+  async #close(): Promise<void> {
     this.#isClosing = true
     await this.#control.acquire()
     const shards = this.#seats.flatMap(({ shard }) => shard ?? [])

@@ -26,7 +26,7 @@ interface Setting {
   readonly snapshots: readonly string[]
 }
 
-const OVERLAYS = ['/images/top', '/images/base.varve-1.qcow2', '/images/base.varve-2.qcow2'] as const
+const OVERLAYS = ['/images/top', '/images/vm.varve-1.qcow2', '/images/vm.varve-2.qcow2'] as const
 
 const SETTINGS: readonly Setting[] = [
   { title: 'of all layers into the active one', left: [OVERLAYS[2]], snapshots: [] },

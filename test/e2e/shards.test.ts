@@ -6,7 +6,8 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { Random } from '../../src/base/random.ts'
-import { homeAt } from '../../src/engine/home.ts'
+import { isBlockError } from '../../src/block/error.ts'
+import { type Home, homeAt } from '../../src/engine/home.ts'
 import { SqliteCatalog } from '../../src/engine/sqlite-catalog.ts'
 import { realHost } from '../../src/host/real.ts'
 import type { JobStatus } from '../../src/job/job.ts'
@@ -20,6 +21,7 @@ const MIB = 1024 * 1024
 
 interface Setup {
   readonly shards: Shards
+  readonly home: Home
   readonly repository: string
   readonly reports: string[]
   readonly guest: (disk: string) => Promise<NbdClient>
@@ -33,8 +35,7 @@ async function setUp(t: TestContext, disks: readonly string[], count = 2): Promi
   const repository = path.join(folder, 'repository')
   await (await initRepositoryAt(repository)).close()
   const reports: string[] = []
-  const openCatalog = (): SqliteCatalog => new SqliteCatalog(home.catalog)
-  const shards = await Shards.open({ host: realHost, home, openCatalog, count, report: (what) => reports.push(what) })
+  const shards = await openShards(home, count, reports)
   t.after(() => shards.close())
   for (const disk of disks) await shards.createDisk(disk, path.join(folder, `${disk}.qcow2`), 'qcow2', 16 * MIB)
   const guest = async (disk: string): Promise<NbdClient> => {
@@ -44,7 +45,12 @@ async function setUp(t: TestContext, disks: readonly string[], count = 2): Promi
     t.after(() => client.close())
     return client
   }
-  return { shards, repository, reports, guest }
+  return { shards, home, repository, reports, guest }
+}
+
+function openShards(home: Home, count: number, reports: string[] = []): Promise<Shards> {
+  const openCatalog = (): SqliteCatalog => new SqliteCatalog(home.catalog)
+  return Shards.open({ host: realHost, home, openCatalog, count, report: (what) => reports.push(what) })
 }
 
 async function backedUp(shards: Shards, repository: string, disks: readonly string[], speed = 0): Promise<JobStatus> {
@@ -68,6 +74,41 @@ function noise(seed: number, length: number): Buffer {
   new Random(seed).fill(bytes)
   return bytes
 }
+
+test('a clone and the disk it was made of hold each other’s layers, in one thread and in two', async (t) => {
+  const { shards, home, guest } = await setUp(t, ['a'])
+  const first = await guest('a')
+  await first.write(0, MIB, noise(1, MIB), 0, 0)
+  const then = await readWhole(first)
+  await shards.createSnapshot('a', 's')
+  await first.write(0, MIB, noise(2, MIB), 0, 0)
+  const now = await readWhole(first)
+  await shards.clone('a', 's', 'web')
+  await first.flush()
+  await shards.close()
+  // From the catalog the two go to different threads.
+  const again = await openShards(home, 2)
+  t.after(() => again.close())
+  assert.equal(again.running, 2)
+  const held = (error: unknown): boolean =>
+    isBlockError(error, 'busy') && /is held by disk web, a clone/.test(error.message)
+  await assert.rejects(again.commit('a', undefined, undefined, 0), held)
+  await assert.rejects(again.removeDisk('a'), held)
+  const read = async (disk: string): Promise<Buffer> => {
+    const client = await connectNbd((await again.showDisk(disk)).uri as string)
+    const bytes = await readWhole(client)
+    await client.close()
+    return bytes
+  }
+  assert.ok((await read('web')).equals(then))
+  assert.ok((await read('a')).equals(now))
+  const stream = await again.stream('web', undefined, undefined, 0)
+  assert.equal((await again.jobEnded(stream.id)).error, undefined)
+  const commit = await again.commit('a', undefined, undefined, 0)
+  assert.equal((await again.jobEnded(commit.id)).error, undefined)
+  assert.ok((await read('web')).equals(then))
+  assert.ok((await read('a')).equals(now))
+})
 
 test('a backup of disks in different threads holds one moment of all, then only what changed', async (t) => {
   const { shards, repository, guest } = await setUp(t, ['a', 'b', 'c'])
