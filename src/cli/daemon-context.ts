@@ -21,6 +21,12 @@ export function cliOf(command: Command): Cli {
   return { json: json === true, home: folder, api: new ApiClient(homeAt(folder).apiSocket) }
 }
 
+/** The options that were said. */
+export function given<T extends Record<string, string | undefined>>(options: T): { [K in keyof T]?: string } {
+  const said = Object.entries(options).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(said) as { [K in keyof T]?: string }
+}
+
 /**
  * Follows the job that was asked for to its end with a bar, and says why it waits where it does; with `wait` false it is
  * only begun. Throws what the job failed with. A Ctrl-C leaves the job running and says so, also when it comes between the

@@ -9,6 +9,7 @@ type AddCommands = (program: Command) => void
 type Load = () => Promise<AddCommands>
 
 const loadSnapshot: Load = async () => (await import('./snapshot.ts')).addSnapshotCommands
+const loadMerge: Load = async () => (await import('./merge.ts')).addMergeCommands
 const loadBackup: Load = async () => (await import('./backup.ts')).addBackupCommands
 
 /** Where each command is, by the first word, in the order of the help. */
@@ -18,8 +19,8 @@ const GROUPS: Readonly<Record<string, Load>> = {
   disk: async () => (await import('./disk.ts')).addDiskCommands,
   snapshot: loadSnapshot,
   clone: loadSnapshot,
-  commit: loadSnapshot,
-  stream: loadSnapshot,
+  commit: loadMerge,
+  stream: loadMerge,
   repo: loadBackup,
   backup: loadBackup,
   backups: loadBackup,
