@@ -87,7 +87,7 @@ async function countCalls(folder: string, image: string, format: ImageFormat, lo
   console.log(`| ${format}, ${load.name} | ${requests.toLocaleString('en-US')} | ${each} |`)
 }
 
-const complaint = build(ROOT, path.join(ROOT, 'dist'))
+const complaint = await build(ROOT, path.join(ROOT, 'dist'))
 if (complaint !== undefined) throw new Error(complaint)
 const folder = fs.mkdtempSync(path.join(FOLDER, 'varve-hot-path-'))
 try {

@@ -85,7 +85,7 @@ function checkNames(names: readonly string[]): void {
 }
 
 async function runParts(): Promise<void> {
-  const complaint = build(ROOT, path.join(ROOT, 'dist'))
+  const complaint = await build(ROOT, path.join(ROOT, 'dist'))
   if (complaint !== undefined) throw new Error(complaint)
   for (const part of PARTS) {
     if (values.only !== undefined && !values.only.includes(part.name)) continue

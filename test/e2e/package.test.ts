@@ -35,7 +35,7 @@ function runFile(name: string, text: string): Outcome {
 }
 
 test('the package holds the command, the built sources and the licence, and no tests and no sources', () => {
-  for (const file of ['bin/varve.js', 'dist/src/cli/main.js', 'dist/src/index.js', 'dist/src/index.d.ts', 'LICENSE'])
+  for (const file of ['bin/varve.js', 'dist/main.js', 'dist/index.js', 'dist/src/index.d.ts', 'LICENSE'])
     assert.ok(packed.includes(file), `${file} is packed`)
   assert.deepEqual(
     packed.filter((file) => /\.test\.|^(src|test|tools|bench)\//.test(file)),

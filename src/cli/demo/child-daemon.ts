@@ -37,11 +37,8 @@ export class ChildDaemon {
   /** Starts the daemon and waits until it answers. */
   async start(): Promise<void> {
     const log = fs.openSync(this.#log, 'a')
-    const main = path.join(
-      import.meta.dirname,
-      '..',
-      path.extname(import.meta.filename) === '.ts' ? 'main.ts' : 'main.js',
-    )
+    // The sources have it one folder up; what the package ships has all in one.
+    const main = path.join(import.meta.dirname, path.extname(import.meta.filename) === '.ts' ? '../main.ts' : 'main.js')
     const { args = [], user } = this.#options
     const child = spawn(process.execPath, [main, 'serve', '--home', this.#home, ...args], {
       stdio: ['ignore', log, log],
