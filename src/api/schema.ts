@@ -47,6 +47,7 @@ const snapshot = z.object({
   path: z.string(),
   after: z.string().optional().describe('The snapshot that it follows'),
   inChain: z.boolean().describe('Whether the present state of the disk follows it'),
+  uri: z.string().optional().describe('Where it is exported, for reading only'),
 })
 
 const job = z.object({
@@ -66,6 +67,7 @@ const job = z.object({
 })
 
 const onDisk = z.object({ disk: name })
+const onSnapshot = z.object({ disk: name, snapshot: name })
 const onJob = z.object({ job: name })
 const nothing = z.object({})
 
@@ -146,15 +148,31 @@ export const routes = {
     path: '/v1/disks/:disk/snapshots/:snapshot/revert',
     summary:
       'Makes the disk what a snapshot holds; keeps its present state as a snapshot of the given name, or discards it',
-    params: z.object({ disk: name, snapshot: name }),
+    params: onSnapshot,
     body: z.object({ keep: name.optional() }),
+    response: nothing,
+  },
+  exportSnapshot: {
+    method: 'POST',
+    path: '/v1/disks/:disk/snapshots/:snapshot/export',
+    summary: 'Serves a snapshot over NBD for reading only, until it is unexported',
+    params: onSnapshot,
+    body: nothing,
+    response: z.object({ uri: z.string() }),
+  },
+  unexportSnapshot: {
+    method: 'DELETE',
+    path: '/v1/disks/:disk/snapshots/:snapshot/export',
+    summary: 'Ends the export of a snapshot; its readers are cut off',
+    params: onSnapshot,
+    body: nothing,
     response: nothing,
   },
   clone: {
     method: 'POST',
     path: '/v1/disks/:disk/snapshots/:snapshot/clone',
     summary: 'Makes a new disk over a snapshot, whose layers the two then share',
-    params: z.object({ disk: name, snapshot: name }),
+    params: onSnapshot,
     body: z.object({ name, image: z.string().min(1).optional() }),
     response: disk,
   },
@@ -162,7 +180,7 @@ export const routes = {
     method: 'DELETE',
     path: '/v1/disks/:disk/snapshots/:snapshot',
     summary: 'Deletes a snapshot, as a job: merges its layer with the one above',
-    params: z.object({ disk: name, snapshot: name }),
+    params: onSnapshot,
     body: z.object({
       speed,
       direction: z.enum(['auto', 'down', 'up']).default('auto').describe('auto takes the one that copies less'),

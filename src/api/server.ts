@@ -47,6 +47,11 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       await engine.revert(disk, snapshot, keep)
       return {}
     },
+    exportSnapshot: async ({ disk, snapshot }) => ({ uri: await engine.exportSnapshot(disk, snapshot) }),
+    unexportSnapshot: async ({ disk, snapshot }) => {
+      await engine.unexportSnapshot(disk, snapshot)
+      return {}
+    },
     clone: ({ disk, snapshot }, { name, image }) =>
       engine.clone(disk, snapshot, name, image) as Promise<Reply<'clone'>>,
     deleteSnapshot: ({ disk, snapshot }, { speed, direction }) =>

@@ -55,6 +55,22 @@ export function addSnapshotCommands(program: Command): void {
     .option('--no-wait', 'return as soon as the job runs')
     .action(remove)
 
+  snapshot
+    .command('export <disk> <name>')
+    .description('serve a snapshot over NBD for reading only, while the disk lives on; prints its URI')
+    .action(async (disk: string, name: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      print(cli, await cli.api.call('exportSnapshot', { disk, snapshot: name }, {}), ({ uri }) => uri)
+    })
+  snapshot
+    .command('unexport <disk> <name>')
+    .description('end that; its readers are cut off')
+    .action(async (disk: string, name: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      await cli.api.call('unexportSnapshot', { disk, snapshot: name }, {})
+      print(cli, {}, () => `${name} is no longer exported`)
+    })
+
   program
     .command('clone <disk> <snapshot> <name> [image]')
     .description('make a new disk over a snapshot, at once; prints its URI')

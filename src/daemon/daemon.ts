@@ -120,7 +120,7 @@ async function openEngine(home: Home, { shards, ...budgets }: Budgets, log: Logg
 function makeGate(engine: Shards, home: Home): NbdServer {
   return new NbdServer({
     find: () => undefined,
-    list: () => engine.diskNames.map((name) => ({ name })),
-    route: (name) => (engine.diskNames.includes(name) ? home.nbdSocket(name) : undefined),
+    list: () => engine.exportNames.map((name) => ({ name })),
+    route: (name) => (engine.exportNames.includes(name) ? home.nbdSocket(name) : undefined),
   })
 }

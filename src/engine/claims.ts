@@ -29,22 +29,25 @@ export function refuseClaimed(
   layers: readonly { readonly path: string }[],
   work: string,
 ): void {
-  for (const { path } of layers) {
-    const holders = holdersOf(catalog, record, path)
-    if (holders.length === 0) continue
-    const who = holders.map((holder) => holder.who).join(', ')
-    const ends = [...new Set(holders.map(({ end }) => end))].join('; ')
-    throw new BlockError('busy', `${work} is not possible: ${path} is held by ${who}. To free it: ${ends}`, { path })
-  }
+  for (const { path } of layers) refuse(path, holdersOf(catalog, record, path), work)
+}
+
+/** Kind 'busy' when one of these layers, which the work is to take out of the disk, is shown by an export of the disk's own. */
+export function refuseExported(record: DiskRecord, layers: readonly { readonly path: string }[], work: string): void {
+  for (const { path } of layers) refuse(path, exportsOver(record, path), work)
+}
+
+function refuse(path: string, holders: readonly Holder[], work: string): void {
+  if (holders.length === 0) return
+  const who = holders.map((holder) => holder.who).join(', ')
+  const ends = [...new Set(holders.map(({ end }) => end))].join('; ')
+  throw new BlockError('busy', `${work} is not possible: ${path} is held by ${who}. To free it: ${ends}`, { path })
 }
 
 function holdersOf(catalog: Catalog, record: DiskRecord, path: string): Holder[] {
   const isBorrowed = layersOf(record).some((layer) => layer.path === path && layer.of !== undefined)
   return catalog.list('disk').flatMap((other): Holder[] => {
-    const exports = exportsOver(other, path).map((snapshot) => ({
-      who: `the export of snapshot ${snapshot} of disk ${other.name}`,
-      end: `varve snapshot unexport ${other.name} ${snapshot}`,
-    }))
+    const exports = exportsOver(other, path)
     const layer = other.id === record.id ? undefined : layersOf(other).find((one) => one.path === path)
     if (layer === undefined) return exports
     const name = other.name
@@ -58,7 +61,11 @@ function leave(clone: string): string {
   return `varve stream ${clone} gives ${clone} all it needs of its own`
 }
 
-/** The exported snapshots of a disk that show a layer. */
-function exportsOver(record: DiskRecord, path: string): readonly string[] {
-  return (record.exports ?? []).filter((snapshot) => pathTo(record, snapshot).some((layer) => layer.path === path))
+/** The exports of a disk's snapshots that show a layer. */
+function exportsOver(record: DiskRecord, path: string): Holder[] {
+  const over = (record.exports ?? []).filter((name) => pathTo(record, name).some((layer) => layer.path === path))
+  return over.map((snapshot) => ({
+    who: `the export of snapshot ${snapshot} of disk ${record.name}`,
+    end: `varve snapshot unexport ${record.name} ${snapshot}`,
+  }))
 }

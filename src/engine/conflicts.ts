@@ -8,6 +8,7 @@ import type { EngineContext } from './context.ts'
 /** Each work on a chain, and the jobs that it has to wait for: those that change the chain too, or what a revert would change. */
 const WAITS_FOR = {
   'snapshot create': ['commit', 'stream'],
+  'snapshot export': ['commit', 'stream'],
   clone: ['commit', 'stream'],
   commit: ['commit', 'stream'],
   stream: ['commit', 'stream'],

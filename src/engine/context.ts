@@ -2,6 +2,7 @@
 
 import type { Mutex } from '../base/mutex.ts'
 import type { BackupParty } from './backup-party.ts'
+import type { BlockDevice } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { ScratchBudget } from '../chain/scratch.ts'
 import { BlockError } from '../block/error.ts'
@@ -21,6 +22,9 @@ export interface Served {
 
 export type ServeDisk = (disk: Disk, socket: string) => Promise<Served>
 
+/** Serves a device for reading only, under its own name. */
+export type ServeView = (device: BlockDevice, socket: string) => Promise<Served>
+
 /** Runs one work at a time, in the order of asking. */
 export interface Turn {
   run<T>(work: () => Promise<T>): Promise<T>
@@ -30,6 +34,8 @@ export interface Turn {
 export interface ManagedDisk {
   readonly disk: Disk
   readonly served: Served
+  /** The snapshots that are served, by name. */
+  readonly exports: Map<string, Served>
   /** Held by whatever changes the chain or the catalog's record of it. */
   readonly control: Mutex
   /** Held from where a backup's moment is prepared until it is taken, and while a revert changes what the disk shows. */
@@ -52,6 +58,7 @@ export interface EngineContext {
   readonly disks: Map<string, ManagedDisk>
   readonly failed: Map<string, FailedDisk>
   readonly serve: ServeDisk
+  readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
   readonly scratchBytes: number
   readonly scratchBudget: ScratchBudget

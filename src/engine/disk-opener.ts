@@ -17,6 +17,7 @@ import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
+import { openExports } from './snapshot-exports.ts'
 import { removeGarbage } from './snapshots.ts'
 
 const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
@@ -31,7 +32,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     host: imageHost(context, record),
     path: active.path,
     format: formatOf(active),
-    allowedFolders: await existingFolders(context, record),
+    allowedFolders: await imageFolders(context, record),
     name: record.name,
     report: context.report,
   })
@@ -51,7 +52,8 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
     const served = await context.serve(disk, context.home.nbdSocket(record.name))
-    return { disk, served, control: new Mutex(), moment: new Mutex(), record: settled }
+    const exports = await openExports(context, settled)
+    return { disk, served, exports, control: new Mutex(), moment: new Mutex(), record: settled }
   } catch (error) {
     await closeUnserved(context, layers, log)
     throw error
@@ -70,7 +72,7 @@ async function closeUnserved(context: EngineContext, layers: readonly Layer[], l
 
 /** Stops serving, and leaves images and log clean for any other program. */
 export async function closeManagedDisk(context: EngineContext, managed: ManagedDisk): Promise<void> {
-  await managed.served.close()
+  for (const served of [...managed.exports.values(), managed.served]) await served.close()
   await managed.disk.drain()
   const active = managed.disk.chain.active
   await managed.disk.close()
@@ -113,8 +115,9 @@ async function redoBackingNames(context: EngineContext, record: DiskRecord): Pro
   }
 }
 
-async function existingFolders(context: EngineContext, record: DiskRecord): Promise<string[]> {
-  const folders = new Set(record.layers.map((layer) => path.dirname(layer.path)))
+/** The folders in which a disk's images lie, as far as they exist. */
+export async function imageFolders(context: EngineContext, record: DiskRecord): Promise<string[]> {
+  const folders = new Set(layersOf(record).map((layer) => path.dirname(layer.path)))
   const found: string[] = []
   for (const folder of folders) if ((await context.host.status(folder)) !== undefined) found.push(folder)
   return found

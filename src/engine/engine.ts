@@ -31,7 +31,15 @@ import { layersOf, refuseClaimed } from './claims.ts'
 import { prepareClone } from './clones.ts'
 import { launchCommit, planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
-import { checkName, type EngineContext, findDisk, type ManagedDisk, type ServeDisk, type Turn } from './context.ts'
+import {
+  checkName,
+  type EngineContext,
+  findDisk,
+  type ManagedDisk,
+  type ServeDisk,
+  type ServeView,
+  type Turn,
+} from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
@@ -40,6 +48,7 @@ import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { createSnapshot, listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
+import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
 import { launchStream, planStream, startStream } from './streams.ts'
 
 export interface EngineOptions {
@@ -48,6 +57,7 @@ export interface EngineOptions {
   /** Called when the home is ours. */
   readonly openCatalog: () => Catalog
   readonly serve: ServeDisk
+  readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
   readonly report: (message: string, details?: Record<string, unknown>) => void
   /** Copy space of one backup and of all together, in bytes. */
@@ -106,6 +116,7 @@ export class Engine {
       disks: new Map(),
       failed: new Map(),
       serve: options.serve,
+      serveView: options.serveView,
       openRepository: options.openRepository,
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
       scratchBudget: new ScratchBudget(options.scratchHostBytes ?? SCRATCH_HOST_BYTES),
@@ -244,6 +255,15 @@ export class Engine {
 
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo> {
     return createSnapshot(this.#context, findDisk(this.#context, disk), name)
+  }
+
+  /** Serves a snapshot for reading only, over restarts too; returns its URI. */
+  exportSnapshot(disk: string, snapshot: string): Promise<string> {
+    return exportSnapshot(this.#context, findDisk(this.#context, disk), snapshot)
+  }
+
+  unexportSnapshot(disk: string, snapshot: string): Promise<void> {
+    return unexportSnapshot(this.#context, findDisk(this.#context, disk), snapshot)
   }
 
   listSnapshots(disk: string): SnapshotInfo[] {

@@ -20,7 +20,7 @@ import {
   type LayerRecord,
   type SideLayer,
 } from './catalog.ts'
-import { refuseClaimed } from './claims.ts'
+import { refuseClaimed, refuseExported } from './claims.ts'
 import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { formatOf } from './disk-opener.ts'
@@ -183,12 +183,14 @@ async function markDifferences({ disk }: ManagedDisk, below: readonly Layer[]): 
 export function dropSideSnapshot(context: EngineContext, managed: ManagedDisk, snapshot: string): Promise<Job> {
   return managed.control.run(async () => {
     const { record } = managed
+    const work = `deletion of snapshot ${snapshot} of disk ${record.name}`
+    refuseExported(record, pathTo(record, snapshot).slice(-1), work)
     const unnamed = sideOf(record).map((layer) =>
       layer.snapshot?.name === snapshot ? { ...layer, snapshot: undefined } : layer,
     )
     const side = prune(unnamed)
     const garbage = garbageOf(record, unnamed, side)
-    refuseRemoval(context, record, garbage, `deletion of snapshot ${snapshot} of disk ${record.name}`)
+    refuseRemoval(context, record, garbage, work)
     const next = { ...record, side }
     await context.catalog.commit([
       { put: 'disk', record: next },

@@ -22,6 +22,8 @@ export interface EngineService {
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<SnapshotInfo>
+  exportSnapshot(disk: string, snapshot: string): Promise<string>
+  unexportSnapshot(disk: string, snapshot: string): Promise<void>
   revert(disk: string, snapshot: string, keep?: string): Promise<void>
   deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>

@@ -20,13 +20,25 @@ export interface SnapshotInfo {
   readonly after?: string | undefined
   /** Whether the disk's present state follows it; a revert leaves snapshots beside. */
   readonly inChain: boolean
+  /** Where it is exported. */
+  readonly uri?: string | undefined
 }
 
 /** The snapshots of a disk: those of its chain, oldest first, then those beside it. */
-export function listSnapshots({ record }: ManagedDisk): SnapshotInfo[] {
+export function listSnapshots({ record, exports }: ManagedDisk): SnapshotInfo[] {
   const infos = (layers: readonly LayerRecord[], inChain: boolean): SnapshotInfo[] =>
     layers.flatMap(({ path: layer, snapshot }) =>
-      snapshot === undefined ? [] : [{ ...snapshot, path: layer, after: snapshotBelow(record, layer), inChain }],
+      snapshot === undefined
+        ? []
+        : [
+            {
+              ...snapshot,
+              path: layer,
+              after: snapshotBelow(record, layer),
+              inChain,
+              uri: exports.get(snapshot.name)?.uri,
+            },
+          ],
     )
   return [...infos(record.layers, true), ...infos(sideOf(record), false)]
 }

@@ -9,7 +9,7 @@ import { BlockError } from '../block/error.ts'
 import { Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
 import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord } from './catalog.ts'
-import { refuseClaimed } from './claims.ts'
+import { refuseClaimed, refuseExported } from './claims.ts'
 import { findLayer, nameBacking, todoName } from './commits.ts'
 import { refuseHeld } from './branches.ts'
 import { refuseConflict } from './conflicts.ts'
@@ -53,8 +53,10 @@ export function startStream(
     refuseHeld(record, record.layers.slice(plan.base + 1, plan.to), 'stream')
     const to = record.layers[plan.to] as LayerRecord
     // A clone leaves the layers of another disk as they are.
-    const own = record.layers.slice(plan.base + 1, plan.to).filter(({ of }) => of === undefined)
+    const leaving = record.layers.slice(plan.base + 1, plan.to)
+    const own = leaving.filter(({ of }) => of === undefined)
     refuseClaimed(context.catalog, record, [...own, to], `stream of disk ${record.name}`)
+    refuseExported(record, leaving, `stream of disk ${record.name}`)
     const row: JobRecord = {
       id: JobTable.newId('stream'),
       spec: { kind: 'stream', disk: record.name, base: record.layers[plan.base]?.path ?? null, to: to.path, speed },

@@ -4,12 +4,12 @@
 import { visitBits } from '../bitmap/visit-bits.ts'
 import { allocationDepth } from '../chain/allocation-depth.ts'
 import type { Disk } from '../chain/disk.ts'
-import type { ServeDisk } from '../engine/context.ts'
+import type { ServeDisk, ServeView, Served } from '../engine/context.ts'
 import { type Export, type MetaContext, NbdServer } from '../nbd/server.ts'
 import { formatNbdUri } from '../nbd/uri.ts'
 
 /** Serves a disk on a Unix socket, under its name and as the default export. */
-export const serveDisk: ServeDisk = async (disk, socket) => {
+export const serveDisk: ServeDisk = (disk, socket) => {
   const served: Export = {
     name: disk.name,
     device: disk,
@@ -17,15 +17,20 @@ export const serveDisk: ServeDisk = async (disk, socket) => {
       return contextsOf(disk)
     },
   }
+  return serve(served, socket)
+}
+
+/** Serves a device on a Unix socket in the same way, for reading only. */
+export const serveView: ServeView = (device, socket) => serve({ name: device.name, device, readOnly: true }, socket)
+
+async function serve(served: Export, socket: string): Promise<Served> {
+  const { name } = served
   const server = new NbdServer({
-    find: (name) => (name === disk.name || name === '' ? served : undefined),
+    find: (wanted) => (wanted === name || wanted === '' ? served : undefined),
     list: () => [served],
   })
   await server.listenUnix(socket, { mode: 0o660 })
-  return {
-    uri: formatNbdUri({ transport: 'unix', path: socket, name: disk.name }),
-    close: () => server.close(),
-  }
+  return { uri: formatNbdUri({ transport: 'unix', path: socket, name }), close: () => server.close() }
 }
 
 /** The contexts of a disk at this moment, besides base:allocation. */

@@ -14,7 +14,7 @@ import { poolLanes } from '../host/pool-lanes.ts'
 import { realHost } from '../host/real.ts'
 import { Calls } from './calls.ts'
 import { CatalogMirror } from './catalog-mirror.ts'
-import { serveDisk } from './disk-exports.ts'
+import { serveDisk, serveView } from './disk-exports.ts'
 import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
 import { RemoteParty } from './remote-party.ts'
 import { openRepositoryAt } from './repositories.ts'
@@ -52,6 +52,7 @@ const functions: ShardFunctions = {
       home,
       openCatalog: () => mirror,
       serve: serveDisk,
+      serveView,
       openRepository: openRepositoryAt,
       report: (message, details) => void control.report(message, details),
       ...(start.scratchBytes === undefined ? {} : { scratchBytes: start.scratchBytes }),
@@ -82,6 +83,8 @@ const functions: ShardFunctions = {
   },
   listSnapshots: (disk) => running().listSnapshots(disk),
   createSnapshot: (...args) => running().createSnapshot(...args),
+  exportSnapshot: (...args) => running().exportSnapshot(...args),
+  unexportSnapshot: (...args) => running().unexportSnapshot(...args),
   revert: (...args) => running().revert(...args),
   deleteSnapshot: (...args) => running().deleteSnapshot(...args),
   planCommit: (...args) => running().planCommit(...args),

@@ -17,6 +17,7 @@ import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
 import type { Home } from '../engine/home.ts'
 import type { EngineService } from '../engine/service.ts'
+import { exportName } from '../engine/snapshot-exports.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
@@ -151,6 +152,14 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.createSnapshot(disk, name))
   }
 
+  exportSnapshot(disk: string, snapshot: string): Promise<string> {
+    return this.#of(disk).then((remote) => remote.exportSnapshot(disk, snapshot))
+  }
+
+  unexportSnapshot(disk: string, snapshot: string): Promise<void> {
+    return this.#of(disk).then((remote) => remote.unexportSnapshot(disk, snapshot))
+  }
+
   revert(disk: string, snapshot: string, keep?: string): Promise<void> {
     return this.#of(disk).then((remote) => remote.revert(disk, snapshot, keep))
   }
@@ -253,9 +262,11 @@ export class Shards implements EngineService {
     await this.#seats[number]?.shard?.worker.terminate()
   }
 
-  /** Names of all disks, also of those that are not open. */
-  get diskNames(): readonly string[] {
-    return this.#catalog.list('disk').map(({ name }) => name)
+  /** Names of all NBD exports: disks, also those that are not open, and exported snapshots. */
+  get exportNames(): readonly string[] {
+    return this.#catalog
+      .list('disk')
+      .flatMap(({ name, exports = [] }) => [name, ...exports.map((snapshot) => exportName(name, snapshot))])
   }
 
   /** Threads that run. */

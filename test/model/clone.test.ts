@@ -206,3 +206,54 @@ test('a crash while a clone is made leaves all of it or nothing', async () => {
   }
   assert.ok(made > 0 && made < forks.length, `${made} of ${forks.length}`)
 })
+
+test('an exported snapshot shows what it holds over writes, reverts and restarts, and holds its layers until it is unexported', async () => {
+  const lab = await Lab.create()
+  const { s1, s2, now } = await makeOrigin(lab)
+  const { engine } = lab
+  for (const name of ['s1', 's2']) assert.equal(await engine.exportSnapshot('vm', name), `lab:vm@${name}`)
+  await lab.guest('vm').write(0, SIZE, Buffer.alloc(SIZE, 1), 0, 0)
+  await engine.revert('vm', 's1', 'full')
+  await lab.stop()
+  await lab.start()
+  for (const [name, content] of [
+    ['s1', s1],
+    ['s2', s2],
+  ] as const) {
+    const view = lab.view(`vm@${name}`)
+    assert.ok(view !== undefined)
+    assert.ok((await readWhole(view)).equals(content))
+  }
+  const again = lab.engine
+  const held = /held by the export of snapshot s1 of disk vm.*To free it: varve snapshot unexport vm s1/
+  await again.deleteSnapshot('vm', 'full', 0)
+  await refuses(() => again.deleteSnapshot('vm', 's2', 0), /held by the export of snapshot s2 of disk vm/)
+  await again.unexportSnapshot('vm', 's2')
+  assert.equal(lab.view('vm@s2'), undefined)
+  await again.deleteSnapshot('vm', 's2', 0)
+  await lab.jobsEnd()
+  for (const work of [
+    () => again.commit('vm', undefined, undefined, 0),
+    () => again.stream('vm', undefined, undefined, 0),
+    () => again.deleteSnapshot('vm', 's1', 0),
+    () => again.removeDisk('vm'),
+  ])
+    await refuses(work, held)
+  await again.unexportSnapshot('vm', 's1')
+  await again.deleteSnapshot('vm', 's1', 0)
+  await lab.jobsEnd()
+  assert.ok((await readWhole(lab.guest('vm'))).equals(s1))
+  assert.ok(!s1.equals(now))
+  const fails = (work: Promise<unknown>, kind: 'exists' | 'not-found' | 'busy', says: RegExp): Promise<void> =>
+    assert.rejects(work, (error) => isBlockError(error, kind) && says.test(error.message))
+  await fails(again.unexportSnapshot('vm', 's1'), 'not-found', /no export of a snapshot s1/)
+  await fails(again.exportSnapshot('vm', 's1'), 'not-found', /no snapshot s1/)
+  await again.createSnapshot('vm', 's3')
+  await again.exportSnapshot('vm', 's3')
+  await fails(again.exportSnapshot('vm', 's3'), 'exists', /is exported already/)
+  // A clone may go from what its snapshot's export shows only when that has ended.
+  await again.clone('vm', 's3', 'web')
+  await again.exportSnapshot('web', 's3')
+  await refuses(() => again.stream('web', undefined, undefined, 0), /held by the export of snapshot s3 of disk web/)
+  await lab.stop()
+})

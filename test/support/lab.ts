@@ -20,6 +20,7 @@ export class Lab {
   readonly catalog: MemoryCatalog
   readonly reports: string[] = []
   readonly #disks = new Map<string, Disk>()
+  readonly #views = new Map<string, BlockDevice>()
   #engine: Engine | undefined
 
   private constructor(host: SimulatedHost, catalog: MemoryCatalog) {
@@ -52,6 +53,10 @@ export class Lab {
         this.#disks.set(disk.name, disk)
         return { uri: `lab:${disk.name}`, close: async () => {} }
       },
+      serveView: async (device) => {
+        this.#views.set(device.name, device)
+        return { uri: `lab:${device.name}`, close: async () => void this.#views.delete(device.name) }
+      },
       openRepository: () => this.repository(),
       report: (message) => this.reports.push(message),
     })
@@ -71,6 +76,11 @@ export class Lab {
     const disk = this.#disks.get(name)
     if (disk === undefined) throw new Error(`no disk ${name} is served`)
     return guard(disk)
+  }
+
+  /** What is exported under that name, if anything. */
+  view(name: string): BlockDevice | undefined {
+    return this.#views.get(name)
   }
 
   disk(name: string): Disk {
