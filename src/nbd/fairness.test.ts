@@ -3,7 +3,7 @@
 // that works off a queue.
 
 import assert from 'node:assert/strict'
-import net from 'node:net'
+import type net from 'node:net'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { RawPeer } from '../../test/support/nbd.ts'

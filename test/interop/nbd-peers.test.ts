@@ -1,4 +1,5 @@
-// Other people's NBD programs against our server by every way that a client has: Unix and TCP, plain and with TLS.
+// Other people's NBD programs against our server by every way that a client has: Unix and TCP, plain, with TLS by certificates and by
+// keys.
 
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
@@ -11,9 +12,10 @@ import { Random } from '../../src/base/random.ts'
 import { MemoryDevice } from '../../src/block/memory.ts'
 import { connectNbd } from '../../src/nbd/client.ts'
 import { NbdServer } from '../../src/nbd/server.ts'
+import type { NbdUri } from '../../src/nbd/uri.ts'
 import { missing } from '../support/peer.ts'
 import { tempFolder } from '../support/temp.ts'
-import { nbdkitTo, serveBy, verifyByFio, WAYS } from './nbd-ways.ts'
+import { isSecure, nbdkitTo, placeOf, qemuImage, reachedBy, secureBy, serveBy, verifyByFio, WAYS } from './nbd-ways.ts'
 
 const MIB = 1024 * 1024
 const SIZE = 8 * MIB
@@ -42,7 +44,7 @@ async function makeDisk(): Promise<MemoryDevice> {
 }
 
 for (const way of WAYS) {
-  const needs = way.endsWith('TLS') ? ['openssl'] : []
+  const needs = isSecure(way) ? ['openssl'] : []
 
   test(`nbdinfo: map, list, what it is and what it can, by ${way}`, {
     skip: missing('nbdinfo', ...needs),
@@ -64,7 +66,7 @@ for (const way of WAYS) {
       assert.ok(await says('nbdinfo', '--can', ability, uri), ability)
     assert.equal(await says('nbdinfo', '--is', 'read-only', uri), false)
     assert.equal(await says('nbdinfo', '--is', 'rotational', uri), false)
-    assert.equal(await says('nbdinfo', '--is', 'tls', uri), way.endsWith('TLS'))
+    assert.equal(await says('nbdinfo', '--is', 'tls', uri), isSecure(way))
     assert.equal(await says('nbdinfo', '--can', 'structured-reply', uri), true)
   })
 
@@ -96,7 +98,7 @@ for (const way of WAYS) {
     fs.writeFileSync(`${file}.in`, noise)
     const script = `nbdcopy "$uri" ${file} && nbdcopy --flush ${file}.in "$uri"`
     const before = Buffer.from(memory.bytes)
-    await output('nbdkit', ...nbdkitTo(reached), '--run', script)
+    await output('nbdkit', '-U', '-', ...nbdkitTo(reached), '--run', script)
     assert.ok(fs.readFileSync(file).equals(before))
     assert.ok(Buffer.from(memory.bytes).equals(noise))
   })
@@ -107,7 +109,8 @@ for (const way of WAYS) {
     const options = { name: 'vm1', description: 'a test disk' }
     const { target, tlsObject } = await serveBy(t, way, await makeDisk(), options)
     const where = target.transport === 'unix' ? ['-k', target.path] : ['-b', target.host, '-p', String(target.port)]
-    const tls = tlsObject === undefined ? [] : ['--object', tlsObject, '--tls-creds', 'tls']
+    const hostname = target.tls?.hostname === undefined ? [] : ['--tls-hostname', target.tls.hostname]
+    const tls = tlsObject === undefined ? [] : ['--object', tlsObject, '--tls-creds', 'tls', ...hostname]
     const list = await output('qemu-nbd', '--list', ...where, ...tls)
     for (const word of ["'vm1'", 'a test disk', String(SIZE), 'base:allocation', 'fast-zero', 'multi', 'df'])
       assert.ok(list.includes(word), `${word} in ${list}`)
@@ -117,12 +120,9 @@ for (const way of WAYS) {
     skip: missing('qemu-img', 'qemu-io', ...needs),
   }, async (t) => {
     const memory = await makeDisk()
-    const { target, tlsObject } = await serveBy(t, way, memory)
-    const where =
-      target.transport === 'unix'
-        ? `driver=nbd,server.type=unix,server.path=${target.path}`
-        : `driver=nbd,server.type=inet,server.host=${target.host},server.port=${target.port}`
-    const image = tlsObject === undefined ? where : `${where},tls-creds=tls`
+    const reached = await serveBy(t, way, memory)
+    const { tlsObject } = reached
+    const image = qemuImage(reached)
     const objects = tlsObject === undefined ? [] : ['--object', tlsObject]
     const file = path.join(tempFolder(t), 'copy.raw')
     await output('qemu-img', 'convert', ...objects, '--image-opts', image, '-O', 'raw', file)
@@ -150,41 +150,45 @@ for (const way of WAYS) {
       assert.ok(writes > 50, `${writes} writes`)
     })
   }
-}
 
-test("nbdkit's retry filter: a server that went away and came back is found again", {
-  skip: missing('nbdkit'),
-}, async (t) => {
-  const folder = tempFolder(t)
-  const [ours, theirs] = [path.join(folder, 'ours.sock'), path.join(folder, 'theirs.sock')]
-  const served = { name: '', device: await makeDisk() }
-  const listen = async (): Promise<NbdServer> => {
-    const server = new NbdServer({ find: () => served, list: () => [served] })
-    await server.listenUnix(ours)
-    return server
-  }
-  const first = await listen()
-  const filter = ['--filter=retry', 'nbd', `socket=${ours}`, 'retries=20', 'retry-delay=1', 'retry-exponential=no']
-  const nbdkit = spawn('nbdkit', ['-f', '-U', theirs, ...filter])
-  t.after(() => nbdkit.kill())
-  while (!(await answers(theirs))) await new Promise((resolve) => setTimeout(resolve, 20))
-  const client = await connectNbd({ transport: 'unix', path: theirs, name: '' })
-  const noise = new Random(3).fill(Buffer.alloc(65_536))
-  await client.write(0, noise.length, noise, 0, 0)
-  await first.close()
-  const second = await listen()
-  t.after(() => second.close())
-  const back = Buffer.alloc(noise.length)
-  await client.read(0, back.length, back, 0)
-  assert.ok(back.equals(noise))
-  await client.write(MIB, noise.length, noise, 0, 0)
-  await client.close()
-  assert.ok(
-    Buffer.from(served.device.bytes)
-      .subarray(MIB, MIB + noise.length)
-      .equals(noise),
-  )
-})
+  test(`nbdkit's retry filter: a server that went away and came back is found again, by ${way}`, {
+    skip: missing('nbdkit', ...needs),
+  }, async (t) => {
+    const folder = tempFolder(t)
+    const [ours, theirs] = [path.join(folder, 'ours.sock'), path.join(folder, 'theirs.sock')]
+    const served = { name: '', device: await makeDisk() }
+    const security = await secureBy(t, way)
+    const secured = security === undefined ? {} : { tls: security.server }
+    let port = 0
+    const listen = async (): Promise<NbdServer> => {
+      const server = new NbdServer({ find: () => served, list: () => [served] })
+      if (placeOf(way) === 'unix') await server.listenUnix(ours, secured)
+      else port = await server.listenTcp('127.0.0.1', port, secured)
+      return server
+    }
+    const first = await listen()
+    const target: NbdUri =
+      placeOf(way) === 'unix'
+        ? { transport: 'unix', path: ours, name: '' }
+        : { transport: 'tcp', host: '127.0.0.1', port, name: '' }
+    const retries = ['retries=20', 'retry-delay=1', 'retry-exponential=no']
+    const nbdkit = spawn('nbdkit', ['-f', '-U', theirs, ...nbdkitTo(reachedBy(target, security), 'retry'), ...retries])
+    t.after(() => nbdkit.kill())
+    while (!(await answers(theirs))) await new Promise((resolve) => setTimeout(resolve, 20))
+    const client = await connectNbd({ transport: 'unix', path: theirs, name: '' })
+    const noise = Buffer.from(new Random(3).fill(Buffer.alloc(65_536)))
+    await client.write(0, noise.length, noise, 0, 0)
+    await first.close()
+    const second = await listen()
+    t.after(() => second.close())
+    const back = Buffer.alloc(noise.length)
+    await client.read(0, back.length, back, 0)
+    assert.ok(back.equals(noise))
+    await client.write(MIB, noise.length, noise, 0, 0)
+    await client.close()
+    assert.ok(noise.equals(served.device.bytes.subarray(MIB, MIB + noise.length)))
+  })
+}
 
 async function answers(socket: string): Promise<boolean> {
   const probe = net.connect(socket)
