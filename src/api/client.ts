@@ -33,8 +33,12 @@ export class ApiClient {
     throw errorFrom(answer, status)
   }
 
-  /** Follows a job to its end, telling `progress` of each change; returns its last status. */
-  async follow(id: string, progress: (status: JobReply) => void): Promise<JobReply> {
+  /** Follows a job to its end, or until it `isOver`, telling `progress` of each change; returns its last status. */
+  async follow(
+    id: string,
+    progress: (status: JobReply) => void,
+    isOver: (status: JobReply) => boolean = () => false,
+  ): Promise<JobReply> {
     const leftBehind = (cause?: unknown): BlockError => {
       const message = `the daemon went away while job ${id} was running; the job goes on when it starts again`
       return new BlockError('io', message, {}, cause)
@@ -54,6 +58,7 @@ export class ApiClient {
         for (const event of events) {
           last = routes.showJob.response.parse(JSON.parse(event.slice('data: '.length)))
           progress(last)
+          if (isOver(last)) return last
         }
       }
     } catch {

@@ -66,6 +66,9 @@ const job = z.object({
   details: z.record(z.string(), z.unknown()),
 })
 
+const mirrorMode = z.enum(['auto', 'background', 'write-blocking'])
+const finish = z.enum(['copy', 'pivot'])
+
 const onDisk = z.object({ disk: name })
 const onSnapshot = z.object({ disk: name, snapshot: name })
 const onJob = z.object({ job: name })
@@ -217,6 +220,39 @@ export const routes = {
     summary: 'Pulls layers up into the active one, or another, while the guest writes, as a job',
     params: onDisk,
     body: z.object({ base: name.optional(), to: name.optional(), speed }),
+    response: job,
+  },
+  mirror: {
+    method: 'POST',
+    path: '/v1/disks/:disk/mirror',
+    summary: 'Copies a disk to a target and keeps it equal while the guest writes, as a job, until that is completed',
+    params: onDisk,
+    body: z.object({
+      target: z.string().min(1).describe('An absolute path, or an NBD URI'),
+      format: z.enum(['raw', 'qcow2']).optional().describe('Of a target that is an image'),
+      sync: z.enum(['full', 'top', 'none', 'bitmap']).default('full').describe('What is copied at first'),
+      bitmap: name.optional(),
+      mode: mirrorMode.default('auto'),
+      existing: z.boolean().default(false).describe('Writes into what is there'),
+      finish: finish.optional().describe('Completes by itself, like that, when it can'),
+      speed,
+    }),
+    response: job,
+  },
+  completeJob: {
+    method: 'POST',
+    path: '/v1/jobs/:job/complete',
+    summary: 'Ends a mirror that is ready: the target stays a copy of that moment, or the disk goes on there',
+    params: onJob,
+    body: z.object({ finish: finish.default('copy') }),
+    response: job,
+  },
+  setMirrorMode: {
+    method: 'POST',
+    path: '/v1/jobs/:job/mode',
+    summary: 'Changes how a running mirror keeps up with the guest',
+    params: onJob,
+    body: z.object({ mode: mirrorMode }),
     response: job,
   },
   backup: {

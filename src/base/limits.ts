@@ -74,6 +74,21 @@ export const COPY_PIECE = MIB
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
 
+/** Pieces that a mirror copies at once. */
+export const MIRROR_LANES = 4
+/** A mirror in the background is ready when the target is at most so many bytes behind. */
+export const MIRROR_BEHIND_BYTES = 16 * MIB
+/** How long a mirror's gain on the guest is measured, in milliseconds, and after how many windows in a row without one it does not converge. */
+export const MIRROR_WINDOW_MS = 1000
+export const MIRROR_LOST_WINDOWS = 3
+/** How often a mirror that is ready looks for what to copy, and makes what it copied durable, in milliseconds. */
+export const MIRROR_LOOK_MS = 100
+export const MIRROR_SETTLE_MS = 5000
+/** How long a target over the network may leave all its requests unanswered before it is given up, in milliseconds: what a guest waits at most. */
+export const MIRROR_STALL_MS = 10_000
+/** Connections to a target over the network. */
+export const MIRROR_CONNECTIONS = 2
+
 /** A copy makes its progress durable after so many bytes or milliseconds: what a crash has it copy again at most. */
 export const CHECKPOINT_BYTES = 64 * MIB
 export const CHECKPOINT_MS = 500

@@ -30,9 +30,13 @@ export function given<T extends Record<string, string | undefined>>(options: T):
 /**
  * Follows the job that was asked for to its end with a bar, and says why it waits where it does; with `wait` false it is
  * only begun. Throws what the job failed with. A Ctrl-C leaves the job running and says so, also when it comes between the
- * request and the daemon's answer; a second one ends the command at once.
+ * request and the daemon's answer; a second one ends the command at once. With `isOver`, a job that is so far is left there.
  */
-export async function followJob(cli: Cli, asked: Promise<JobReply>, { wait }: { wait: boolean }): Promise<JobReply> {
+export async function followJob(
+  cli: Cli,
+  asked: Promise<JobReply>,
+  { wait, isOver }: { readonly wait: boolean; readonly isOver?: (status: JobReply) => boolean },
+): Promise<JobReply> {
   if (!wait) return await asked
   const left = Promise.withResolvers<void>()
   process.once('SIGINT', left.resolve)
@@ -46,7 +50,7 @@ export async function followJob(cli: Cli, asked: Promise<JobReply>, { wait }: { 
       process.kill(process.pid, 'SIGINT')
     })
     try {
-      return await toTheEnd(cli, id, progress, say)
+      return await toTheEnd(cli, id, { progress, say, isOver })
     } finally {
       progress.end()
     }
@@ -55,14 +59,21 @@ export async function followJob(cli: Cli, asked: Promise<JobReply>, { wait }: { 
   }
 }
 
-async function toTheEnd(cli: Cli, id: string, progress: Progress, say: (message: string) => void): Promise<JobReply> {
+interface Following {
+  readonly progress: Progress
+  readonly say: (message: string) => void
+  readonly isOver: ((status: JobReply) => boolean) | undefined
+}
+
+async function toTheEnd(cli: Cli, id: string, { progress, say, isOver }: Following): Promise<JobReply> {
   let told: string | undefined
-  const ended = await cli.api.follow(id, ({ done, total, state, error }) => {
+  const show = ({ done, total, state, error }: JobReply): void => {
     progress.update(done, total)
-    const reason = state === 'paused' ? error?.message : undefined
+    const reason = state === 'paused' || state === 'standby' ? error?.message : undefined
     if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
     told = reason
-  })
+  }
+  const ended = await cli.api.follow(id, show, isOver)
   if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)
   return ended
 }

@@ -1,15 +1,19 @@
-// varve job: list, show, pause, resume, cancel, set-speed.
+// varve job: list, show, pause, resume, cancel, complete, set-mode, set-speed.
 
 import type { Command } from 'commander'
 import type { JobReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
+import { BlockError } from '../block/error.ts'
+import { MIRROR_MODES } from '../job/mirror.ts'
+import { confirm } from './confirm.ts'
 import { print, sizeArgument, table } from './context.ts'
-import { cliOf } from './daemon-context.ts'
+import { cliOf, followJob } from './daemon-context.ts'
+import { describeMirror } from './mirror.ts'
 
 const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'RESUMED AT', 'ERROR']
 
 export function addJobCommands(program: Command): void {
-  const job = program.command('job').description('long work: merges and backups')
+  const job = program.command('job').description('long work: merges, mirrors and backups')
   job
     .command('list')
     .description('running jobs, then ended ones, newest first')
@@ -23,7 +27,11 @@ export function addJobCommands(program: Command): void {
     .description('one job')
     .action(async (id: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
-      print(cli, await cli.api.call('showJob', { job: id }, {}), (status) => table(HEADS, [row(status)]))
+      print(cli, await cli.api.call('showJob', { job: id }, {}), (status) =>
+        status.kind === 'mirror'
+          ? `${table(HEADS, [row(status)])}\n${describeMirror(status)}`
+          : table(HEADS, [row(status)]),
+      )
     })
   for (const verb of ['pause', 'resume', 'cancel'] as const) {
     job
@@ -35,6 +43,23 @@ export function addJobCommands(program: Command): void {
       })
   }
   job
+    .command('complete <job>')
+    .description('end a mirror that is ready: its target stays a copy of that moment, unless the disk goes on there')
+    .option('--pivot', 'the disk goes on at the target')
+    .option('-y, --yes', 'end the snapshots that a pivot leaves behind without asking')
+    .option('--no-wait', 'return at once')
+    .action(complete)
+  job
+    .command('set-mode <job> <mode>')
+    .description('how a mirror keeps up with the guest: auto, background or write-blocking')
+    .action(async (id: string, word: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      const mode = MIRROR_MODES.find((known) => known === word)
+      if (mode === undefined) throw new BlockError('invalid-argument', `${word} is no mode: ${MIRROR_MODES.join(', ')}`)
+      const status = await cli.api.call('setMirrorMode', { job: id }, { mode })
+      print(cli, status, () => `${status.id}: ${mode}`)
+    })
+  job
     .command('set-speed <job> <rate>')
     .description('change the speed limit, in bytes per second; 0 is no limit')
     .action(async (id: string, rate: string, _options: unknown, command: Command) => {
@@ -42,6 +67,23 @@ export function addJobCommands(program: Command): void {
       const status = await cli.api.call('setJobSpeed', { job: id }, { speed: sizeArgument(rate) })
       print(cli, status, () => `${status.id}: ${formatSize(status.speed)}/s`)
     })
+}
+
+interface CompleteOptions {
+  readonly pivot?: boolean
+  readonly yes?: boolean
+  readonly wait: boolean
+}
+
+async function complete(id: string, options: CompleteOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const isPivot = options.pivot === true
+  const { details } = await cli.api.call('showJob', { job: id }, {})
+  const ends = (details['pivotEnds'] ?? []) as readonly string[]
+  if (isPivot && ends.length > 0 && options.yes !== true)
+    await confirm(cli, `The pivot ends the snapshots ${ends.join(', ')}`)
+  const asked = cli.api.call('completeJob', { job: id }, { finish: isPivot ? 'pivot' : 'copy' })
+  print(cli, await followJob(cli, asked, options), describeMirror)
 }
 
 function row(job: JobReply): string[] {

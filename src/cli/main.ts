@@ -21,6 +21,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   clone: loadSnapshot,
   commit: loadMerge,
   stream: loadMerge,
+  mirror: async () => (await import('./mirror.ts')).addMirrorCommand,
   repo: loadBackup,
   backup: loadBackup,
   backups: loadBackup,

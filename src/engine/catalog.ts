@@ -2,7 +2,9 @@
 // durably, or none. The catalog's record of a chain is the one truth about which layer is active. What is too large or
 // too hot for it (bitmaps, a job's progress) is in the disk's dirty log.
 
+import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
+import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 
 /** One layer of a chain. */
 export interface LayerRecord {
@@ -57,6 +59,29 @@ export interface StreamSpec {
   readonly speed: number
 }
 
+export interface MirrorSpec {
+  readonly kind: 'mirror'
+  readonly disk: string
+  /** An image's path with its format, or an NBD URI. */
+  readonly target: string
+  readonly format?: Format
+  readonly sync: MirrorSync
+  /** Of the disk's, for sync 'bitmap'. */
+  readonly bitmap?: string
+  readonly mode: MirrorMode
+  /** How it is to end, once that was asked for. */
+  readonly finish?: MirrorFinish
+  /** The target was made for it, and read as zeros at first. */
+  readonly made: boolean
+  /** The to-do set was once whole: the target may hold anything since. */
+  readonly begun: boolean
+  readonly speed: number
+}
+
+/** What a mirror copies at first: all that is allocated, what the active layer owns, nothing, or what a bitmap says. */
+export const MIRROR_SYNCS = ['full', 'top', 'none', 'bitmap'] as const
+export type MirrorSync = (typeof MIRROR_SYNCS)[number]
+
 export interface BackupSpec {
   readonly kind: 'backup'
   readonly disks: readonly string[]
@@ -65,7 +90,7 @@ export interface BackupSpec {
   readonly speed: number
 }
 
-export type JobSpec = CommitSpec | StreamSpec | BackupSpec
+export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | BackupSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {

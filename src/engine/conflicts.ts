@@ -7,12 +7,13 @@ import type { EngineContext } from './context.ts'
 
 /** Each work on a chain, and the jobs that it has to wait for: those that change the chain too, or what a revert would change. */
 const WAITS_FOR = {
-  'snapshot create': ['commit', 'stream'],
-  'snapshot export': ['commit', 'stream'],
-  clone: ['commit', 'stream'],
-  commit: ['commit', 'stream'],
-  stream: ['commit', 'stream'],
-  revert: ['commit', 'stream', 'backup'],
+  'snapshot create': ['commit', 'stream', 'mirror'],
+  'snapshot export': ['commit', 'stream', 'mirror'],
+  clone: ['commit', 'stream', 'mirror'],
+  commit: ['commit', 'stream', 'mirror'],
+  stream: ['commit', 'stream', 'mirror'],
+  mirror: ['commit', 'stream', 'mirror'],
+  revert: ['commit', 'stream', 'mirror', 'backup'],
 } as const satisfies Record<string, readonly JobSpec['kind'][]>
 
 export type ChainWork = keyof typeof WAITS_FOR

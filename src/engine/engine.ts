@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims,
-// reverts, branches, commits, streams, deletion, conflicts, backups, backup-party, job-table.
+// reverts, branches, commits, streams, mirrors, deletion, conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
@@ -15,6 +15,7 @@ import { createRaw } from '../format/raw/raw.ts'
 import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
+import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
@@ -46,6 +47,7 @@ import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
+import { completeMirror, launchMirror, type MirrorRequest, startMirror } from './mirrors.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { createSnapshot, listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
@@ -309,6 +311,18 @@ export class Engine {
     return (await startStream(this.#context, managed, () => planStream(managed, base, to), speed)).status
   }
 
+  async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {
+    return (await startMirror(this.#context, findDisk(this.#context, disk), request)).status
+  }
+
+  completeJob(id: string, finish: MirrorFinish): Promise<JobStatus> {
+    return completeMirror(this.#context, id, finish)
+  }
+
+  setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus> {
+    return this.#context.jobs.setMode(id, mode)
+  }
+
   /** Resolves when the backup's moment is taken; the copying goes on as a job. */
   async backup(request: BackupRequest): Promise<JobStatus> {
     return (await startBackup(this.#context, request)).status
@@ -448,8 +462,7 @@ export class Engine {
       const { spec } = row
       if (spec.kind === 'backup') continue
       try {
-        const launch = spec.kind === 'commit' ? launchCommit : launchStream
-        launch(context, findDisk(context, spec.disk), row)
+        LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)
       } catch (error) {
         // A disk that is missing today may be back tomorrow: the row stays.
         context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)
@@ -483,6 +496,9 @@ export class Engine {
     throw new BlockError('exists', message, { path: image })
   }
 }
+
+/** How a job of one disk goes on. */
+const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
 
 /** Takes the home for this process. Kind 'busy' when another daemon has it. */
 export function lockHome(host: Host, home: Home): Promise<HostFile> {

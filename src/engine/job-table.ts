@@ -5,7 +5,8 @@ import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job, JobStatus } from '../job/job.ts'
-import type { Catalog, JobRecord } from './catalog.ts'
+import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import type { Catalog, JobRecord, MirrorSpec } from './catalog.ts'
 import type { Turn } from './context.ts'
 
 export class JobTable {
@@ -78,6 +79,31 @@ export class JobTable {
     if (record !== undefined && verb !== 'cancel') {
       await this.#catalog.commit([{ put: 'job', record: { ...record, paused: verb === 'pause' } }])
     }
+    return job.status
+  }
+
+  /** Has a job that is ready end, like that, also after a restart. Kind 'busy' unless it is ready. */
+  async complete(id: string, finish: MirrorFinish): Promise<JobStatus> {
+    this.running(id).complete()
+    return this.#changeMirror(id, { finish })
+  }
+
+  /** Changes how a mirror copies, also for its runs after a restart. Kind 'unsupported' for other jobs. */
+  async setMode(id: string, mode: MirrorMode): Promise<JobStatus> {
+    const job = this.running(id)
+    if (job.kind !== 'mirror')
+      throw new BlockError('unsupported', `job ${id} is a ${job.kind}: only a mirror has a mode`)
+    job.describe({ wanted: mode })
+    return this.#changeMirror(id, { mode })
+  }
+
+  async #changeMirror(id: string, change: Partial<Pick<MirrorSpec, 'mode' | 'finish'>>): Promise<JobStatus> {
+    const job = this.running(id)
+    const record = this.#catalog.get('job', id)
+    if (record?.spec.kind === 'mirror') {
+      await this.#catalog.commit([{ put: 'job', record: { ...record, spec: { ...record.spec, ...change } } }])
+    }
+    job.nudge()
     return job.status
   }
 

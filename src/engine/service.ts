@@ -4,9 +4,11 @@
 import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { JobStatus } from '../job/job.ts'
+import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { BackupRequest } from './backups.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
+import type { MirrorRequest } from './mirrors.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 
 type Soon<T> = T | Promise<T>
@@ -30,6 +32,9 @@ export interface EngineService {
   commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
   stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
+  mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
+  completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
+  setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>

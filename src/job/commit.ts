@@ -8,7 +8,6 @@
 // What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
 
 import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
-import { Bitmap } from '../bitmap/bitmap.ts'
 import type { Layer } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
@@ -16,6 +15,7 @@ import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 import { addHidden, addOwned, whileFull } from './merge.ts'
+import { savedTodo, scanTodo } from './scanned-todo.ts'
 
 export interface CommitOptions {
   readonly job: Job
@@ -67,43 +67,24 @@ function saveProgress(disk: Disk, todo: LoggedBitmap, copier: Copier, target: La
 
 /** The to-do set in the log: that of an earlier run, or a new one with all that the upper layers own. */
 async function findTodo(options: CommitOptions, isActive: boolean): Promise<LoggedBitmap> {
-  const { log } = options.disk
-  const { bitmap } = options
-  const saved = log.bitmaps.get(bitmap)
-  if (saved !== undefined && saved.state === 'valid' && saved.meta === COMPLETE) {
+  const { disk, bitmap, job, from, to } = options
+  const saved = savedTodo(disk, bitmap)
+  if (saved !== undefined) {
     const total = Math.max(options.total, saved.bits.bytes)
-    options.job.resumeFrom(total - saved.bits.bytes, total)
+    job.resumeFrom(total - saved.bits.bytes, total)
     return saved
   }
-  if (saved !== undefined) await log.edit([{ kind: 'remove', name: bitmap }])
-  // Recording begins before the layers are asked what they own, and under a drain: a write in flight, marked before and
-  // mapped after, would be in neither answer. A crash before the scan is in leaves a set that is not marked complete,
-  // and the next run scans again.
-  await options.disk.drain()
-  const begun = log.edit([{ kind: 'add', name: bitmap, recording: isActive, fill: 'none', meta: SCANNING }])
-  options.disk.undrain()
-  await begun
-  const owned = new Bitmap(options.disk.size)
-  const { layers } = options.disk.chain
-  for (let index = options.to + 1; index <= options.from; index++) {
-    await addOwned(layers[index] as Layer, owned)
-    await addHidden(layers[index] as Layer, layers[index - 1] as Layer, owned)
-  }
-  const scan = `${bitmap}:scan`
-  await log.edit([
-    { kind: 'add', name: scan, recording: false, fill: owned, meta: SCANNING },
-    { kind: 'merge', from: scan, into: bitmap },
-    { kind: 'remove', name: scan },
-    { kind: 'meta', name: bitmap, meta: COMPLETE },
-  ])
-  const todo = log.bitmaps.get(bitmap) as LoggedBitmap
+  const { layers } = disk.chain
+  const todo = await scanTodo(disk, bitmap, isActive, async (owned) => {
+    for (let index = to + 1; index <= from; index++) {
+      await addOwned(layers[index] as Layer, owned)
+      await addHidden(layers[index] as Layer, layers[index - 1] as Layer, owned)
+    }
+  })
   await options.began(todo.bits.bytes)
-  options.job.resumeFrom(0, todo.bits.bytes)
+  job.resumeFrom(0, todo.bits.bytes)
   return todo
 }
-
-const SCANNING = '{"scan":"running"}'
-const COMPLETE = '{"scan":"complete"}'
 
 async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer, isActive: boolean): Promise<Copier> {
   const { job, disk } = options

@@ -46,6 +46,8 @@ export interface CopierOptions {
   readonly piece?: number
   /** Pieces that are copied at once; 1 unless told. More of them share what a target waits for. */
   readonly lanes?: number
+  /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
+  readonly unit?: number
   /** What guest writes mean at first; 'background' unless told. */
   readonly mode?: CopyMode
   /** Marks a range in the durable log; needed where the copier is attached to a disk, unless it yields. */
@@ -65,6 +67,9 @@ export class Copier implements Interceptor {
   /** Bytes moved by this copier: read from the source, and written to the target as data. */
   readBytes = 0
   writtenBytes = 0
+  /** Bytes that pieces have brought to the target, and that guest writes have made to do again. */
+  copiedBytes = 0
+  dirtiedBytes = 0
 
   constructor(options: CopierOptions) {
     this.#options = options
@@ -82,6 +87,16 @@ export class Copier implements Interceptor {
   /** From now on writes to granules already copied go to the target too. The disk must be drained. */
   writeBoth(): void {
     this.#mode = 'write-both'
+  }
+
+  /** From now on writes mark what is to do again. The disk must be drained. */
+  background(): void {
+    this.#mode = 'background'
+  }
+
+  /** Something was copied since the last checkpoint. */
+  get hasUnsettled(): boolean {
+    return this.#copied.count > 0
   }
 
   get mode(): CopyMode {
@@ -136,6 +151,7 @@ export class Copier implements Interceptor {
       this.#locks.release(token)
     }
     this.#copied.set(offset, length)
+    this.copiedBytes += length
     const noted = this.#options.copied?.(offset, length)
     if (noted !== undefined) await noted
   }
@@ -173,7 +189,7 @@ export class Copier implements Interceptor {
 
   before(change: Change): Pending {
     if (this.#mode === 'background') {
-      this.#todo.set(change.offset, change.length)
+      this.#dirty(change)
       return undefined
     }
     const { granule } = this.#todo
@@ -197,10 +213,14 @@ export class Copier implements Interceptor {
     }
     if (this.#mode === 'background' || !this.#held.has(change)) {
       // A copy may have claimed and read these granules between the first mark and the write itself.
-      this.#todo.set(change.offset, change.length)
+      this.#dirty(change)
       return this.#options.mark?.(change.offset, change.length)
     }
     return this.#mirror(change, succeeded)
+  }
+
+  #dirty({ offset, length }: Change): void {
+    this.dirtiedBytes += this.#todo.set(offset, length) * this.#todo.granule
   }
 
   /** Brings the target along with a write that the disk has done, then lets the range go. */
@@ -238,6 +258,11 @@ export class Copier implements Interceptor {
 
   #apply(change: Change): Pending {
     const { offset, length } = change
+    const { unit = 1 } = this.#options
+    const start = roundDown(offset, unit)
+    const end = Math.min(roundUp(offset + length, unit), this.#todo.size)
+    // The claim of the change covers whole granules, so what is around it stands still.
+    if (end - start > length) return this.#copyExtents(start, end - start)
     if (change.kind === 'write') return this.#options.target.write(offset, length, change.from, change.at, 0)
     // A trimmed block may read as before or as zeros, and both sides must agree: what the disk shows now decides.
     return change.kind === 'zero'

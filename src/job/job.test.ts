@@ -68,7 +68,7 @@ function jobIn(state: JobState, speed = 0, clock: Clock = new ManualClock()): Jo
   return job
 }
 
-function say(job: Job, verb: Exclude<JobVerb, 'complete'>): void {
+function say(job: Job, verb: JobVerb): void {
   if (verb === 'set-speed') job.setSpeed(5)
   else job[verb]()
 }
@@ -103,8 +103,6 @@ for (const state of STATES) {
   })
 
   for (const verb of ALL_VERBS) {
-    // A mirror will have it; no work of today is ever ready.
-    if (verb === 'complete') continue
     const after = AFTER[verb][state]
     const outcome = after === undefined ? 'is refused with what can be said' : `makes it ${after}`
     test(`${verb} of a job that is ${state} ${outcome}`, () => {
@@ -297,4 +295,34 @@ test('watchers hear of every change until they stop, and the end has a time', as
       endedMs: 1_000_500,
     },
   )
+})
+
+test('a job that is idle goes on when it is nudged, cancelled or suspended, or when its time is over', async () => {
+  const clock = new ManualClock()
+  const wakers: Record<string, (job: Job) => unknown> = {
+    nudge: (job) => job.nudge(),
+    complete: (job) => job.complete(),
+    cancel: (job) => job.cancel(),
+    suspend: (job) => job.suspend(),
+    time: () => clock.advance(100),
+  }
+  for (const [name, wake] of Object.entries(wakers)) {
+    const job = jobIn('ready', 0, clock)
+    const idle = job.idle(100)
+    assert.equal(await isWaiting(idle), true, name)
+    await wake(job)
+    assert.equal(await isWaiting(idle), false, name)
+  }
+})
+
+test('an error that can be mended puts a job that is ready on standby, and a resume has it ready again', async () => {
+  const job = jobIn('ready')
+  job.pauseOnError(new BlockError('timeout', 'the target is away'))
+  assert.equal(job.state, 'standby')
+  const waiting = job.pausePoint(0)
+  assert.equal(await isWaiting(waiting), true)
+  job.resume()
+  await waiting
+  assert.equal(job.state, 'ready')
+  assert.equal(job.error, undefined)
 })

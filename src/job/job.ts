@@ -36,7 +36,7 @@ export const VERBS = {
 
 export type JobVerb = keyof typeof VERBS
 
-export const JOB_KINDS = ['commit', 'stream', 'backup', 'restore'] as const
+export const JOB_KINDS = ['commit', 'stream', 'mirror', 'backup', 'restore'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 
 export function mayMove(from: JobState, to: JobState): boolean {
@@ -95,6 +95,7 @@ export class Job {
   #endedMs: number | undefined
   #suspended = false
   #wake: (() => void) | undefined
+  #rouse: (() => void) | undefined
   #resumed: { readonly promise: Promise<void>; readonly resolve: () => void } | undefined
   /** When the bytes passed so far will be within the speed, on the clock. */
   #paidUntil = 0
@@ -167,6 +168,17 @@ export class Job {
     this.#tell()
   }
 
+  /** Says that a job that is ready may end. How it is to end is the engine's; the work looks when it is woken. */
+  complete(): void {
+    this.#check('complete')
+    this.nudge()
+  }
+
+  /** Wakes the work from `idle`: something that it looks at has changed. */
+  nudge(): void {
+    this.#rouse?.()
+  }
+
   pause(): void {
     this.#check('pause')
     this.#hold(this.#state === 'ready' ? 'standby' : 'paused')
@@ -178,6 +190,7 @@ export class Job {
     if (this.#state === 'aborting') return
     this.#error = error
     if (this.#state === 'running') this.#hold('paused')
+    else if (this.#state === 'ready') this.#hold('standby')
     else this.#tell()
   }
 
@@ -197,6 +210,7 @@ export class Job {
     this.#resumed?.resolve()
     this.#resumed = undefined
     this.#wake?.()
+    this.#rouse?.()
   }
 
   setSpeed(bytesPerSecond: number): void {
@@ -212,6 +226,7 @@ export class Job {
     this.#suspended = true
     this.#resumed?.resolve()
     this.#wake?.()
+    this.#rouse?.()
   }
 
   get suspended(): boolean {
@@ -233,6 +248,13 @@ export class Job {
     while (this.#resumed !== undefined && !this.#suspended) await this.#resumed.promise
     if (this.#suspended) throw new BlockError('closed', `job ${this.id} is suspended: the daemon stops`)
     if (this.#state === 'aborting') throw this.#error ?? new BlockError('cancelled', `job ${this.id} was cancelled`)
+  }
+
+  /** Nothing is to do now: waits so many milliseconds, or until it is nudged, suspended, or a verb is said. */
+  async idle(forMs: number): Promise<void> {
+    const roused = new Promise<void>((resolve) => (this.#rouse = resolve))
+    await Promise.race([this.#clock.sleep(forMs), roused])
+    this.#rouse = undefined
   }
 
   #hold(state: 'paused' | 'standby'): void {

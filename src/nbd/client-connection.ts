@@ -157,6 +157,11 @@ export class ClientConnection {
     await this.closed
   }
 
+  /** Closes without a goodbye. */
+  drop(error: BlockError): void {
+    this.#destroy(error)
+  }
+
   /** The server shuts down: says goodbye, as the text demands, takes the replies that still come, and is lost then. */
   readonly #leave = (): void => {
     if (this.#leaving !== undefined) return

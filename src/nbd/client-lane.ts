@@ -88,6 +88,13 @@ export class ClientLane {
     if (state.kind === 'connected') await state.connection.disconnect()
   }
 
+  /** Ends the connection without a word, whatever is in flight; `abandon` says what was. */
+  drop(error: BlockError): void {
+    const state = this.#state
+    this.#state = { kind: 'closed' }
+    if (state.kind === 'connected') state.connection.drop(error)
+  }
+
   readonly #connectionOwner: ConnectionOwner = {
     find: (slot) => this.#slots[slot],
     finished: (slot, error) => {

@@ -200,6 +200,12 @@ export class NbdClient implements BlockDevice {
     await Promise.all(this.#lanes.map((lane) => lane.close()))
   }
 
+  /** Gives a server up that does not answer: fails every request, now and later, and drops the connections. */
+  abandon(error: BlockError): void {
+    for (const lane of this.#lanes) lane.drop(error)
+    this.#giveUp(error)
+  }
+
   get #isIdle(): boolean {
     return this.#waitingFrom === this.#waiting.length && this.#lanes.every((lane) => lane.inFlight === 0)
   }

@@ -184,6 +184,18 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.stream(disk, base, to, speed))
   }
 
+  mirror(...args: Parameters<EngineService['mirror']>): Promise<JobStatus> {
+    return this.#of(args[0]).then((remote) => remote.mirror(...args))
+  }
+
+  async completeJob(...args: Parameters<EngineService['completeJob']>): Promise<JobStatus> {
+    return (await this.#ofJob(args[0])).remote.completeJob(...args)
+  }
+
+  async setMirrorMode(...args: Parameters<EngineService['setMirrorMode']>): Promise<JobStatus> {
+    return (await this.#ofJob(args[0])).remote.setMirrorMode(...args)
+  }
+
   /** A backup is made in the shard of its first disk. */
   async backup(request: BackupRequest): Promise<JobStatus> {
     const [first] = request.disks

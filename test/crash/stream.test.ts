@@ -5,15 +5,13 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
-import type { BlockDevice } from '../../src/block/device.ts'
 import { createQcow2 } from '../../src/format/qcow2/create.ts'
 import { openQcow2 } from '../../src/format/qcow2/image.ts'
 import { Lab, readWhole } from '../support/lab.ts'
+import { checkStamps, StampingGuest, STAMPED_PIECE } from '../support/stamping-guest.ts'
 
 const CLUSTER = 65_536
 const SIZE = 16 * CLUSTER
-const PIECE = 4096
-const SECTOR = 512
 const TEMPLATE = '/images/base'
 
 interface Setting {
@@ -34,28 +32,6 @@ const SETTINGS: readonly Setting[] = [
   { title: 'of the lower layers into a snapshot', to: 's2', left: [OVERLAYS[1], OVERLAYS[2]], snapshots: ['s2'] },
 ]
 
-/** Writes pieces stamped with growing numbers, at most 255 of them, and knows what may be read of each. */
-class Guest {
-  readonly issued = new Uint8Array(SIZE / PIECE)
-  readonly acknowledged = new Uint8Array(SIZE / PIECE)
-  readonly flushed = new Uint8Array(SIZE / PIECE)
-  #next = 1
-
-  async write(device: BlockDevice, piece: number): Promise<void> {
-    const stamp = this.#next++
-    assert.ok(stamp < 256, 'a stamp is a byte')
-    this.issued[piece] = stamp
-    await device.write(piece * PIECE, PIECE, Buffer.alloc(PIECE, stamp), 0, 0)
-    this.acknowledged[piece] = stamp
-  }
-
-  async flush(device: BlockDevice): Promise<void> {
-    const before = this.acknowledged.slice()
-    await device.flush()
-    this.flushed.set(before)
-  }
-}
-
 /** What a kill, which loses nothing, or a power loss took. */
 type Lost = 'nothing' | 'all unsynced' | 'some unsynced'
 
@@ -66,29 +42,29 @@ interface Crash {
   readonly newest: Uint8Array
 }
 
-async function makeDisk(random: Random, guest: Guest): Promise<Lab> {
+async function makeDisk(random: Random, guest: StampingGuest): Promise<Lab> {
   const lab = await Lab.create(random.chance(0.5) ? new Random(random.next()) : undefined)
   await createQcow2(lab.host, TEMPLATE, { size: SIZE })
   const template = await openQcow2(lab.host, TEMPLATE, { name: 'base' })
   await template.setAccess('write')
-  for (let write = 0; write < 30; write++) await guest.write(template, random.below(SIZE / PIECE))
+  for (let write = 0; write < 30; write++) await guest.write(template, random.below(SIZE / STAMPED_PIECE))
   await guest.flush(template)
   await template.close()
   await createQcow2(lab.host, OVERLAYS[0], { size: SIZE, backing: { name: 'base', format: 'qcow2' } })
   await lab.engine.addDisk('vm', OVERLAYS[0], 'qcow2')
   for (const snapshot of ['s1', 's2', undefined]) {
-    for (let write = 0; write < 30; write++) await guest.write(lab.guest('vm'), random.below(SIZE / PIECE))
+    for (let write = 0; write < 30; write++) await guest.write(lab.guest('vm'), random.below(SIZE / STAMPED_PIECE))
     if (snapshot !== undefined) await lab.engine.createSnapshot('vm', snapshot)
     else await guest.flush(lab.guest('vm'))
   }
   // What nobody flushed has already given the active layer clusters when the stream begins, and a power loss takes them.
-  for (let write = 0; write < 30; write++) await guest.write(lab.guest('vm'), random.below(SIZE / PIECE))
+  for (let write = 0; write < 30; write++) await guest.write(lab.guest('vm'), random.below(SIZE / STAMPED_PIECE))
   return lab
 }
 
 /** Streams while the guest writes; sets aside what crashes at each operation of the host leave. */
 async function collect(random: Random, setting: Setting): Promise<Crash[]> {
-  const guest = new Guest()
+  const guest = new StampingGuest(SIZE)
   const lab = await makeDisk(random, guest)
   const crashes: Crash[] = []
   const setAside = (lost: Lost, number: number): void => {
@@ -107,7 +83,7 @@ async function collect(random: Random, setting: Setting): Promise<Crash[]> {
   const { id } = await lab.engine.stream('vm', setting.base, setting.to, 0)
   const ended = lab.engine.jobEnded(id)
   for (let write = 0; write < 30; write++) {
-    await guest.write(lab.guest('vm'), random.below(SIZE / PIECE))
+    await guest.write(lab.guest('vm'), random.below(SIZE / STAMPED_PIECE))
     if (write % 10 === 9) await guest.flush(lab.guest('vm'))
   }
   assert.equal((await ended).error, undefined)
@@ -129,14 +105,7 @@ async function checkCrash({ lab, note, oldest, newest }: Crash, setting: Setting
       if (isDone && !setting.left.includes(TEMPLATE)) await lab.host.unlink(TEMPLATE)
       await lab.start()
     }
-    const bytes = await readWhole(lab.guest('vm'))
-    for (let at = 0; at < SIZE; at += SECTOR) {
-      const stamp = bytes[at] as number
-      const piece = Math.floor(at / PIECE)
-      assert.ok(bytes.subarray(at, at + SECTOR).equals(Buffer.alloc(SECTOR, stamp)), `${note}: torn at ${at}`)
-      const isRight = stamp >= (oldest[piece] as number) && stamp <= (newest[piece] as number)
-      assert.ok(isRight, `${note}: ${stamp} at ${at}, not ${oldest[piece]} to ${newest[piece]}, restart ${restart}`)
-    }
+    checkStamps(await readWhole(lab.guest('vm')), oldest, newest, `${note}, restart ${restart}`)
   }
   assert.deepEqual(lab.catalog.list('garbage'), [], note)
   assert.equal(lab.disk('vm').log.bitmaps.size, 0, note)
