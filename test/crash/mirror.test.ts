@@ -16,7 +16,7 @@ const CLUSTER = 65_536
 const SIZE = 16 * CLUSTER
 const PIECES = SIZE / STAMPED_PIECE
 const BASE = '/images/base'
-const OVERLAY = '/images/base.varve-1.qcow2'
+const OVERLAY = '/images/vm.varve-1.qcow2'
 const TARGET = '/images/target'
 
 interface Setting {
