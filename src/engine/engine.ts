@@ -19,7 +19,7 @@ import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
-import { type BackupRequest, resumeBackups, settleBackups, startBackup } from './backups.ts'
+import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
 import {
   type Catalog,
   type CatalogChange,
@@ -30,7 +30,7 @@ import {
 } from './catalog.ts'
 import { layersOf, refuseClaimed } from './claims.ts'
 import { prepareClone } from './clones.ts'
-import { launchCommit, planCommit, startCommit } from './commits.ts'
+import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
 import {
   checkName,
@@ -47,11 +47,12 @@ import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
-import { completeMirror, launchMirror, type MirrorRequest, startMirror } from './mirrors.ts'
+import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
+import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { createSnapshot, listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
-import { launchStream, planStream, startStream } from './streams.ts'
+import { planStream, startStream } from './streams.ts'
 
 export interface EngineOptions {
   readonly host: Host
@@ -451,23 +452,9 @@ export class Engine {
   }
 
   /** Lets the jobs go on that a restart found. */
-  async resumeJobs(): Promise<void> {
-    const context = this.#context
-    const rows = context.catalog.list('job').filter((row) => this.#ownsJob(row))
-    await resumeBackups(
-      context,
-      rows.filter(({ spec }) => spec.kind === 'backup'),
-    )
-    for (const row of rows) {
-      const { spec } = row
-      if (spec.kind === 'backup') continue
-      try {
-        LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)
-      } catch (error) {
-        // A disk that is missing today may be back tomorrow: the row stays.
-        context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)
-      }
-    }
+  resumeJobs(): Promise<void> {
+    const rows = this.#context.catalog.list('job').filter((row) => this.#ownsJob(row))
+    return resumeRows(this.#context, rows)
   }
 
   async #checkNewDisk(name: string): Promise<void> {
@@ -496,9 +483,6 @@ export class Engine {
     throw new BlockError('exists', message, { path: image })
   }
 }
-
-/** How a job of one disk goes on. */
-const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
 
 /** Takes the home for this process. Kind 'busy' when another daemon has it. */
 export function lockHome(host: Host, home: Home): Promise<HostFile> {

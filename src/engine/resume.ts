@@ -1,0 +1,29 @@
+// Lets the jobs go on that a restart found in the catalog: how each kind is launched again.
+
+import { resumeBackups } from './backups.ts'
+import type { JobRecord } from './catalog.ts'
+import { launchCommit } from './commits.ts'
+import { type EngineContext, findDisk } from './context.ts'
+import { launchMirror } from './mirrors.ts'
+import { launchStream } from './streams.ts'
+
+/** The jobs of one disk. */
+const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
+
+/** Launches all of these; a job whose disk is not open waits for the next start. */
+export async function resumeRows(context: EngineContext, rows: readonly JobRecord[]): Promise<void> {
+  await resumeBackups(
+    context,
+    rows.filter(({ spec }) => spec.kind === 'backup'),
+  )
+  for (const row of rows) {
+    const { spec } = row
+    if (spec.kind === 'backup') continue
+    try {
+      LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)
+    } catch (error) {
+      // A disk that is missing today may be back tomorrow: the row stays.
+      context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)
+    }
+  }
+}
