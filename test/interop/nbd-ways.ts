@@ -115,29 +115,54 @@ export interface FioJob {
   readonly size: number
   /** Bytes that are read and written. */
   readonly ioSize: number
+  /** The same number gives the same requests. */
+  readonly seed: number
   /** Where fio keeps what it has to remember. */
   readonly folder: string
 }
 
-/** Reads and writes at random in blocks of 4 KiB to 128 KiB, and verifies; returns the number of writes. Fails when a block differs. */
-export async function verifyByFio(reached: Reached, { verify, size, ioSize, folder }: FioJob): Promise<number> {
+/** What fio did; the reads include those by which it verified. */
+export interface FioCount {
+  readonly reads: number
+  readonly writes: number
+  readonly flushes: number
+  readonly bytes: number
+}
+
+interface FioReport {
+  readonly error: number
+  readonly read: { readonly total_ios: number; readonly io_bytes: number }
+  readonly write: { readonly total_ios: number; readonly io_bytes: number }
+  readonly sync: { readonly total_ios: number }
+}
+
+/** Sizes of the requests: most are small, some longer than the server receives at once. */
+const BLOCKS = ['--bssplit=4k/60:16k/20:128k/15:1m/5', '--iodepth=16', '--fsync=200']
+
+/** Reads and writes at random with a flush now and then, and verifies every block that it wrote. Fails when one differs. */
+export async function verifyByFio(reached: Reached, { verify, size, ioSize, seed, folder }: FioJob): Promise<FioCount> {
   const isByNbdkit = reached.tlsObject !== undefined
+  const uri = isByNbdkit ? '--uri="$uri"' : `--uri=${reached.uri}`
   const job = [
     '--ioengine=nbd',
-    isByNbdkit ? '--uri="$uri"' : `--uri=${reached.uri}`,
+    uri,
     '--rw=randrw',
-    '--bsrange=4k-128k',
-    '--iodepth=16',
+    ...BLOCKS,
     `--size=${size}`,
+    `--io_size=${ioSize}`,
+    `--randseed=${seed}`,
   ]
   const checks = [`--verify=${verify}`, '--do_verify=1', '--verify_fatal=1', '--verify_backlog=64']
-  const rest = [`--io_size=${ioSize}`, '--output-format=json']
-  const fio = ['fio', '--name=verify', ...job, ...checks, ...rest]
+  const fio = ['fio', '--name=verify', ...job, ...checks, '--output-format=json']
   const [program, ...args] = isByNbdkit ? ['nbdkit', '-U', '-', ...nbdkitTo(reached), '--run', fio.join(' ')] : fio
   const { stdout } = await run(program as string, args, { cwd: folder })
-  const [report] = (
-    JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: { error: number; write: { total_ios: number } }[] }
-  ).jobs
+  const [report] = (JSON.parse(stdout.slice(stdout.indexOf('{'))) as { jobs: FioReport[] }).jobs
   if (report === undefined || report.error !== 0) throw new Error(`fio found error ${report?.error} at ${reached.uri}`)
-  return report.write.total_ios
+  const { read, write, sync } = report
+  return {
+    reads: read.total_ios,
+    writes: write.total_ios,
+    flushes: sync.total_ios,
+    bytes: read.io_bytes + write.io_bytes,
+  }
 }
