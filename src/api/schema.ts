@@ -146,6 +146,14 @@ export const routes = {
     body: z.object({ name }),
     response: snapshot,
   },
+  createSnapshots: {
+    method: 'POST',
+    path: '/v1/snapshots',
+    summary: 'Freezes the present state of several disks under a name, of all at one moment or of none',
+    params: nothing,
+    body: z.object({ disks: z.array(name).min(1), name }),
+    response: z.array(snapshot.extend({ disk: name })),
+  },
   revert: {
     method: 'POST',
     path: '/v1/disks/:disk/snapshots/:snapshot/revert',

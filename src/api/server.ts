@@ -43,6 +43,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     },
     listSnapshots: ({ disk }) => engine.listSnapshots(disk),
     createSnapshot: ({ disk }, { name }) => engine.createSnapshot(disk, name),
+    createSnapshots: (_params, { disks, name }) => engine.createSnapshots(disks, name),
     revert: async ({ disk, snapshot }, { keep }) => {
       await engine.revert(disk, snapshot, keep)
       return {}

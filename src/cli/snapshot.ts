@@ -6,32 +6,30 @@ import { BlockError } from '../block/error.ts'
 import { print, sizeArgument, table } from './context.ts'
 import { confirm } from './confirm.ts'
 import { cliOf, followJob, given } from './daemon-context.ts'
+import { snapshotTree } from './snapshot-tree.ts'
 
 export function addSnapshotCommands(program: Command): void {
   const snapshot = program.command('snapshot').description('live snapshots of a disk')
   snapshot
     .command('create <disk> [name]')
     .description('freeze the present state under a name; writes go to a new overlay')
-    .action(async (disk: string, name: string | undefined, _options: unknown, command: Command) => {
-      const cli = cliOf(command)
-      const made = await cli.api.call('createSnapshot', { disk }, { name: name ?? defaultName() })
-      print(cli, made, () => `${made.name}: ${made.path}`)
-    })
+    .option('--with <disks...>', 'other disks, at the same moment; of all or of none')
+    .action(create)
   snapshot
     .command('list <disk>')
-    .description('the snapshots of a disk: those that its present state follows, oldest first, then those beside')
+    .description('the snapshots of a disk, as a tree: each below the one that it follows')
     .action(async (disk: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
       const found = await cli.api.call('listSnapshots', { disk }, {})
       print(cli, found, () =>
         table(
-          ['NAME', 'CREATED', 'AFTER', 'IN CHAIN', 'IMAGE'],
-          found.map((row) => [
-            row.name,
+          ['NAME', 'CREATED', 'IN CHAIN', 'IMAGE', 'EXPORTED AT'],
+          snapshotTree(found).map(({ drawn, snapshot: row }) => [
+            drawn,
             new Date(row.createdMs).toISOString(),
-            row.after ?? '',
             row.inChain ? 'yes' : 'no',
             row.path,
+            row.uri ?? '',
           ]),
         ),
       )
@@ -75,6 +73,23 @@ export function addSnapshotCommands(program: Command): void {
     .command('clone <disk> <snapshot> <name> [image]')
     .description('make a new disk over a snapshot, at once; prints its URI')
     .action(clone)
+}
+
+async function create(
+  disk: string,
+  wanted: string | undefined,
+  options: { readonly with?: readonly string[] },
+  command: Command,
+): Promise<void> {
+  const cli = cliOf(command)
+  const name = wanted ?? defaultName()
+  if (options.with === undefined) {
+    const made = await cli.api.call('createSnapshot', { disk }, { name })
+    print(cli, made, () => `${made.name}: ${made.path}`)
+    return
+  }
+  const made = await cli.api.call('createSnapshots', {}, { disks: [disk, ...options.with], name })
+  print(cli, made, () => made.map((one) => `${one.disk}: ${one.name}: ${one.path}`).join('\n'))
 }
 
 interface DeleteOptions {

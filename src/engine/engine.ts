@@ -16,69 +16,29 @@ import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
-import type { Repository } from '../repository/repository.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
 import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
-import {
-  type Catalog,
-  type CatalogChange,
-  type DiskRecord,
-  disksOf,
-  type JobRecord,
-  type LayerRecord,
-} from './catalog.ts'
+import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { layersOf, refuseClaimed } from './claims.ts'
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
-import {
-  checkName,
-  type EngineContext,
-  findDisk,
-  type ManagedDisk,
-  type ServeDisk,
-  type ServeView,
-  type Turn,
-} from './context.ts'
+import { checkName, type EngineContext, findDisk, type ManagedDisk } from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
+import type { EngineOptions, EngineShard } from './engine-options.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
 import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
-import { createSnapshot, listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
+import { LocalSnapshotParty, type NewSnapshot, type SnapshotParty, snapshotTogether } from './snapshot-party.ts'
+import { listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
 import { planStream, startStream } from './streams.ts'
-
-export interface EngineOptions {
-  readonly host: Host
-  readonly home: Home
-  /** Called when the home is ours. */
-  readonly openCatalog: () => Catalog
-  readonly serve: ServeDisk
-  readonly serveView: ServeView
-  readonly openRepository: (location: string) => Promise<Repository>
-  readonly report: (message: string, details?: Record<string, unknown>) => void
-  /** Copy space of one backup and of all together, in bytes. */
-  readonly scratchBytes?: number
-  readonly scratchHostBytes?: number
-  /** For one engine of several that share a home; whoever has them locks the home. */
-  readonly shard?: EngineShard
-}
-
-/** What an engine must know of the others. */
-export interface EngineShard {
-  /** True for a disk that is this engine's. */
-  owns(diskId: string): boolean
-  /** Who answers for a disk of another engine. */
-  partyOf(disk: string): BackupParty
-  /** One backup at a time on this host. */
-  readonly backupTurn: Turn
-}
 
 export class Engine {
   readonly #context: EngineContext
@@ -256,8 +216,20 @@ export class Engine {
     })
   }
 
-  createSnapshot(disk: string, name: string): Promise<SnapshotInfo> {
-    return createSnapshot(this.#context, findDisk(this.#context, disk), name)
+  /** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while layers are merged. */
+  async createSnapshot(disk: string, name: string): Promise<NewSnapshot> {
+    return (await this.createSnapshots([disk], name))[0] as NewSnapshot
+  }
+
+  /** The same of several disks at one moment, of all or of none. */
+  async createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
+    const parties = disks.map((disk) => this.snapshotPartyOf(disk))
+    return snapshotTogether(parties, name, (changes) => this.#context.catalog.commit(changes))
+  }
+
+  /** A disk's side of a snapshot that several engines take. */
+  snapshotPartyOf(disk: string): SnapshotParty {
+    return new LocalSnapshotParty(this.#context, findDisk(this.#context, disk))
   }
 
   /** Serves a snapshot for reading only, over restarts too; returns its URI. */

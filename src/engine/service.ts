@@ -9,6 +9,7 @@ import type { BackupRequest } from './backups.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
 import type { MirrorRequest } from './mirrors.ts'
+import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 
 type Soon<T> = T | Promise<T>
@@ -23,7 +24,9 @@ export interface EngineService {
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
-  createSnapshot(disk: string, name: string): Promise<SnapshotInfo>
+  createSnapshot(disk: string, name: string): Promise<NewSnapshot>
+  /** Of all at one moment, or of none. */
+  createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]>
   exportSnapshot(disk: string, snapshot: string): Promise<string>
   unexportSnapshot(disk: string, snapshot: string): Promise<void>
   revert(disk: string, snapshot: string, keep?: string): Promise<void>

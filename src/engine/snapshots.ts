@@ -1,5 +1,5 @@
-// Live snapshots: under a drain the active layer is frozen and an empty overlay takes the writes. Prepared before, committed
-// in one transaction of the catalog, then applied; whatever fails before the transaction is undone.
+// What all that put a new overlay on a chain share, snapshots and reverts: the overlay's file, which the catalog knows as garbage
+// until a chain has it; and the list of a disk's snapshots. How a snapshot is taken is in snapshot-party.ts.
 
 import path from 'node:path'
 import { BlockError, isBlockError } from '../block/error.ts'
@@ -8,8 +8,7 @@ import type { Layer } from '../block/device.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import { sideOf, snapshotBelow } from './branches.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
-import { refuseConflict } from './conflicts.ts'
-import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'
+import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 
 export interface SnapshotInfo {
   readonly name: string
@@ -47,33 +46,6 @@ export function listSnapshots({ record, exports }: ManagedDisk): SnapshotInfo[] 
 export function checkNewSnapshot(record: DiskRecord, name: string): void {
   if ([...record.layers, ...sideOf(record)].every(({ snapshot }) => snapshot?.name !== name)) return
   throw new BlockError('exists', `disk ${record.name} has a snapshot ${name} already`)
-}
-
-/** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while layers are merged. */
-export function createSnapshot(context: EngineContext, managed: ManagedDisk, name: string): Promise<SnapshotInfo> {
-  checkName('snapshot', name)
-  return managed.control.run(async () => {
-    const { record, disk } = managed
-    checkNewSnapshot(record, name)
-    refuseConflict(context, disk.name, 'snapshot create')
-    const { overlay, prepared } = await prepareOverlay(context, managed, disk.chain.active)
-    const frozen = record.layers.at(-1) as LayerRecord
-    const createdMs = Date.now()
-    const layers = [
-      ...record.layers.slice(0, -1),
-      { ...frozen, snapshot: { name, createdMs } },
-      { path: overlay.path, format: 'qcow2', made: true as const },
-    ]
-    const next: DiskRecord = { ...prepared, layers }
-    try {
-      await freeze(context, managed, overlay, next)
-    } catch (error) {
-      await overlay.close()
-      await removeGarbage(context, overlay.path)
-      throw error
-    }
-    return { name, createdMs, path: frozen.path, after: snapshotBelow(next, frozen.path), inChain: true }
-  })
 }
 
 /** Removes a file that no chain uses, unless it is to stay, and its row, whose id is given. */
@@ -119,31 +91,5 @@ async function freePath(context: EngineContext, record: DiskRecord): Promise<str
   for (let number = record.nextOverlay; ; number++) {
     const candidate = path.join(folder, `${record.name}.varve-${number}.qcow2`)
     if ((await context.host.status(candidate)) === undefined) return candidate
-  }
-}
-
-async function freeze(context: EngineContext, managed: ManagedDisk, overlay: Layer, next: DiskRecord): Promise<void> {
-  const { disk } = managed
-  // Most of the flush happens before the guest has to wait for the rest.
-  const flushed = disk.flush()
-  if (flushed !== undefined) await flushed
-  await disk.drain()
-  try {
-    const frozen = disk.chain.active
-    await frozen.setAccess('read')
-    try {
-      await overlay.setAccess('write')
-      await context.catalog.commit([
-        { put: 'disk', record: next },
-        { remove: 'garbage', id: overlay.path },
-      ])
-    } catch (error) {
-      await frozen.setAccess('write')
-      throw error
-    }
-    managed.record = next
-    disk.chain.replaceLayers([...disk.chain.layers, overlay])
-  } finally {
-    disk.undrain()
   }
 }

@@ -3,6 +3,7 @@
 import type { DiskPlan, Outcome, PlanRequest } from '../engine/backup-party.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
 import type { EngineService } from '../engine/service.ts'
+import type { FrozenDisk } from '../engine/snapshot-party.ts'
 import type { JobStatus } from '../job/job.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 
@@ -58,6 +59,11 @@ export type ShardFunctions = PartyFunctions &
     /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */
     settleBackups(ofDisks: readonly string[] | undefined): Promise<void>
     resumeJobs(): Promise<void>
+    /** A disk's side of a snapshot of disks in several shards; see SnapshotParty. */
+    snapshotPrepare(disk: string, name: string): Promise<void>
+    snapshotFreeze(disk: string): Promise<FrozenDisk>
+    snapshotApply(disk: string): Promise<void>
+    snapshotUndo(disk: string): Promise<void>
     /** What another shard committed. */
     apply(changes: readonly CatalogChange[]): void
     watchJob(id: string): void

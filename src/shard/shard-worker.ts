@@ -8,6 +8,7 @@ import { BlockError } from '../block/error.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
 import type { Turn } from '../engine/context.ts'
 import { Engine } from '../engine/engine.ts'
+import type { SnapshotParty } from '../engine/snapshot-party.ts'
 import { homeAt } from '../engine/home.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
@@ -41,6 +42,15 @@ const views = new ViewExports(
   (disk) => running().partyOf(disk),
   (disk) => home.viewSocket(disk),
 )
+
+/** This shard's sides of snapshots that the control plane takes of disks in several. */
+const snapshots = new Map<string, SnapshotParty>()
+
+function snapshotOf(disk: string): SnapshotParty {
+  const party = snapshots.get(disk)
+  if (party !== undefined) return party
+  throw new BlockError('closed', `disk ${disk} does not take part in a snapshot any more`)
+}
 
 const functions: ShardFunctions = {
   ...views.functions,
@@ -83,6 +93,23 @@ const functions: ShardFunctions = {
   },
   listSnapshots: (disk) => running().listSnapshots(disk),
   createSnapshot: (...args) => running().createSnapshot(...args),
+  createSnapshots: (...args) => running().createSnapshots(...args),
+  snapshotPrepare: async (disk, name) => {
+    const party = running().snapshotPartyOf(disk)
+    snapshots.set(disk, party)
+    await party.prepare(name)
+  },
+  snapshotFreeze: (disk) => snapshotOf(disk).freeze(),
+  snapshotApply: async (disk) => {
+    const party = snapshotOf(disk)
+    snapshots.delete(disk)
+    await party.apply()
+  },
+  snapshotUndo: async (disk) => {
+    const party = snapshots.get(disk)
+    snapshots.delete(disk)
+    await party?.undo()
+  },
   exportSnapshot: (...args) => running().exportSnapshot(...args),
   unexportSnapshot: (...args) => running().unexportSnapshot(...args),
   revert: (...args) => running().revert(...args),

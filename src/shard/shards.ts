@@ -18,12 +18,14 @@ import { lockHome } from '../engine/engine.ts'
 import type { Home } from '../engine/home.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
+import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
+import { remoteSnapshotParty } from './remote-snapshot-party.ts'
 import type { ControlFunctions, PartyFunctions, ShardFunctions, ShardStart } from './messages.ts'
 
 export interface ShardsOptions {
@@ -69,6 +71,8 @@ export class Shards implements EngineService {
   readonly #seats: readonly Seat[]
   readonly #control = new Mutex()
   readonly #turn = new Mutex()
+  /** One snapshot of disks in several shards at a time. */
+  readonly #snapshotTurn = new Mutex()
   /** Who has the turn, by ticket: at most one. */
   readonly #turns = new Map<number, Seat>()
   readonly #watchers = new Map<string, Set<(status: JobStatus) => void>>()
@@ -148,8 +152,29 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.listSnapshots(disk))
   }
 
-  createSnapshot(disk: string, name: string): Promise<SnapshotInfo> {
+  createSnapshot(disk: string, name: string): Promise<NewSnapshot> {
     return this.#of(disk).then((remote) => remote.createSnapshot(disk, name))
+  }
+
+  async createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
+    const [first, ...others] = new Set(disks.map((disk) => this.#seatOf(disk)))
+    if (first === undefined) throw new BlockError('invalid-argument', 'a snapshot needs at least one disk')
+    if (others.length === 0) return (await this.#reach(first)).createSnapshots(disks, name)
+    return this.#snapshotTurn.run(async () => {
+      const shards = await Promise.all(
+        [first, ...others].map(async (seat) => ({ seat, remote: await this.#reach(seat) })),
+      )
+      const parties = disks.map((disk) => {
+        const { remote } = shards.find(({ seat }) => seat === this.#seatOf(disk)) as (typeof shards)[number]
+        return remoteSnapshotParty(disk, remote)
+      })
+      return snapshotTogether(parties, name, async (changes) => {
+        // A thread that was started again holds no guest: its disks go on in the layers that were to be frozen.
+        if (shards.some(({ seat, remote }) => seat.shard?.calls.remote !== remote))
+          throw new BlockError('closed', 'the thread of a disk ended meanwhile; it is started again, ask in a moment')
+        return this.#commit(undefined, changes)
+      })
+    })
   }
 
   exportSnapshot(disk: string, snapshot: string): Promise<string> {
@@ -384,11 +409,12 @@ export class Shards implements EngineService {
     if (this.#turns.delete(ticket)) this.#turn.release()
   }
 
-  async #commit(seat: Seat, changes: readonly CatalogChange[]): Promise<void> {
+  /** Commits for a shard, or for the control plane itself, and shows it to the others. */
+  async #commit(seat: Seat | undefined, changes: readonly CatalogChange[]): Promise<void> {
     await this.#catalog.commit(changes)
-    for (const change of changes) {
-      if ('put' in change && change.put === 'disk') seat.disks.add(change.record.id)
-      if ('remove' in change && change.remove === 'disk') seat.disks.delete(change.id)
+    for (const change of seat === undefined ? [] : changes) {
+      if ('put' in change && change.put === 'disk') seat?.disks.add(change.record.id)
+      if ('remove' in change && change.remove === 'disk') seat?.disks.delete(change.id)
     }
     for (const other of this.#seats) if (other !== seat) void other.shard?.calls.remote.apply(changes).catch(() => {})
   }

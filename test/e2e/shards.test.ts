@@ -118,6 +118,49 @@ test('a clone and the disk it was made of hold each other’s layers, in one thr
   assert.ok((await read('a')).equals(now))
 })
 
+test('a snapshot of disks in different threads is of all or of none, and a thread that dies is no third', async (t) => {
+  const { shards, guest } = await setUp(t, ['a', 'b', 'c'])
+  const guests = await Promise.all(['a', 'b', 'c'].map(guest))
+  const snapshots = async (): Promise<number[]> =>
+    Promise.all(['a', 'b', 'c'].map(async (disk) => (await shards.listSnapshots(disk)).length))
+  let goesOn = true
+  const writing = (async () => {
+    for (let number = 1; goesOn; number++)
+      for (const one of guests) await one.write(0, 4096, Buffer.alloc(4096, number), 0, 0)
+  })()
+  await shards.createSnapshots(['c', 'a', 'b'], 'one')
+  assert.deepEqual(await snapshots(), [1, 1, 1])
+  await shards.createSnapshot('b', 'two')
+  await assert.rejects(shards.createSnapshots(['a', 'b', 'c'], 'two'), /disk b has a snapshot two already/)
+  assert.deepEqual(await snapshots(), [1, 2, 1])
+  // The thread of b dies somewhere in between.
+  for (let round = 0; round < 4; round++) {
+    const asked = shards.createSnapshots(['a', 'b', 'c'], `r${round}`).then(
+      () => true,
+      () => false,
+    )
+    await new Promise((resolve) => setTimeout(resolve, round * 3))
+    await shards.kill(1)
+    await asked
+    for (const one of guests) await one.read(0, 4096, Buffer.alloc(4096), 0)
+    const [a, b, c] = await snapshots()
+    assert.ok(a === c && b === (a as number) + 1, `${a}, ${b}, ${c}`)
+  }
+  goesOn = false
+  await writing
+  const bytes = await Promise.all(
+    ['a', 'b', 'c'].map(async (disk) => {
+      const client = await connectNbd(await shards.exportSnapshot(disk, 'one'))
+      const [block] = await Promise.all([readWhole(client)])
+      await client.close()
+      return block[0] as number
+    }),
+  )
+  const [a, b, c] = bytes as [number, number, number]
+  const before = (x: number, y: number): boolean => x === y || x === (y + 1) % 256
+  assert.ok(before(a, b) && before(b, c) && before(a, c), bytes.join(', '))
+})
+
 test('a backup of disks in different threads holds one moment of all, then only what changed', async (t) => {
   const { shards, repository, guest } = await setUp(t, ['a', 'b', 'c'])
   assert.equal(shards.running, 2)

@@ -1,0 +1,35 @@
+// What an engine is given: the host and the home, how things are served and repositories opened, its budgets, and where it is one
+// of several, what it must know of the others.
+
+import type { Host } from '../host/host.ts'
+import type { Repository } from '../repository/repository.ts'
+import type { BackupParty } from './backup-party.ts'
+import type { Catalog } from './catalog.ts'
+import type { ServeDisk, ServeView, Turn } from './context.ts'
+import type { Home } from './home.ts'
+
+export interface EngineOptions {
+  readonly host: Host
+  readonly home: Home
+  /** Called when the home is ours. */
+  readonly openCatalog: () => Catalog
+  readonly serve: ServeDisk
+  readonly serveView: ServeView
+  readonly openRepository: (location: string) => Promise<Repository>
+  readonly report: (message: string, details?: Record<string, unknown>) => void
+  /** Copy space of one backup and of all together, in bytes. */
+  readonly scratchBytes?: number
+  readonly scratchHostBytes?: number
+  /** For one engine of several that share a home; whoever has them locks the home. */
+  readonly shard?: EngineShard
+}
+
+/** What an engine must know of the others. */
+export interface EngineShard {
+  /** True for a disk that is this engine's. */
+  owns(diskId: string): boolean
+  /** Who answers for a disk of another engine. */
+  partyOf(disk: string): BackupParty
+  /** One backup at a time on this host. */
+  readonly backupTurn: Turn
+}
