@@ -79,6 +79,11 @@ export class Connection {
     return this.#served
   }
 
+  /** True until the handshake is over. */
+  get isNegotiating(): boolean {
+    return this.#phase.kind === 'handshake'
+  }
+
   /** Resolves when the socket is closed and no request is in flight. */
   get closed(): Promise<void> {
     return this.#closed.promise
@@ -92,8 +97,12 @@ export class Connection {
     this.#endWhenIdle()
   }
 
-  /** As `drain`, when it is the server that ends: until all is answered, what still comes is refused with ESHUTDOWN. */
+  /**
+   * As `drain`, when it is the server that ends: until all is answered, what still comes is refused with ESHUTDOWN. In the
+   * handshake every option is refused so, until `drain`.
+   */
   shutDown(): void {
+    if (this.#phase.kind === 'handshake') return this.#phase.handshake.shutDown()
     const refusing = this.#phase.kind === 'transmission' ? this.#phase.transmission : undefined
     if (refusing === undefined || refusing.inFlight === 0) return this.drain()
     refusing.shutDown()

@@ -38,6 +38,7 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_BLOCK_SIZE_REQD,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_SHUTDOWN,
   NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
@@ -158,6 +159,7 @@ export class Handshake {
   /** Bytes of an option that was too big, still to be thrown away. */
   #skip = 0
   #structured = false
+  #isShutDown = false
   #selected: { readonly exportName: string; readonly contexts: readonly SelectedContext[] } | undefined
 
   readonly #handlers: Readonly<Record<number, OptionHandler>> = {
@@ -191,6 +193,11 @@ export class Handshake {
   secured(outbox: Outbox): void {
     this.#outbox = outbox
     this.#tls = 'begun'
+  }
+
+  /** The server ends: from here on every option but ABORT is refused with that reason. */
+  shutDown(): void {
+    this.#isShutDown = true
   }
 
   /** Handles the complete options in the receiver. */
@@ -228,6 +235,7 @@ export class Handshake {
     }
     if (receiver.length < OPTION_SIZE + length) return undefined
     receiver.start += OPTION_SIZE + length
+    if (this.#isTooLate(option)) return this.#refuseLate(option)
     const handler = this.#handlers[option]
     if (handler === undefined || this.#awaitsTls(option)) return this.#refuseUnread(option)
     const elsewhere = this.#routeOf(option, bytes, start + OPTION_SIZE, length)
@@ -246,6 +254,16 @@ export class Handshake {
     }
   }
 
+  /** What TLS must come before is told so all the same: nothing else is said in the clear. */
+  #isTooLate(option: number): boolean {
+    return this.#isShutDown && option !== NBD_OPT_ABORT && !this.#awaitsTls(option)
+  }
+
+  #refuseLate(option: number): HandshakeOutcome {
+    if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
+    return this.#refuse(option, NBD_REP_ERR_SHUTDOWN, 'the server is being shut down')
+  }
+
   #awaitsTls(option: number): boolean {
     return this.#tls === 'required' && !BEFORE_TLS.has(option)
   }
@@ -261,6 +279,7 @@ export class Handshake {
   #tooLong(option: number): HandshakeOutcome {
     if (option === NBD_OPT_EXPORT_NAME) return HANG_UP
     if (option === NBD_OPT_ABORT) return this.#abort(option)
+    if (this.#isTooLate(option)) return this.#refuseLate(option)
     if (this.#handlers[option] === undefined || this.#awaitsTls(option)) return this.#refuseUnread(option)
     if (WITHOUT_DATA.has(option)) return this.#refuse(option, NBD_REP_ERR_INVALID, 'this option has no data')
     if (option === NBD_OPT_SET_META_CONTEXT) this.#selected = undefined

@@ -19,10 +19,13 @@ import {
   u16,
   u32,
 } from '../../test/support/nbd-wire.ts'
+import type { Pending } from '../block/device.ts'
+import { Filter } from '../block/filter.ts'
 import { MemoryDevice } from '../block/memory.ts'
 import { NbdServer } from './server.ts'
 import {
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_SHUTDOWN,
   NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
@@ -301,6 +304,58 @@ test('Termination of the session: half an option and then the end leaves nothing
   }
   while (server.connections > 0) await new Promise((resolve) => setTimeout(resolve, 2))
   assert.equal(sharedBuffersInUse(), 0)
+})
+
+/** A device whose flush takes until it is told. */
+class SlowFlush extends Filter {
+  readonly begun = Promise.withResolvers<void>()
+  readonly end = Promise.withResolvers<void>()
+  override flush(): Pending {
+    this.begun.resolve()
+    return this.end.promise
+  }
+}
+
+/** A server that ends, and cannot yet: `device` still flushes for another client. */
+async function beginWhileEnding(t: TestContext): Promise<{ peers: RawPeer[]; device: SlowFlush; end: Promise<void> }> {
+  const device = new SlowFlush(new MemoryDevice(SIZE))
+  const { server, target } = await serveDevice(t, device)
+  const [busy, ...peers] = [0, 1, 2].map(() => new RawPeer(target)) as [RawPeer, ...RawPeer[]]
+  for (const peer of [busy, ...peers]) {
+    t.after(() => peer.socket.destroy())
+    await greet(peer)
+  }
+  await ask(busy, goMessage(''))
+  busy.send(requestMessage({ type: 3 }))
+  await device.begun.promise
+  // What was sent before is understood before.
+  for (const peer of peers) assert.deepEqual(await typesOf(peer, optionMessage(8)), [ACK])
+  return { peers, device, end: server.close() }
+}
+
+test('Termination of the session: while the server ends, all but ABORT is ERR_SHUTDOWN, long and unknown options too', async (t) => {
+  const { peers, device, end } = await beginWhileEnding(t)
+  const [peer, leaving] = peers as [RawPeer, RawPeer]
+  for (const message of [goMessage(''), goMessage('', 6), metaMessage(10, ''), metaMessage(9, '')])
+    assert.deepEqual(await typesOf(peer, message), [NBD_REP_ERR_SHUTDOWN])
+  for (const option of [3, 5, 8, 7, 99]) {
+    assert.deepEqual(await typesOf(peer, optionMessage(option)), [NBD_REP_ERR_SHUTDOWN], `option ${option}`)
+    assert.deepEqual(await typesOf(peer, optionMessage(option, LONG)), [NBD_REP_ERR_SHUTDOWN], `long option ${option}`)
+  }
+  assert.deepEqual(await typesOf(leaving, optionMessage(2)), [ACK])
+  assert.equal((await leaving.rest()).length, 0)
+  device.end.resolve()
+  await end
+  assert.equal((await peer.rest()).length, 0, 'when nobody is served any more the server hangs up')
+})
+
+test('Termination of the session: while the server ends, EXPORT_NAME ends the connection, since it cannot be answered', async (t) => {
+  const { peers, device, end } = await beginWhileEnding(t)
+  const [peer] = peers as [RawPeer]
+  peer.send(optionMessage(1))
+  assert.equal((await peer.rest()).length, 0)
+  device.end.resolve()
+  await end
 })
 
 test('Fixed newstyle negotiation: options sent ahead of their replies are answered in order', async (t) => {

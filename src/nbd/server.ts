@@ -113,7 +113,11 @@ export class NbdServer {
     this.#listeners.clear()
     const open = [...this.#connections]
     for (const connection of open) connection.shutDown()
-    await Promise.all(open.map((connection) => connection.closed))
+    const negotiating = open.filter((connection) => connection.isNegotiating)
+    await Promise.all(open.map((connection) => (connection.isNegotiating ? undefined : connection.closed)))
+    // As long as others were served these were told why they are not.
+    for (const connection of negotiating) connection.drain()
+    await Promise.all(negotiating.map((connection) => connection.closed))
   }
 
   #listen(where: net.ListenOptions, tls: ServerTls | undefined): Promise<net.Server> {
