@@ -257,6 +257,30 @@ test('LIST_META_CONTEXT: zero queries list everything, a wildcard its namespace,
   assert.deepEqual(await list('x-unknown:', 'nbd-server:'), [], 'unknown namespaces are ignored')
 })
 
+test('LIST_META_CONTEXT: each of its errors has its number, and the next option is understood', async (t) => {
+  const peer = await begin(t)
+  const failing: [string, Buffer, number][] = [
+    ['an unknown export', metaMessage(9, 'nope'), NBD_REP_ERR_UNKNOWN],
+    ['no colon', metaMessage(9, '', 'base'), NBD_REP_ERR_INVALID],
+    ['no number of queries', optionMessage(9, str('')), NBD_REP_ERR_INVALID],
+    ['bytes too many', optionMessage(9, str(''), u32(0), u32(0)), NBD_REP_ERR_INVALID],
+    ['a query longer than the data', optionMessage(9, str(''), u32(1), u32(9)), NBD_REP_ERR_INVALID],
+    ['too much', optionMessage(9, LONG), NBD_REP_ERR_TOO_BIG],
+  ]
+  for (const [what, message, error] of failing) assert.deepEqual(await typesOf(peer, message), [error], what)
+  assert.deepEqual(await typesOf(peer, metaMessage(9, '', 'base:')), [4, ACK])
+})
+
+test('SET_META_CONTEXT: no query selects nothing, and takes back what was selected', async (t) => {
+  const peer = await begin(t)
+  await ask(peer, optionMessage(8))
+  assert.deepEqual(await typesOf(peer, metaMessage(10, '', 'base:allocation')), [4, ACK])
+  assert.deepEqual(await typesOf(peer, metaMessage(10, '')), [ACK])
+  await ask(peer, goMessage(''))
+  peer.send(requestMessage({ type: 7, length: 4096 }))
+  assert.equal((await chunk(peer)).data.readUInt32BE(0), 22)
+})
+
 test('SET_META_CONTEXT: what fails, whyever, leaves no context selected', async (t) => {
   const failing: [string, Buffer, number][] = [
     ['an unknown export', metaMessage(10, 'nope', 'base:allocation'), NBD_REP_ERR_UNKNOWN],

@@ -11,12 +11,14 @@ import { missing } from '../../test/support/peer.ts'
 import { makeCredentials } from '../../test/support/tls.ts'
 import { Random } from '../base/random.ts'
 import { isBlockError } from '../block/error.ts'
+import { Filter } from '../block/filter.ts'
 import { MemoryDevice } from '../block/memory.ts'
 import { connectNbd } from './client.ts'
 import {
   NBD_OPT_ABORT,
   NBD_OPT_STARTTLS,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_SHUTDOWN,
   NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_UNSUP,
 } from './spec.ts'
@@ -126,6 +128,39 @@ suite('TLS', { skip: missing('openssl') }, () => {
     await greet(other)
     other.send(optionMessage(1))
     assert.equal((await other.rest()).length, 0)
+  })
+
+  test('while the server ends, before TLS only STARTTLS is told so: the others are still ERR_TLS_REQD', async (t) => {
+    const { keysFile } = makeCredentials(t)
+    const files = { kind: 'psk', file: keysFile } as const
+    const flushed = Promise.withResolvers<void>()
+    const begun = Promise.withResolvers<void>()
+    class SlowFlush extends Filter {
+      override flush(): Promise<void> {
+        begun.resolve()
+        return flushed.promise
+      }
+    }
+    const tls = await loadServerTls({ files })
+    const { target, server } = await serveDevice(t, new SlowFlush(new MemoryDevice(SIZE)), { tls })
+    const peer = new RawPeer(target)
+    t.after(() => peer.socket.destroy())
+    await greet(peer)
+    const busy = await connectNbd({ ...target, tls: { files, username: 'alice' } })
+    const flush = busy.flush()
+    await begun.promise
+    assert.equal((await ask(peer, optionMessage(99)))[0]?.type, NBD_REP_ERR_TLS_REQD)
+    const end = server.close()
+    for (const [option, error] of [
+      [NBD_OPT_STARTTLS, NBD_REP_ERR_SHUTDOWN],
+      [7, NBD_REP_ERR_TLS_REQD],
+      [99, NBD_REP_ERR_TLS_REQD],
+    ] as const)
+      assert.equal((await ask(peer, optionMessage(option)))[0]?.type, error, `option ${option}`)
+    flushed.resolve()
+    await flush
+    await end
+    await busy.close()
   })
 
   test('a client that knows no fixed newstyle cannot begin TLS, so its connection ends', async (t) => {
