@@ -122,6 +122,14 @@ export const routes = {
     body: nothing,
     response: disk,
   },
+  resizeDisk: {
+    method: 'POST',
+    path: '/v1/disks/:disk/resize',
+    summary: 'Makes a disk larger while its guest runs; a client of NBD sees it when it connects the next time',
+    params: onDisk,
+    body: z.object({ size: bytes }),
+    response: disk,
+  },
   removeDisk: {
     method: 'DELETE',
     path: '/v1/disks/:disk',

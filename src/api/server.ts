@@ -37,6 +37,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       return added as Promise<Reply<'addDisk'>>
     },
     showDisk: async ({ disk }) => (await engine.showDisk(disk)) as Reply<'showDisk'>,
+    resizeDisk: ({ disk }, { size }) => engine.resizeDisk(disk, size) as Promise<Reply<'resizeDisk'>>,
     removeDisk: async ({ disk }) => {
       await engine.removeDisk(disk)
       return {}

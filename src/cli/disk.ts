@@ -1,4 +1,4 @@
-// varve disk: create, add, list, show, remove.
+// varve disk: create, add, list, show, resize, remove.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
@@ -63,6 +63,16 @@ export function addDiskCommands(program: Command): void {
     .action(async (name: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
       print(cli, await cli.api.call('showDisk', { disk: name }, {}), describeDisk)
+    })
+  disk
+    .command('resize <name> <size>')
+    .description(
+      'make a disk larger while its guest runs; the guest’s NBD client sees it when it connects the next time',
+    )
+    .action(async (name: string, size: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      const resized = await cli.api.call('resizeDisk', { disk: name }, { size: sizeArgument(size) })
+      print(cli, resized, () => `${name}: ${formatSize(resized.size)}`)
     })
   disk
     .command('remove <name>')

@@ -183,7 +183,7 @@ function findParent(
   const info = backups.get(last)
   if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
   const before = info.disks.find((other) => other.name === disk.name)
-  if (before?.size !== disk.size) return no(`the disk's size changed since ${last}`)
+  if (before === undefined || before.size > disk.size) return no(`the disk is smaller than in ${last}`)
   return { parent: last, reason: `changes since ${last}` }
 }
 

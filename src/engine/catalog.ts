@@ -35,6 +35,8 @@ export interface DiskRecord {
   readonly nextOverlay: number
   /** How much of the page cache its images have; writeback when it is not said. */
   readonly cache?: CacheMode
+  /** The size in bytes that a resize was giving it; a crash came between when the disk is opened with it. */
+  readonly growTo?: number
   /** Names of its snapshots that are exported read-only. */
   readonly exports?: readonly string[]
   /** When and why its bitmaps were given up last: what a backup that must be a full for that says. */

@@ -9,6 +9,7 @@ import type { EngineContext } from './context.ts'
 const WAITS_FOR = {
   'snapshot create': ['commit', 'stream', 'mirror'],
   'snapshot export': ['commit', 'stream', 'mirror'],
+  resize: ['commit', 'stream', 'mirror', 'backup'],
   clone: ['commit', 'stream', 'mirror'],
   commit: ['commit', 'stream', 'mirror'],
   stream: ['commit', 'stream', 'mirror'],

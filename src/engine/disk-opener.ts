@@ -17,6 +17,7 @@ import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
+import { finishResize } from './resize.ts'
 import { openExports } from './snapshot-exports.ts'
 import { removeGarbage } from './snapshots.ts'
 
@@ -45,10 +46,12 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     // Before the image is opened for writing, which changes it; no other program can, since the layers are locked.
     const opened = await openLog(context, record, chain.size, found)
     log = opened.log
-    const settled = opened.lost === undefined ? record : await noteLoss(context, record, opened.lost)
+    const noted = opened.lost === undefined ? record : await noteLoss(context, record, opened.lost)
     // Takes the last clean close back: from here on the images change, by snapshots and merges also without a mark.
     await log.fold()
     await chain.active.setAccess('write')
+    const settled = await finishResize(context, noted, chain.active, log)
+    if (settled !== noted) chain.replaceLayers(layers)
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
     const served = await context.serve(disk, context.home.nbdSocket(record.name))
@@ -155,7 +158,8 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
   try {
     const { log, recovery, stamp } = await DirtyLog.open(files, { bootId })
     const isOurs = recovery !== 'clean' || stamp === found
-    if (isOurs && log.size === size) {
+    const isResized = record.growTo !== undefined && log.size <= record.growTo
+    if (isOurs && (log.size === size || isResized)) {
       if (recovery !== 'clean') context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
       return { log }
     }

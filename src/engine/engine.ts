@@ -33,6 +33,7 @@ import type { EngineOptions, EngineShard } from './engine-options.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
+import { resizeDisk } from './resize.ts'
 import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { LocalSnapshotParty, type NewSnapshot, type SnapshotParty, snapshotTogether } from './snapshot-party.ts'
@@ -166,6 +167,12 @@ export class Engine {
       await host.unlink(image)
       throw error
     }
+  }
+
+  /** Makes a disk larger; see `resizeDisk`. */
+  async resizeDisk(name: string, size: number): Promise<DiskStatus> {
+    await resizeDisk(this.#context, findDisk(this.#context, name), size)
+    return this.showDisk(name)
   }
 
   /** Makes a new disk over a snapshot of another one, whose layers they then share; see `prepareClone`. */

@@ -22,6 +22,7 @@ export interface EngineService {
   createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus>
   /** `image` is the clone's own; beside the origin's base unless told. */
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
+  resizeDisk(name: string, size: number): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<NewSnapshot>

@@ -86,6 +86,7 @@ const functions: ShardFunctions = {
   showDisk: (name) => running().showDisk(name),
   addDisk: (...args) => running().addDisk(...args),
   createDisk: (...args) => running().createDisk(...args),
+  resizeDisk: (...args) => running().resizeDisk(...args),
   clone: (...args) => running().clone(...args),
   removeDisk: (name) => {
     views.checkFree(name)

@@ -139,6 +139,10 @@ export class Shards implements EngineService {
     return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
   }
 
+  resizeDisk(name: string, size: number): Promise<DiskStatus> {
+    return this.#of(name).then((remote) => remote.resizeDisk(name, size))
+  }
+
   /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */
   clone(disk: string, ...args: [snapshot: string, name: string, image?: string]): Promise<DiskStatus> {
     return this.#control.run(async () => (await this.#of(disk)).clone(disk, ...args))
