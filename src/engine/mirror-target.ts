@@ -38,11 +38,11 @@ export async function targetPath({ host }: EngineContext, target: string): Promi
   return path.join(await host.realPath(folder), path.basename(target))
 }
 
-/** Kind 'busy' when the target is a file of a disk, by this name or another, or of another mirror. */
-export async function refuseUsedTarget(context: EngineContext, target: string): Promise<void> {
-  const other = context.jobs.find(({ spec }) => spec.kind === 'mirror' && spec.target === target)
+/** Kind 'busy' when the target is a file of a disk, by this name or another, the disk itself, or the target of another mirror. */
+export async function refuseUsedTarget(context: EngineContext, disk: string, target: string): Promise<void> {
+  const other = context.catalog.list('job').find(({ spec }) => spec.kind === 'mirror' && spec.target === target)
   if (other !== undefined) throw new BlockError('busy', `${target} is the target of job ${other.id} already`)
-  if (isNbdTarget(target)) return refuseOwnExport(context, target)
+  if (isNbdTarget(target)) return refuseItself(context, disk, target)
   const status = await context.host.status(target)
   for (const record of context.catalog.list('disk')) {
     for (const { path: image, format } of [...record.layers, ...sideOf(record)]) {
@@ -67,13 +67,11 @@ async function dataFiles({ host }: EngineContext, image: string, format: string)
   return dataFile === undefined ? [] : [dataFilePath(image, dataFile.name)]
 }
 
-/** A disk that is mirrored to a disk of its own daemon is fine; one that is mirrored to itself would never end. */
-function refuseOwnExport(context: EngineContext, target: string): void {
+/** What is written to a disk that is mirrored to itself would be to copy for ever. */
+function refuseItself({ home }: EngineContext, disk: string, target: string): void {
   const uri = parseNbdUri(target)
-  if (uri.transport !== 'unix') return
-  const own = [...context.disks.keys()].find((disk) => context.home.nbdSocket(disk) === uri.path)
-  if (own !== undefined)
-    throw new BlockError('busy', `${target} is disk ${own} of this daemon: mirror it to another place`)
+  if (uri.transport === 'unix' && uri.path === home.nbdSocket(disk))
+    throw new BlockError('busy', `${target} is disk ${disk} itself: mirror it to another place`)
 }
 
 /** Makes the image, of the disk's size, where nothing may be. With sync 'top' it lies on what the active layer lies on. */

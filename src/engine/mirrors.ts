@@ -51,7 +51,7 @@ export function startMirror(context: EngineContext, managed: ManagedDisk, reques
     const { record } = managed
     refuseConflict(context, record.name, 'mirror')
     const spec = await specOf(context, managed, request)
-    await refuseUsedTarget(context, spec.target)
+    await refuseUsedTarget(context, record.name, spec.target)
     if (spec.finish === 'pivot') refuseLeaving(context, record, layersLeft(managed, spec))
     const row: JobRecord = {
       id: JobTable.newId('mirror'),

@@ -1,5 +1,6 @@
 // Whether a copy gains on a guest that goes on writing, and when it will be through: from what it copied and what the guest made
-// to do again, window by window. It decides nothing: the mirror does.
+// to do again, window by window. It decides nothing: the mirror does. A guest that rewrites all of its disk faster than it is copied
+// dirties, in the end, exactly what is copied, give or take; so a gain of a small part of what is copied is none.
 //
 //   to do   ----.____.----.__      copied less dirtied, for each window; windows in a row without a gain: it is lost
 
@@ -25,7 +26,7 @@ export class Convergence {
     return this.#estimate
   }
 
-  /** For several windows in a row the guest made as much to do again as was copied, or more. */
+  /** For several windows in a row the guest made nearly as much to do again as was copied, or more. */
   get isLost(): boolean {
     return this.#windowsLost >= MIRROR_LOST_WINDOWS
   }
@@ -47,10 +48,13 @@ export class Convergence {
     const copyRate = copied / seconds
     const dirtyRate = dirtied / seconds
     const gain = copyRate - dirtyRate
-    this.#windowsLost = left > 0 && gain <= 0 ? this.#windowsLost + 1 : 0
+    this.#windowsLost = left > 0 && gain <= copyRate * GAIN_LEAST ? this.#windowsLost + 1 : 0
     this.#estimate = { copyRate, dirtyRate, restMs: left === 0 ? 0 : gain <= 0 ? undefined : (left / gain) * 1000 }
   }
 }
+
+/** The part of what is copied that a gain must be. */
+const GAIN_LEAST = 1 / 8
 
 /** A window that took so many times its length is none. */
 const LONGEST = 5

@@ -94,6 +94,12 @@ export class Copier implements Interceptor {
     this.#mode = 'background'
   }
 
+  /** Detached from its disk: resolves when no write that passed here is on its way to the target any more. */
+  async quiet(): Promise<void> {
+    const { size } = this.#todo
+    while (this.#locks.isBusy(0, size)) await this.#locks.whenIdle(0, size)
+  }
+
   /** Something was copied since the last checkpoint. */
   get hasUnsettled(): boolean {
     return this.#copied.count > 0

@@ -53,16 +53,20 @@ export interface MirrorOptions {
 }
 
 /**
- * Runs the mirror to its end, from wherever an earlier run left it. Ends with the job finalizing, or throws: when the target failed,
- * it can be run again with the same target, or with none of its unflushed writes lost from the to-do set.
+ * Runs the mirror to its end, from wherever an earlier run left it. Ends with the job finalizing, or throws. Either way nothing is on
+ * its way to the target any more; when that failed, the mirror can be run again with the target opened anew.
  */
 export async function runMirror(options: MirrorOptions): Promise<void> {
   const todo = await findTodo(options)
   const { disk } = options
   // Under a drain, so that no write is in flight that the copy of the to-do set misses.
   await disk.drain()
-  const mirror = new Mirror(options, todo)
-  disk.undrain()
+  let mirror: Mirror
+  try {
+    mirror = new Mirror(options, todo)
+  } finally {
+    disk.undrain()
+  }
   await mirror.run()
 }
 
@@ -123,6 +127,7 @@ class Mirror {
       // The next run begins where a clean stop ended this one; what cannot be saved now is copied again.
       if (job.suspended) await this.#settle().catch(() => undefined)
       disk.detach(this.#copier)
+      await this.#copier.quiet()
       throw error
     }
     await disk.log.edit([{ kind: 'remove', name: bitmap }])

@@ -35,6 +35,7 @@ async function setUp(t: TestContext): Promise<Setting> {
 const WORK = {
   commit: (_site: Site): string[] => ['commit', 'vm1', '--yes', '--speed', '1M'],
   stream: (_site: Site): string[] => ['stream', 'vm1', '--yes', '--speed', '1M'],
+  mirror: (site: Site): string[] => ['mirror', 'vm1', site.path('m.raw'), '-f', 'raw', '--complete', '--speed', '1M'],
   backup: (site: Site): string[] => ['backup', 'vm1', '--repo', site.repository, '--speed', '1M'],
 } as const
 
@@ -69,7 +70,7 @@ async function checkBackup({ site, content }: Setting): Promise<void> {
   assert.ok(fs.readFileSync(site.path('r.raw')).equals(content), 'the restored image equals the disk')
 }
 
-for (const kind of ['commit', 'stream', 'backup'] as const) {
+for (const kind of ['commit', 'stream', 'mirror', 'backup'] as const) {
   test(`Ctrl-C of a ${kind} that is followed leaves the job running, and says so`, async (t) => {
     const setting = await setUp(t)
     const { site } = setting
