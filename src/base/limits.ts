@@ -44,6 +44,9 @@ export const PACE_PAUSE_MAX_MS = 60_000
 export const DIRECT_PAGE = 4 * KIB
 export const DIRECT_PIECE = 256 * KIB
 export const DIRECT_PIECES = 64
+/** After so many requests that had the ring to themselves the next are waited for within the call, but for one in so many. */
+export const RING_SOLO_ROW = 16
+export const RING_SOLO_PROBE = 8
 
 /** Longest chain that opens, in layers: more is a mistake or an attack. */
 export const CHAIN_LAYERS_MAX = 512

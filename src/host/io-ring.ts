@@ -1,6 +1,7 @@
 // Reads and writes past the page cache by Linux's io_uring: many under way at once, without a thread for each, which the kernel
 // would have to wake for every one. One ring for a thread. Requests of one turn of the event loop are handed over in one call;
-// what is done is told by an eventfd, on which one thread of the pool waits. Where there is no io_uring, `ioRing` gives undefined.
+// what is done is told by an eventfd, on which one thread of the pool waits; one that comes alone to a quick disk is waited for within the
+// call. Where there is no io_uring, `ioRing` gives undefined.
 //
 //   request -> submission queue --enter--> kernel -> completion queue --eventfd--> callback
 //              (memory shared with it)               (likewise)
@@ -13,6 +14,7 @@ import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
 import { assert } from '../base/assert.ts'
 import { DIRECT_PIECES } from '../base/limits.ts'
 import { addressOf, type Koffi, koffi, mapMemory } from './koffi.ts'
+import { SoloPace } from './solo-pace.ts'
 
 const IORING_OP_TIMEOUT = 11
 export const IORING_OP_READ = 22
@@ -25,6 +27,8 @@ const IORING_REGISTER_EVENTFD = 4
 const IORING_FEAT_SINGLE_MMAP = 1
 const IORING_OFF_SQES = 0x10000000
 const EFD_CLOEXEC = 0o2000000
+const IORING_ENTER_GETEVENTS = 1
+const IORING_CQ_EVENTFD_DISABLED = 1
 
 const RETRY_MS = 1
 /** How long the waiting goes on after the last request: struct __kernel_timespec, seconds and nanoseconds of 64 bits each. */
@@ -36,7 +40,7 @@ const PARAMS_SIZE = 120
 /** Places in struct io_uring_params, in units of 32 bits. */
 const AT_FEATURES = 5
 const SQ = { head: 10, tail: 11, mask: 12, entries: 13, array: 16 } as const
-const CQ = { head: 20, tail: 21, mask: 22, entries: 23, entriesAt: 25 } as const
+const CQ = { head: 20, tail: 21, mask: 22, entries: 23, entriesAt: 25, flags: 26 } as const
 const SQE_SIZE = 64
 const CQE_SIZE = 16
 
@@ -44,7 +48,7 @@ const CQE_SIZE = 16
 type Moved = (error: NodeJS.ErrnoException | null, count: number) => void
 
 class IoRing {
-  readonly #enter: (submit: number) => number
+  readonly #enter: (submit: number, wait: number) => number
   /** The ring's head and tail words, its completions and the order of submissions, in units of 32 bits; and the submissions. */
   readonly #words: Int32Array
   readonly #params: Uint32Array
@@ -60,6 +64,10 @@ class IoRing {
   #wasUsed = false
   #isTimed = false
   #isWatching = false
+  readonly #solo = new SoloPace()
+  /** When the ring was empty last, and whether one request alone has been in it since. */
+  #beganMs = 0
+  #isAlone = true
 
   constructor(koffi: Koffi) {
     const libc = koffi.load(null)
@@ -83,7 +91,8 @@ class IoRing {
     this.#requests = new Uint32Array(mapMemory(koffi, place(0) * SQE_SIZE, fd, IORING_OFF_SQES))
     this.#event = checked(eventfd(0, EFD_CLOEXEC))
     checked(register(IO_URING_REGISTER, fd, IORING_REGISTER_EVENTFD, new Int32Array([this.#event]), 1))
-    this.#enter = (submit) => Number(enter(IO_URING_ENTER, fd, submit, 0, 0, null))
+    this.#enter = (submit, wait) =>
+      Number(enter(IO_URING_ENTER, fd, submit, wait, wait > 0 ? IORING_ENTER_GETEVENTS : 0, null))
     for (let i = DIRECT_PIECES - 1; i >= 0; i--) this.#free.push(i)
   }
 
@@ -93,7 +102,8 @@ class IoRing {
     const place = this.#free.pop()
     assert(place !== undefined, 'each request has a bounce buffer, of which there are as many as places')
     this.#waiting[place] = moved
-    this.#underWay++
+    if (this.#underWay++ === 0) this.#beganMs = performance.now()
+    this.#isAlone = this.#underWay === 1
     this.#wasUsed = true
     this.#queue(operation, fd, addressOf(buffer.buffer) + buffer.byteOffset, length, offset, place)
   }
@@ -127,16 +137,32 @@ class IoRing {
 
   readonly #handOver = (): void => {
     Atomics.store(this.#words, this.#at(SQ.tail), this.#load(SQ.tail) + this.#queued)
+    const mayWait = this.#queued === 1 && this.#underWay === 1 && this.#solo.mayWait()
     this.#queued = 0
+    if (mayWait) return this.#waitNow()
     this.#pass()
     // Of what was under way before, something may be done by now: it need not wait to be told.
     this.#complete()
     this.#watch()
   }
 
+  /** Hands over the one request and waits for it, without telling the thread that waits too. */
+  #waitNow(): void {
+    Atomics.store(this.#words, this.#at(CQ.flags), IORING_CQ_EVENTFD_DISABLED)
+    this.#enter(this.#untaken, 1)
+    Atomics.store(this.#words, this.#at(CQ.flags), 0)
+    if (this.#untaken > 0) this.#pass()
+    const began = this.#beganMs
+    this.#take()
+    this.#solo.waited(began, performance.now())
+    // What ended may be the time of the thread that waits, which was not told of that.
+    if (this.#isWatching && !this.#isTimed) this.#time()
+    this.#watch()
+  }
+
   /** Gives the kernel what it has not taken yet. What it cannot take now, for want of memory, it is given again. */
   readonly #pass = (): void => {
-    if (this.#untaken > 0) this.#enter(this.#untaken)
+    if (this.#untaken > 0) this.#enter(this.#untaken, 0)
     if (this.#untaken > 0) setTimeout(this.#pass, RETRY_MS)
   }
 
@@ -152,12 +178,17 @@ class IoRing {
     if (this.#isWatching || this.#users === 0) return
     if (!this.#isTimed) {
       if (this.#underWay === 0 && !this.#wasUsed) return
-      this.#isTimed = true
-      this.#wasUsed = false
-      this.#queue(IORING_OP_TIMEOUT, -1, addressOf(LINGER.buffer), 1, 0, DIRECT_PIECES)
+      this.#time()
     }
     this.#isWatching = true
     fs.read(this.#event, this.#told, 0, 8, null, this.#wasTold)
+  }
+
+  /** Bounds how long the thread waits. */
+  #time(): void {
+    this.#isTimed = true
+    this.#wasUsed = false
+    this.#queue(IORING_OP_TIMEOUT, -1, addressOf(LINGER.buffer), 1, 0, DIRECT_PIECES)
   }
 
   readonly #wasTold = (): void => {
@@ -168,6 +199,13 @@ class IoRing {
   }
 
   #complete(): void {
+    const wasBusy = this.#underWay > 0
+    this.#take()
+    if (wasBusy && this.#underWay === 0) this.#solo.answered(this.#beganMs, performance.now(), this.#isAlone)
+  }
+
+  /** Takes what is done off the completion queue. */
+  #take(): void {
     let head = this.#load(CQ.head)
     const tail = this.#load(CQ.tail)
     for (; head !== tail; head = (head + 1) | 0) {
