@@ -268,6 +268,24 @@ test('an export that changed its size meanwhile is not taken for the same', asyn
   await client.close()
 })
 
+test('a client that gives a silent server up fails what is in flight and all that follows with its reason', async (t) => {
+  const held: (() => void)[] = []
+  class Silent extends Filter {
+    override read(): Pending {
+      return new Promise((resolve) => held.push(resolve))
+    }
+  }
+  const { target } = await serveDevice(t, new Silent(new MemoryDevice(MIB)), { multiConn: true })
+  const client = await connectNbd(target, { connections: 2, reconnectMs: 60_000 })
+  const into = Buffer.alloc(4096)
+  const reads = [0, 4096, 8192].map((offset) => client.read(offset, 4096, into, 0) as Promise<void>)
+  client.abandon(new BlockError('timeout', 'no answer'))
+  for (const read of reads) await assert.rejects(read, fails('timeout', 'no answer'))
+  await assert.rejects(async () => client.flush(), fails('timeout', 'no answer'))
+  await client.close()
+  for (const end of held) end()
+})
+
 test('close waits for what is in flight', async (t) => {
   const { target } = await serveDevice(t, new MemoryDevice(MIB))
   const client = await connectNbd(target)

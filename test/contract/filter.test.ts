@@ -9,11 +9,13 @@ import { DelayFilter } from '../../src/filter/delay.ts'
 import { FaultFilter } from '../../src/filter/fault.ts'
 import { ReadonlyFilter } from '../../src/filter/readonly.ts'
 import { SliceFilter } from '../../src/filter/slice.ts'
+import { StallFilter } from '../../src/filter/stall.ts'
 import { deviceContract } from './device.ts'
 
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 
 deviceContract('slice filter', async (_t, size) => new SliceFilter(new MemoryDevice(size + 12_288), 8192, size))
+deviceContract('stall filter', async (_t, size) => new StallFilter(new MemoryDevice(size), 60_000, () => {}))
 deviceContract('fault filter without rules', async (_t, size) => new FaultFilter(new MemoryDevice(size)))
 deviceContract('delay filter', async (_t, size) => {
   const random = new Random(1)

@@ -122,6 +122,11 @@ class Server {
     }
   }
 
+  /** It lives, holds its connections, and does nothing. */
+  stall(): void {
+    this.#child?.kill('SIGSTOP')
+  }
+
   async kill(): Promise<void> {
     const child = this.#child
     this.#child = undefined
@@ -316,6 +321,30 @@ for (const mode of ['background', 'write-blocking'] as const) {
     assert.ok(fs.readFileSync(file).equals(guest.content))
   })
 }
+
+test('an NBD target that answers nothing any more pauses the mirror, and the guest whose writes go to both goes on', {
+  skip: missing('nbdkit'),
+}, async (t) => {
+  const { site, guest } = await setUp(t)
+  const file = site.path('remote.raw')
+  fs.writeFileSync(file, '')
+  fs.truncateSync(file, SIZE)
+  const server = new Server(t, site, 'file', file)
+  await server.start()
+  const id = await begin(site, server.uri, '--mode', 'write-blocking')
+  await site.job(id, isReady)
+  server.stall()
+  await guest.write()
+  const waiting = await site.job(id, ({ state }) => state === 'standby')
+  assert.match(waiting.error?.message ?? '', /has not answered for 10 s/)
+  await server.kill()
+  await server.start()
+  await guest.write()
+  await site.done('job', 'resume', id)
+  await site.done('job', 'complete', id)
+  await guest.check()
+  assert.ok(fs.readFileSync(file).equals(guest.content))
+})
 
 test('a target that runs full pauses the mirror, which goes on when there is room', { skip: notRoot }, async (t) => {
   const { site, guest } = await setUp(t)
