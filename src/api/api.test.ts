@@ -4,15 +4,15 @@ import assert from 'node:assert/strict'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { BlockError, ERROR_KINDS, isBlockError } from '../block/error.ts'
-import type { Engine } from '../engine/engine.ts'
+import type { EngineService } from '../engine/service.ts'
 import { tempFolder } from '../../test/support/temp.ts'
 import { ApiClient } from './client.ts'
 import { makeServer } from './server.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 
 /** A server over an engine of which only what is given exists. */
-async function serve(t: TestContext, engine: Partial<Record<keyof Engine, unknown>>): Promise<ApiClient> {
-  const server = await makeServer({ engine: engine as unknown as Engine, version: '0', home: '/home' })
+async function serve(t: TestContext, engine: Partial<Record<keyof EngineService, unknown>>): Promise<ApiClient> {
+  const server = await makeServer({ engine: engine as unknown as EngineService, version: '0', home: '/home' })
   t.after(() => server.close())
   const socket = path.join(tempFolder(t), 'api.sock')
   await server.listen({ path: socket })

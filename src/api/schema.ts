@@ -38,6 +38,7 @@ const disk = z.object({
   layers: z.array(layer),
   bitmaps: z.array(bitmap),
   cache,
+  held: z.string().optional().describe('Why it is not served on TCP'),
   note: z.string().optional(),
 })
 
@@ -134,6 +135,14 @@ export const routes = {
     method: 'DELETE',
     path: '/v1/disks/:disk',
     summary: 'Stops serving a disk and forgets it; its images stay',
+    params: onDisk,
+    body: nothing,
+    response: nothing,
+  },
+  releaseDisk: {
+    method: 'POST',
+    path: '/v1/disks/:disk/release',
+    summary: 'Serves a disk on TCP again that is held since the host stopped uncleanly',
     params: onDisk,
     body: nothing,
     response: nothing,

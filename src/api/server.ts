@@ -42,6 +42,10 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       await engine.removeDisk(disk)
       return {}
     },
+    releaseDisk: async ({ disk }) => {
+      await engine.releaseDisk(disk)
+      return {}
+    },
     listSnapshots: ({ disk }) => engine.listSnapshots(disk),
     createSnapshot: ({ disk }, { name }) => engine.createSnapshot(disk, name),
     createSnapshots: (_params, { disks, name }) => engine.createSnapshots(disks, name),

@@ -1,4 +1,4 @@
-// varve disk: create, add, list, show, resize, remove.
+// varve disk: create, add, list, show, resize, release, remove.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
@@ -49,7 +49,7 @@ export function addDiskCommands(program: Command): void {
           ['NAME', 'STATE', 'SIZE', 'LAYERS', 'URI'],
           disks.map((row) => [
             row.name,
-            row.state,
+            row.held === undefined ? row.state : 'held',
             formatSize(row.size),
             String(row.layers.length),
             row.uri ?? row.error ?? '',
@@ -73,6 +73,14 @@ export function addDiskCommands(program: Command): void {
       const cli = cliOf(command)
       const resized = await cli.api.call('resizeDisk', { disk: name }, { size: sizeArgument(size) })
       print(cli, resized, () => `${name}: ${formatSize(resized.size)}`)
+    })
+  disk
+    .command('release <name>')
+    .description('serve a disk on TCP again that is held since the host stopped uncleanly')
+    .action(async (name: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      await cli.api.call('releaseDisk', { disk: name }, {})
+      print(cli, {}, () => `${name} is served on TCP again`)
     })
   disk
     .command('remove <name>')
@@ -107,6 +115,7 @@ function describeDisk(disk: DiskReply): string {
   return [
     `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,
     ...(disk.uri === undefined ? [] : [disk.uri]),
+    ...(disk.held === undefined ? [] : [`held: ${disk.held}`]),
     `cache: ${disk.cache}`,
     'layers, from the active one to the base:',
     ...layers,

@@ -121,6 +121,11 @@ function makeGate(engine: Shards, home: Home): NbdServer {
   return new NbdServer({
     find: () => undefined,
     list: () => engine.exportNames.map((name) => ({ name })),
-    route: (name) => (engine.exportNames.includes(name) ? home.nbdSocket(name) : undefined),
+    route: (name, enters) => {
+      if (!engine.exportNames.includes(name)) return undefined
+      const refused = engine.guests.refusal(name)
+      if (refused !== undefined) return { refused }
+      return { socket: home.nbdSocket(name), after: enters ? engine.guests.enters(name) : undefined }
+    },
   })
 }

@@ -135,8 +135,19 @@ export interface HistoryRecord {
   readonly status: unknown
 }
 
+/** A disk that a client on TCP used, until its next clean close (distant-guests.ts). */
+export interface GuestRecord {
+  /** The disk's. */
+  readonly id: string
+  /** Of the host, when the client came. */
+  readonly bootId: string
+  /** Since when it is not served on TCP, because the host stopped uncleanly. */
+  readonly heldMs?: number
+}
+
 export interface Records {
   disk: DiskRecord
+  guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord
   history: HistoryRecord

@@ -17,6 +17,7 @@ import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
+import { settleGuest } from './distant-guests.ts'
 import { finishResize } from './resize.ts'
 import { openExports } from './snapshot-exports.ts'
 import { removeGarbage } from './snapshots.ts'
@@ -47,6 +48,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     const opened = await openLog(context, record, chain.size, found)
     log = opened.log
     const noted = opened.lost === undefined ? record : await noteLoss(context, record, opened.lost)
+    await settleGuest(context, record, opened.isClean)
     // Takes the last clean close back: from here on the images change, by snapshots and merges also without a mark.
     await log.fold()
     await chain.active.setAccess('write')
@@ -138,6 +140,8 @@ function checkAgainstCatalog(record: DiskRecord, layers: readonly Layer[]): void
 
 interface OpenedLog {
   readonly log: DirtyLog
+  /** The disk was closed cleanly the last time. */
+  readonly isClean: boolean
   /** Why the log had to be made anew; undefined when nothing was lost. */
   readonly lost?: string
 }
@@ -151,17 +155,19 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
   if (isNew) {
     const log = await createLog(context, folder, size, bootId)
     const isKnown = context.catalog.get('disk', record.id) !== undefined
-    return isKnown ? { log, lost: `the dirty log in ${folder} is gone` } : { log }
+    return isKnown ? { log, isClean: false, lost: `the dirty log in ${folder} is gone` } : { log, isClean: true }
   }
   let lost: string
+  let isClean = false
   const files = await openFiles(context, folder)
   try {
     const { log, recovery, stamp } = await DirtyLog.open(files, { bootId })
-    const isOurs = recovery !== 'clean' || stamp === found
+    isClean = recovery === 'clean'
+    const isOurs = !isClean || stamp === found
     const isResized = record.growTo !== undefined && log.size <= record.growTo
     if (isOurs && (log.size === size || isResized)) {
-      if (recovery !== 'clean') context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
-      return { log }
+      if (!isClean) context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
+      return { log, isClean }
     }
     await log.close('')
     lost = `another program changed ${(record.layers.at(-1) as LayerRecord).path} while the daemon did not run`
@@ -171,7 +177,7 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     await closeFiles(files)
   }
   for (const name of LOG_FILES) await context.host.unlink(path.join(folder, name))
-  return { log: await createLog(context, folder, size, bootId), lost }
+  return { log: await createLog(context, folder, size, bootId), isClean, lost }
 }
 
 /** Keeps for the next backup why it must be a full. */

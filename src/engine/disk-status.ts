@@ -24,6 +24,8 @@ export interface DiskStatus {
   readonly layers: readonly LayerRecord[]
   readonly bitmaps: readonly BitmapStatus[]
   readonly cache: CacheMode
+  /** Why it is not served on TCP. */
+  readonly held?: string
   /** What is worth knowing of a disk that was added just now. */
   readonly note?: string
 }

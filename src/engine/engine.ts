@@ -215,6 +215,7 @@ export class Engine {
       const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind !== 'backup' && spec.disk === name)
       await context.catalog.commit([
         { remove: 'disk', id: record.id },
+        { remove: 'guest', id: record.id },
         ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
         ...jobs.map(({ id }) => ({ remove: 'job' as const, id })),
       ])

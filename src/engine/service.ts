@@ -24,6 +24,8 @@ export interface EngineService {
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
   resizeDisk(name: string, size: number): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
+  /** Serves a disk on TCP again that is held since the host stopped uncleanly; kind 'invalid-argument' when it is not held. */
+  releaseDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<NewSnapshot>
   /** Of all at one moment, or of none. */

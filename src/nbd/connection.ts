@@ -200,6 +200,7 @@ export class Connection {
       this.#splice?.drop()
       this.#splice = new Splice(option, this.#socket, this.#progress)
     }
+    if (option.after !== undefined) this.#splice.holdUntil(option.after)
     this.#splice.feed(this.#receiver, option.length)
     if (option.isLast) this.#splicedForGood(this.#splice)
   }

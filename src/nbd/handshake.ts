@@ -6,6 +6,7 @@
 
 import { getUint16, getUint32, setUint16, setUint32, setUint64, utf8 } from '../base/bytes.ts'
 import { NBD_OPTION_MAX, REQUEST_MAX } from '../base/limits.ts'
+import type { Pending } from '../block/device.ts'
 import { type Export, type MetaContext, type SelectedContext, type Session, transmissionFlags } from './export.ts'
 import type { Outbox } from './outbox.ts'
 import type { Receiver } from './receiver.ts'
@@ -38,6 +39,7 @@ import {
   NBD_REP_ACK,
   NBD_REP_ERR_BLOCK_SIZE_REQD,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_POLICY,
   NBD_REP_ERR_SHUTDOWN,
   NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
@@ -57,8 +59,16 @@ export interface ExportList {
   /** The export of a name; the empty name asks for the default export. */
   find(name: string): Export | undefined
   list(): readonly Pick<Export, 'name' | 'description'>[]
-  /** The Unix socket of an export that is served elsewhere: its clients are passed on. */
-  route?(name: string): string | undefined
+  /** Where clients of an export are passed on that is served elsewhere, or why they are not; `enters` when the client asks to use it. */
+  route?(name: string, enters: boolean): Route | { readonly refused: string } | undefined
+}
+
+/** Where an export is served. */
+export interface Route {
+  /** A Unix socket. */
+  readonly socket: string
+  /** The client is not passed on before this is done. */
+  readonly after: Pending
 }
 
 /** How far the handshake came: it waits for more bytes, goes on over TLS or elsewhere, is over, or ends the connection. */
@@ -70,7 +80,7 @@ export type HandshakeOutcome =
   | { readonly kind: 'hang-up' }
 
 /** An option for whoever serves the export that it names. It is still in the receiver. */
-export interface PassOn extends SpliceStart {
+export interface PassOn extends SpliceStart, Route {
   /** Bytes of the option. */
   readonly length: number
   /** True when no other option follows: EXPORT_NAME. */
@@ -241,7 +251,7 @@ export class Handshake {
     const elsewhere = this.#routeOf(option, bytes, start + OPTION_SIZE, length)
     if (elsewhere !== undefined) {
       // The option itself is for whoever serves the export.
-      receiver.start = start
+      if (elsewhere.kind === 'pass-on') receiver.start = start
       if (option === NBD_OPT_SET_META_CONTEXT) this.#selected = undefined
       return elsewhere
     }
@@ -299,10 +309,12 @@ export class Handshake {
     const nameLength = isBare ? length : length < 4 ? -1 : getUint32(bytes, at)
     const nameAt = isBare ? at : at + 4
     if (nameLength < 0 || nameAt + nameLength > at + length) return undefined
-    const socket = this.#exports.route(utf8.decode(bytes.subarray(nameAt, nameAt + nameLength)))
-    if (socket === undefined) return undefined
+    const name = utf8.decode(bytes.subarray(nameAt, nameAt + nameLength))
+    const route = this.#exports.route(name, isBare || option === NBD_OPT_GO)
+    if (route === undefined) return undefined
+    if ('refused' in route) return isBare ? HANG_UP : this.#refuse(option, NBD_REP_ERR_POLICY, route.refused)
     const agreed = { clientFlags: this.#flags ?? 0, structured: this.#structured }
-    return { kind: 'pass-on', socket, ...agreed, length: OPTION_SIZE + length, isLast: isBare }
+    return { kind: 'pass-on', ...route, ...agreed, length: OPTION_SIZE + length, isLast: isBare }
   }
 
   #startTls(option: number, data: OptionData): HandshakeOutcome {

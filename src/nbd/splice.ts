@@ -53,6 +53,15 @@ export class Splice {
     return this.#there.write(bytes)
   }
 
+  /** Holds back what the client says from here on until `done`; when that fails the client is hung up on. */
+  holdUntil(done: Promise<void>): void {
+    this.#there.cork()
+    done.then(
+      () => this.#there.uncork(),
+      () => this.#client.destroy(),
+    )
+  }
+
   /** The client has no more to say. */
   end(): void {
     this.#there.end()

@@ -53,7 +53,7 @@ export type PartyFunctions = {
 
 /** What the control plane asks of a shard. */
 export type ShardFunctions = PartyFunctions &
-  Omit<EngineService, 'watchJob' | 'close'> & {
+  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk'> & {
     /** Opens its disks. */
     open(): Promise<void>
     /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */

@@ -15,6 +15,7 @@ import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
+import { DistantGuests } from '../engine/distant-guests.ts'
 import type { Home } from '../engine/home.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
@@ -62,7 +63,7 @@ interface Seat {
   diedMs: number
 }
 
-const RECORD_KINDS: readonly RecordKind[] = ['disk', 'job', 'garbage', 'history']
+const RECORD_KINDS: readonly RecordKind[] = ['disk', 'guest', 'job', 'garbage', 'history']
 
 export class Shards implements EngineService {
   readonly #options: ShardsOptions
@@ -75,6 +76,8 @@ export class Shards implements EngineService {
   readonly #snapshotTurn = new Mutex()
   /** Who has the turn, by ticket: at most one. */
   readonly #turns = new Map<number, Seat>()
+  /** Clients on TCP. */
+  readonly guests: DistantGuests
   readonly #watchers = new Map<string, Set<(status: JobStatus) => void>>()
   #lastTicket = 0
   #isClosing = false
@@ -84,6 +87,8 @@ export class Shards implements EngineService {
     this.#options = options
     this.#lock = lock
     this.#catalog = catalog
+    const bootId = options.host.bootId()
+    this.guests = new DistantGuests(catalog, (changes) => this.#commit(undefined, changes), bootId)
     const count = options.count ?? os.availableParallelism()
     const seat = (number: number): Seat => ({ number, disks: new Set(), shard: undefined, deaths: 0, diedMs: 0 })
     this.#seats = Array.from({ length: count }, (_, number) => seat(number))
@@ -124,11 +129,17 @@ export class Shards implements EngineService {
   async listDisks(): Promise<DiskStatus[]> {
     const lists = await this.#everywhere((remote) => remote.listDisks())
     const found = new Map(lists.flat().map((status) => [status.name, status]))
-    return this.#catalog.list('disk').flatMap(({ name }) => found.get(name) ?? [])
+    const inOrder = this.#catalog.list('disk').flatMap(({ name }) => found.get(name) ?? [])
+    return inOrder.map((status) => this.#withHeld(status))
   }
 
-  showDisk(name: string): Promise<DiskStatus> {
-    return this.#of(name).then((remote) => remote.showDisk(name))
+  async showDisk(name: string): Promise<DiskStatus> {
+    return this.#withHeld(await (await this.#of(name)).showDisk(name))
+  }
+
+  releaseDisk(name: string): Promise<void> {
+    this.#seatOf(name)
+    return this.guests.release(name)
   }
 
   addDisk(...args: Parameters<EngineService['addDisk']>): Promise<DiskStatus> {
@@ -425,6 +436,11 @@ export class Shards implements EngineService {
 
   #records(): AnyRecord[] {
     return RECORD_KINDS.flatMap((kind) => this.#catalog.list(kind).map((record) => ({ kind, record }) as AnyRecord))
+  }
+
+  #withHeld(status: DiskStatus): DiskStatus {
+    const held = this.guests.refusal(status.name)
+    return held === undefined ? status : { ...status, held }
   }
 
   #seatOf(disk: string): Seat {

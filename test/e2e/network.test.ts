@@ -4,8 +4,10 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import net from 'node:net'
+import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { promisify } from 'node:util'
+import { SqliteCatalog } from '../../src/engine/sqlite-catalog.ts'
 import { connectNbd } from '../../src/nbd/client.ts'
 import { missing } from '../support/peer.ts'
 import { MIB, Site, STATUS } from '../support/site.ts'
@@ -88,6 +90,54 @@ test('with certificates the port takes only clients that begin TLS', {
   const uri = `nbds://localhost:${port}/vm1?tls-certificates=${folder}`
   const { stdout } = await run('nbdinfo', ['--size', uri], { timeout: 30_000 })
   assert.equal(Number(stdout), 4 * MIB)
+})
+
+/** What a start of the host anew shows: clients came under another boot. */
+function pretendReboot(site: Site): void {
+  const catalog = new SqliteCatalog(path.join(site.home, 'catalog.db'))
+  for (const guest of catalog.list('guest'))
+    void catalog.commit([{ put: 'guest', record: { ...guest, bootId: 'before' } }])
+  catalog.close()
+}
+
+test('after an unclean stop of the host a disk that had a client on TCP is held there until it is released', async (t) => {
+  const port = await freePort()
+  const site = await startSite(t, '--nbd-port', String(port))
+  for (const name of ['far', 'near']) await site.disk(name, '4M')
+  const uri = (name: string): string => `nbd://127.0.0.1:${port}/${name}`
+  const data = Buffer.alloc(4096, 7)
+  const far = await connectNbd(uri('far'))
+  await far.write(0, data.length, data, 0, 0)
+  const near = await site.guest('near')
+  await near.write(0, data.length, data, 0, 0)
+  await site.daemon.kill()
+  await Promise.allSettled([far.close(), near.close()])
+
+  await site.daemon.start()
+  await (await connectNbd(uri('far'))).close()
+  await site.daemon.kill()
+  pretendReboot(site)
+  for (let start = 0; start < 2; start++) {
+    await site.daemon.start()
+    await assert.rejects(connectNbd(uri('far')), /the host stopped uncleanly.* varve disk release far/)
+    await (await connectNbd(uri('near'))).close()
+    await (await site.guest('far')).close()
+    assert.match(await site.done('disk', 'show', 'far'), /^held: the host stopped uncleanly/m)
+    assert.match(await site.done('disk', 'list'), /^far +held /m)
+    // It stays so when the daemon ends, cleanly or not.
+    await (start === 0 ? site.daemon.stop() : site.daemon.kill())
+  }
+  await site.daemon.start()
+  await site.done('disk', 'release', 'far')
+  await (await connectNbd(uri('far'))).close()
+  await site.refuses(['disk', 'release', 'far'], STATUS.usage, /far is not held/)
+  await site.refuses(['disk', 'release', 'none'], STATUS.notFound, /no disk none/)
+
+  // A clean end leaves nothing that could be lost.
+  await site.daemon.stop()
+  pretendReboot(site)
+  await site.daemon.start()
+  await (await connectNbd(uri('far'))).close()
 })
 
 test('what would be open to the network is refused, and nothing is changed', async (t) => {
