@@ -38,6 +38,11 @@ export function addDiskCommands(program: Command): void {
     .action((name: string, image: string, options: DiskOptions, command: Command) =>
       add(command, { name, image: path.resolve(image), ...options }),
     )
+  addViews(disk)
+  addChanges(disk)
+}
+
+function addViews(disk: Command): void {
   disk
     .command('list')
     .description('all disks')
@@ -64,6 +69,9 @@ export function addDiskCommands(program: Command): void {
       const cli = cliOf(command)
       print(cli, await cli.api.call('showDisk', { disk: name }, {}), describeDisk)
     })
+}
+
+function addChanges(disk: Command): void {
   disk
     .command('resize <name> <size>')
     .description(
