@@ -8,13 +8,14 @@
 // What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
 
 import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
 import type { Layer } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, whileFull } from './merge.ts'
+import { addHidden, addOwned, copyGranules, whileFull } from './merge.ts'
 import { savedTodo, scanTodo } from './scanned-todo.ts'
 
 export interface CommitOptions {
@@ -41,7 +42,9 @@ export async function runCommit(options: CommitOptions): Promise<void> {
   const isActive = options.from === layers.length - 1
   await whileFull(job, async () => {
     await target.setAccess('write')
-    if (target.size < disk.size) await target.grow(disk.size)
+    // Not to the disk's own: what a snapshot shows, which the target may be from now on, keeps its size.
+    const { size } = layers[options.from] as Layer
+    if (target.size < size) await target.grow(size)
   })
   const todo = await findTodo(options, isActive)
   const copier = await attach(options, todo, target, isActive)
@@ -90,7 +93,8 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
   const { job, disk } = options
   const upper = new PaddedFilter(disk.chain.layers[options.from] as Layer, disk.size)
   const make = (): Copier => {
-    const pending = todo.bits.copy()
+    const pending = new Bitmap(Math.min(disk.size, target.size))
+    copyGranules(todo.bits, pending)
     let total = Math.max(job.status.total, pending.bytes)
     let sinceBytes = 0
     let sinceMs = performance.now()

@@ -43,3 +43,12 @@ export async function addHidden(layer: Layer, below: Layer, owned: Bitmap): Prom
     return true
   })
 }
+
+/** Sets in `into`, which may be of another size, what `from` has set. */
+export function copyGranules(from: Bitmap, into: Bitmap): void {
+  const size = Math.min(from.size, into.size)
+  from.runs(0, size, size, (offset, length) => {
+    into.set(offset, Math.min(length, size - offset))
+    return true
+  })
+}

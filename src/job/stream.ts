@@ -19,7 +19,7 @@ import { linkLayers } from '../chain/open.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, whileFull } from './merge.ts'
+import { addHidden, addOwned, whileFull, copyGranules } from './merge.ts'
 import { UnownedTarget } from './unowned-target.ts'
 
 export interface StreamOptions {
@@ -167,15 +167,6 @@ async function leaveOwned(target: Layer, todo: Bitmap): Promise<void> {
   await target.allocation(0, todo.size, (length, ownership) => {
     if (ownership !== UNALLOCATED) todo.clear(position, length)
     position += length
-    return true
-  })
-}
-
-/** Sets in `into`, which may be of another size, what `from` has set. */
-function copyGranules(from: Bitmap, into: Bitmap): void {
-  const size = Math.min(from.size, into.size)
-  from.runs(0, size, size, (offset, length) => {
-    into.set(offset, Math.min(length, size - offset))
     return true
   })
 }

@@ -137,3 +137,23 @@ test('a crash while a disk grows leaves the old size or the new one, all flushed
   }
   assert.ok(forks.length > 10 && sizes.has(20 * SIZE), `${forks.length}: ${[...sizes].join(', ')}`)
 })
+
+test('a snapshot keeps its size when its layer goes down into a smaller one while the disk is larger', async () => {
+  const lab = await Lab.create()
+  const { engine } = lab
+  await engine.createDisk('vm', '/images/vm.qcow2', 'qcow2', SIZE)
+  const content = Buffer.alloc(SIZE + 512)
+  new Random(2).fill(content)
+  await engine.createSnapshot('vm', 's1')
+  await engine.resizeDisk('vm', SIZE + 512)
+  await lab.guest('vm').write(0, content.length, content, 0, 0)
+  await engine.createSnapshot('vm', 's2')
+  await engine.resizeDisk('vm', 2 * SIZE)
+  await lab.guest('vm').write(SIZE, SIZE, Buffer.alloc(SIZE, 7), 0, 0)
+  await engine.deleteSnapshot('vm', 's1', 0, 'down')
+  await lab.jobsEnd()
+  await engine.exportSnapshot('vm', 's2')
+  const view = lab.view('vm@s2')
+  assert.ok(view !== undefined && (await readWhole(view)).equals(content))
+  await lab.stop()
+})
