@@ -1,12 +1,14 @@
-// The whole engine through crashes: a guest writes stamped blocks while snapshots, commits, streams and backups are made, and at
-// random operations of the host what a kill or a power loss would leave is set aside. Each is then opened: every acknowledged
-// (or flushed) write is there, the jobs end, the next backup's restore equals the disk, earlier backups are as they were.
+// The whole engine through crashes: a guest writes stamped blocks while snapshots, commits, streams, clones, resizes and backups are
+// made, and at random operations of the host what a kill or a power loss would leave is set aside. Each is then opened: every
+// acknowledged (or flushed) write is there, the jobs end, snapshots and clones show their moment, the next backup's restore equals
+// the disk, earlier backups are as they were.
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { getUint32, setUint32 } from '../../src/base/bytes.ts'
 import { Random, seedOfRun } from '../../src/base/random.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
+import { isBlockError } from '../../src/block/error.ts'
 import type { JobStatus } from '../../src/job/job.ts'
 import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
 
@@ -75,6 +77,15 @@ interface Crash {
   readonly bounds: Bounds
   /** Backups that were reported done by then, and what they must show. */
   readonly backups: ReadonlyMap<string, Bounds>
+  /** What each snapshot must show, if there is one, and each clone. */
+  readonly moments: ReadonlyMap<string, Bounds>
+}
+
+/** What was made by then, and what it must show. */
+interface Made {
+  readonly backups: Map<string, Bounds>
+  /** By the names of snapshots and clones. */
+  readonly moments: Map<string, Bounds>
 }
 
 /** Runs guest and commands, on a host that answers at once or late, setting aside a crash at about one in `every` operations of the host. */
@@ -83,7 +94,7 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
   await lab.engine.createDisk('vm1', '/images/vm1.qcow2', 'qcow2', SIZE)
   const guest = new Guest()
   const crashes: Crash[] = []
-  const backups = new Map<string, Bounds>()
+  const made: Made = { backups: new Map(), moments: new Map() }
   lab.host.beforeOperation = ({ number }) => {
     if (!random.chance(1 / every)) return
     const kind = random.pick(['kill', 'power'] as const)
@@ -92,7 +103,8 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
       kind,
       operation: number,
       bounds: guest.bounds(kind === 'kill' ? 'acknowledged' : 'flushed'),
-      backups: new Map(backups),
+      backups: new Map(made.backups),
+      moments: new Map(made.moments),
     })
   }
   // One command that changes the chain at a time, and beside it a backup.
@@ -104,7 +116,7 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
     for (const lane of lanes) {
       if (lane.isBusy || !random.chance(0.15)) continue
       lane.isBusy = true
-      lane.running = lane.command(lab, guest, random, backups).finally(() => {
+      lane.running = lane.command(lab, guest, random, made).finally(() => {
         lane.isBusy = false
       })
     }
@@ -115,11 +127,38 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
   return crashes
 }
 
-async function chainCommand(lab: Lab, _guest: Guest, random: Random): Promise<void> {
+/** A command that changes the chain; one that has to wait for a backup or for a clone changes nothing. */
+async function chainCommand(lab: Lab, guest: Guest, random: Random, made: Made): Promise<void> {
+  try {
+    await changeChain(lab, guest, random, made)
+  } catch (error) {
+    if (!isBlockError(error, 'busy')) throw error
+  }
+}
+
+async function changeChain(lab: Lab, guest: Guest, random: Random, { moments }: Made): Promise<void> {
   const { engine } = lab
   const layers = engine.showDisk('vm1').layers.length
-  const kind = layers === 1 ? 'snapshot' : random.pick(['snapshot', 'commit', 'stream', 'delete'] as const)
-  if (kind === 'snapshot' && layers < 5) await engine.createSnapshot('vm1', `s${lab.host.operations}`)
+  const kinds = ['snapshot', 'commit', 'stream', 'delete', 'resize', 'clone', 'remove'] as const
+  const kind = layers === 1 ? 'snapshot' : random.pick(kinds)
+  if (kind === 'snapshot' && layers < 5) {
+    const name = `s${lab.host.operations}`
+    const oldest = guest.acknowledged.slice()
+    // Until it is known to be taken it may show anything from now on.
+    moments.set(name, { oldest, newest: guest.issued })
+    await engine.createSnapshot('vm1', name)
+    moments.set(name, { oldest, newest: guest.issued.slice() })
+  }
+  if (kind === 'resize') await engine.resizeDisk('vm1', engine.showDisk('vm1').size + random.between(1, 20) * 512)
+  const clones = engine.listDisks().filter(({ name }) => name !== 'vm1')
+  const [latest] = engine.listSnapshots('vm1').slice(-1)
+  if (kind === 'clone' && latest !== undefined && clones.length < 2) {
+    const name = `c${lab.host.operations}`
+    moments.set(name, moments.get(latest.name) as Bounds)
+    await engine.clone('vm1', latest.name, name)
+  }
+  const [clone] = clones
+  if (kind === 'remove' && clone !== undefined) await engine.removeDisk(clone.name)
   if (kind === 'commit') await succeeds(lab, (await engine.commit('vm1', undefined, undefined, 0)).id)
   if (kind === 'stream') {
     const to = random.between(1, layers - 1)
@@ -133,7 +172,7 @@ async function chainCommand(lab: Lab, _guest: Guest, random: Random): Promise<vo
   }
 }
 
-async function backupCommand(lab: Lab, guest: Guest, random: Random, backups: Map<string, Bounds>): Promise<void> {
+async function backupCommand(lab: Lab, guest: Guest, random: Random, { backups }: Made): Promise<void> {
   const oldest = guest.acknowledged.slice()
   const full = random.chance(0.1)
   const job = await lab.engine.backup({ disks: ['vm1'], repository: LAB_REPOSITORY, full, speed: 0 })
@@ -148,7 +187,27 @@ async function succeeds(lab: Lab, id: string): Promise<JobStatus> {
   return ended
 }
 
-async function checkCrash(crash: Crash, note: string): Promise<void> {
+/** Snapshots were flushed when they were taken: a power loss takes nothing from them. */
+async function checkMoments({ lab, moments }: Crash, note: string): Promise<{ snapshots: number; clones: number }> {
+  const { engine } = lab
+  const seen = { snapshots: 0, clones: 0 }
+  for (const { name: disk, error } of engine.listDisks()) {
+    assert.equal(error, undefined, note)
+    if (disk !== 'vm1')
+      checkContent(await readWhole(lab.guest(disk)), moments.get(disk) as Bounds, BLOCK, `${note}, ${disk}`)
+    for (const { name } of engine.listSnapshots(disk)) {
+      await engine.exportSnapshot(disk, name)
+      const shown = await readWhole(lab.view(`${disk}@${name}`) as BlockDevice)
+      checkContent(shown, moments.get(name) as Bounds, BLOCK, `${note}, ${disk}@${name}`)
+      await engine.unexportSnapshot(disk, name)
+      seen.snapshots++
+    }
+    if (disk !== 'vm1') seen.clones++
+  }
+  return seen
+}
+
+async function checkCrash(crash: Crash, note: string): Promise<{ snapshots: number; clones: number }> {
   const { lab } = crash
   await lab.start()
   const status = lab.engine.showDisk('vm1')
@@ -156,9 +215,11 @@ async function checkCrash(crash: Crash, note: string): Promise<void> {
   await lab.jobsEnd()
   const content = await readWhole(lab.guest('vm1'))
   checkContent(content, crash.bounds, PIECES[crash.kind], note)
+  const seen = await checkMoments(crash, note)
   const job = await lab.engine.backup({ disks: ['vm1'], repository: LAB_REPOSITORY, full: false, speed: 0 })
   const ended = await lab.engine.jobEnded(job.id)
   assert.equal(ended.error, undefined, note)
+  assert.deepEqual(lab.catalog.list('garbage'), [], note)
   await lab.stop()
   const repository = await lab.repository()
   const wanted = new Map<string, Bounds | undefined>([...crash.backups, [String(ended.details['backup']), undefined]])
@@ -172,22 +233,27 @@ async function checkCrash(crash: Crash, note: string): Promise<void> {
     await reader.close()
   }
   await repository.close()
+  return seen
 }
 
 test('an engine opened after a kill or a power loss at any moment has lost nothing and ends its jobs', async (t) => {
   const random = new Random(seedOfRun())
   t.diagnostic(`VARVE_SEED=${random.seed}`)
   let checked = 0
+  const total = { snapshots: 0, clones: 0 }
   for (let round = 0; round < ROUNDS; round++) {
     const crashes = await collectCrashes(random, 40, 150, round % 2 === 1)
     for (const crash of crashes) {
-      await checkCrash(
+      const { snapshots, clones } = await checkCrash(
         crash,
         `VARVE_SEED=${random.seed}, round ${round}, ${crash.kind} at operation ${crash.operation}`,
       )
       checked++
+      total.snapshots += snapshots
+      total.clones += clones
     }
   }
-  t.diagnostic(`${checked} crashes`)
+  t.diagnostic(`${checked} crashes, ${total.snapshots} snapshots and ${total.clones} clones`)
   assert.ok(checked > 50, `only ${checked} crashes were made`)
+  assert.ok(total.snapshots > 0, 'some of them had a snapshot')
 })
