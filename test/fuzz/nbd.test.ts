@@ -37,7 +37,9 @@ for (const [side, runTrial, ends] of SIDES) {
     assert.ok(outcomes.size >= ends, `the conversations end in every way: ${counts}`)
   })
 
-  test(`a seed has always the same conversation (${side})`, async () => {
+  test(`a seed has always the same conversation (${side})`, async (t) => {
+    // A server whose time slice is used up stops reading, which is where a conversation ends; on a busy machine that is anywhere.
+    t.mock.method(performance, 'now', () => 0)
     for (let seed = 0; seed < 50; seed++) assert.deepEqual(await runTrial(seed), await runTrial(seed))
   })
 }
