@@ -84,8 +84,10 @@ export const MIRROR_BEHIND_BYTES = 16 * MIB
 /** How long a mirror's gain on the guest is measured, in milliseconds, and after how many windows in a row without one it does not converge. */
 export const MIRROR_WINDOW_MS = 1000
 export const MIRROR_LOST_WINDOWS = 3
-/** How often a mirror that is ready looks for what to copy, and makes what it copied durable, in milliseconds. */
+/** How often a mirror that is ready looks for what to copy, in milliseconds. */
 export const MIRROR_LOOK_MS = 100
+/** A mirror makes its progress durable after so many bytes or milliseconds: seldom, since it flushes the disk under its guest for that. */
+export const MIRROR_SETTLE_BYTES = 128 * MIB
 export const MIRROR_SETTLE_MS = 5000
 /** How long a target over the network may leave all its requests unanswered before it is given up, in milliseconds: what a guest waits at most. */
 export const MIRROR_STALL_MS = 10_000

@@ -9,11 +9,10 @@
 // What the target is and what a pivot means for catalog and files is the engine's.
 
 import {
-  CHECKPOINT_BYTES,
-  CHECKPOINT_MS,
   MIRROR_BEHIND_BYTES,
   MIRROR_LANES,
   MIRROR_LOOK_MS,
+  MIRROR_SETTLE_BYTES,
   MIRROR_SETTLE_MS,
 } from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
@@ -199,7 +198,7 @@ class Mirror {
     job.setProgress(done, done + this.#copier.todo.bytes)
     this.#sinceBytes += length
     const looked = this.#look()
-    const isDue = this.#sinceBytes >= CHECKPOINT_BYTES || performance.now() - this.#sinceMs >= CHECKPOINT_MS
+    const isDue = this.#sinceBytes >= MIRROR_SETTLE_BYTES || performance.now() - this.#sinceMs >= MIRROR_SETTLE_MS
     if (!isDue || this.#settling || job.state !== 'running') return looked
     return looked === undefined ? this.#settle() : looked.then(() => this.#settle())
   }
