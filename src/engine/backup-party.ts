@@ -108,11 +108,13 @@ export class LocalParty implements BackupParty {
     this.#isFrozen = true
   }
 
-  async capture({ bitmap, parent }: DiskPlan, backup: string): Promise<Captured> {
+  async capture({ size, bitmap, parent }: DiskPlan, backup: string): Promise<Captured> {
     const { disk } = this.#managed
     const scratch = this.#scratch
     if (scratch === undefined || !this.#isFrozen)
       throw new BlockError('timeout', `${disk.name} was let go before its moment was taken`, { device: disk.name })
+    if (disk.size !== size)
+      throw new BlockError('busy', `disk ${disk.name} was resized while its backup was prepared: ask again`)
     const changed = parent === undefined ? undefined : capturedBits(disk, bitmap)
     const view = new PointInTime(disk, scratch, changed?.copy() ?? everything(disk))
     this.#view = view

@@ -108,7 +108,9 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
     })
   }
   // One command that changes the chain at a time, and beside it a backup.
-  const lanes = [chainCommand, backupCommand].map((command) => ({ command, isBusy: false, running: Promise.resolve() }))
+  const lanes = [chainCommand, backupCommand]
+    .map(unlessBusy)
+    .map((command) => ({ command, isBusy: false, running: Promise.resolve() }))
   for (let step = 0; step < steps; step++) {
     const device = lab.guest('vm1')
     await Promise.all(Array.from({ length: 4 }, (_, i) => guest.write(device, random.below(BLOCKS / 4) * 4 + i)))
@@ -127,16 +129,20 @@ async function collectCrashes(random: Random, every: number, steps: number, isLa
   return crashes
 }
 
-/** A command that changes the chain; one that has to wait for a backup or for a clone changes nothing. */
-async function chainCommand(lab: Lab, guest: Guest, random: Random, made: Made): Promise<void> {
-  try {
-    await changeChain(lab, guest, random, made)
-  } catch (error) {
-    if (!isBlockError(error, 'busy')) throw error
+type Command = (lab: Lab, guest: Guest, random: Random, made: Made) => Promise<void>
+
+/** One that has to wait for a job or for a clone changes nothing. */
+function unlessBusy(command: Command): Command {
+  return async (...given) => {
+    try {
+      await command(...given)
+    } catch (error) {
+      if (!isBlockError(error, 'busy')) throw error
+    }
   }
 }
 
-async function changeChain(lab: Lab, guest: Guest, random: Random, { moments }: Made): Promise<void> {
+async function chainCommand(lab: Lab, guest: Guest, random: Random, { moments }: Made): Promise<void> {
   const { engine } = lab
   const layers = engine.showDisk('vm1').layers.length
   const kinds = ['snapshot', 'commit', 'stream', 'delete', 'resize', 'clone', 'remove'] as const
