@@ -8,6 +8,7 @@ import type { ScratchBudget } from '../chain/scratch.ts'
 import { BlockError } from '../block/error.ts'
 import { withCacheMode } from '../host/cache-mode.ts'
 import type { Host } from '../host/host.ts'
+import type { MirrorPace } from '../job/mirror.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
 import type { Home } from './home.ts'
@@ -61,6 +62,7 @@ export interface EngineContext {
   readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
   readonly scratchBytes: number
+  readonly mirrorPace: MirrorPace
   readonly scratchBudget: ScratchBudget
   /** One backup at a time on this host. */
   readonly backupTurn: Turn

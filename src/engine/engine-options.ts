@@ -2,6 +2,7 @@
 // of several, what it must know of the others.
 
 import type { Host } from '../host/host.ts'
+import type { MirrorPace } from '../job/mirror.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { BackupParty } from './backup-party.ts'
 import type { Catalog } from './catalog.ts'
@@ -17,6 +18,8 @@ export interface EngineOptions {
   readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
   readonly report: (message: string, details?: Record<string, unknown>) => void
+  /** How mirrors copy; tests have small pieces. */
+  readonly mirrorPace?: MirrorPace
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number

@@ -5,7 +5,7 @@
 import path from 'node:path'
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
-import { SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
+import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { ScratchBudget } from '../chain/scratch.ts'
 import { type Format, openChain } from '../chain/open.ts'
@@ -83,6 +83,7 @@ export class Engine {
       serveView: options.serveView,
       openRepository: options.openRepository,
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
+      mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
       scratchBudget: new ScratchBudget(options.scratchHostBytes ?? SCRATCH_HOST_BYTES),
       backupTurn: shard?.backupTurn ?? new Mutex(),
       partyOf: (disk) => engine.#partyOf(disk),

@@ -171,6 +171,7 @@ async function work(
           disk: managed.disk,
           target: target.device,
           bitmap: todoName(row.id),
+          pace: context.mirrorPace,
           total: (context.catalog.get('job', row.id) ?? row).total,
           scan: (todo) => scan(managed, current(), todo),
           began: (total) => {

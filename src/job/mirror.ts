@@ -8,13 +8,7 @@
 //
 // What the target is and what a pivot means for catalog and files is the engine's.
 
-import {
-  MIRROR_BEHIND_BYTES,
-  MIRROR_LANES,
-  MIRROR_LOOK_MS,
-  MIRROR_SETTLE_BYTES,
-  MIRROR_SETTLE_MS,
-} from '../base/limits.ts'
+import { MIRROR_BEHIND_BYTES, MIRROR_LANES, MIRROR_LOOK_MS, MIRROR_SETTLE_MS } from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice, Pending } from '../block/device.ts'
@@ -31,6 +25,12 @@ export type MirrorMode = (typeof MIRROR_MODES)[number]
 /** How a mirror ends: the target stays a copy of the moment, or the disk goes on there. */
 export type MirrorFinish = 'copy' | 'pivot'
 
+/** Bytes that are copied at a time, and after how many of them progress is made durable. */
+export interface MirrorPace {
+  readonly piece: number
+  readonly settleBytes: number
+}
+
 export interface MirrorOptions {
   readonly job: Job
   readonly disk: Disk
@@ -44,6 +44,7 @@ export interface MirrorOptions {
   readonly scan: (todo: Bitmap) => Promise<void>
   /** Told once, when the to-do set is known: from here on the target is written. */
   readonly began: (total: number) => Promise<void>
+  readonly pace: MirrorPace
   /** What the user wants now; after a change the job is nudged. */
   readonly mode: () => MirrorMode
   readonly finish: () => MirrorFinish | undefined
@@ -98,7 +99,7 @@ class Mirror {
 
   /** The guest's writes pass here from now on. The disk is drained. */
   constructor(options: MirrorOptions, todo: LoggedBitmap) {
-    const { job, disk, target, mode } = options
+    const { job, disk, target, mode, pace } = options
     this.#options = options
     this.#doneBefore = job.status.done
     this.#copier = new Copier({
@@ -106,6 +107,7 @@ class Mirror {
       source: disk.chain,
       target,
       todo: todo.bits.copy(),
+      piece: pace.piece,
       lanes: MIRROR_LANES,
       unit: target.can.minimumBlock,
       mode: mode() === 'write-blocking' ? 'write-both' : 'background',
@@ -198,7 +200,8 @@ class Mirror {
     job.setProgress(done, done + this.#copier.todo.bytes)
     this.#sinceBytes += length
     const looked = this.#look()
-    const isDue = this.#sinceBytes >= MIRROR_SETTLE_BYTES || performance.now() - this.#sinceMs >= MIRROR_SETTLE_MS
+    const isDue =
+      this.#sinceBytes >= this.#options.pace.settleBytes || performance.now() - this.#sinceMs >= MIRROR_SETTLE_MS
     if (!isDue || this.#settling || job.state !== 'running') return looked
     return looked === undefined ? this.#settle() : looked.then(() => this.#settle())
   }

@@ -59,6 +59,8 @@ export class Lab {
       },
       openRepository: () => this.repository(),
       report: (message) => this.reports.push(message),
+      // Small disks are many pieces all the same.
+      mirrorPace: { piece: 16_384, settleBytes: 65_536 },
     })
   }
 
