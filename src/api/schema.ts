@@ -10,6 +10,11 @@ const name = z.string().min(1).max(NAME_LENGTH_MAX)
 const bytes = z.number().int().nonnegative()
 const speed = bytes.default(0).describe('Bytes per second; 0 is no limit')
 
+const onError = z
+  .enum(['report', 'stop', 'enospc'])
+  .default('enospc')
+  .describe('An error ends the job, pauses it, or pauses it only when the target is full')
+
 export const errorBody = z.object({ error: z.object({ kind: z.string(), message: z.string() }) })
 
 const layer = z.object({
@@ -228,7 +233,7 @@ export const routes = {
     path: '/v1/disks/:disk/commit',
     summary: 'Merges layers down while the guest writes, as a job',
     params: onDisk,
-    body: z.object({ from: name.optional(), to: name.optional(), speed }),
+    body: z.object({ from: name.optional(), to: name.optional(), speed, onError }),
     response: job,
   },
   planStream: {
@@ -244,7 +249,7 @@ export const routes = {
     path: '/v1/disks/:disk/stream',
     summary: 'Pulls layers up into the active one, or another, while the guest writes, as a job',
     params: onDisk,
-    body: z.object({ base: name.optional(), to: name.optional(), speed }),
+    body: z.object({ base: name.optional(), to: name.optional(), speed, onError }),
     response: job,
   },
   mirror: {
@@ -310,6 +315,14 @@ export const routes = {
     params: z.object({ job: name, verb: z.enum(['pause', 'resume', 'cancel']) }),
     body: nothing,
     response: job,
+  },
+  dismissJob: {
+    method: 'DELETE',
+    path: '/v1/jobs/:job',
+    summary: 'Takes an ended job out of the history',
+    params: onJob,
+    body: nothing,
+    response: nothing,
   },
   setJobSpeed: {
     method: 'POST',

@@ -63,9 +63,11 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     deleteSnapshot: ({ disk, snapshot }, { speed, direction }) =>
       engine.deleteSnapshot(disk, snapshot, speed, direction) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),
-    commit: ({ disk }, { from, to, speed }) => engine.commit(disk, from, to, speed) as Promise<Reply<'commit'>>,
+    commit: ({ disk }, { from, to, speed, onError }) =>
+      engine.commit(disk, from, to, speed, onError) as Promise<Reply<'commit'>>,
     planStream: async ({ disk }, { base, to }) => ({ ends: [...(await engine.planStream(disk, base, to))] }),
-    stream: ({ disk }, { base, to, speed }) => engine.stream(disk, base, to, speed) as Promise<Reply<'stream'>>,
+    stream: ({ disk }, { base, to, speed, onError }) =>
+      engine.stream(disk, base, to, speed, onError) as Promise<Reply<'stream'>>,
     mirror: ({ disk }, request) => engine.mirror(disk, request) as Promise<Reply<'mirror'>>,
     completeJob: ({ job }, body) => engine.completeJob(job, body.finish) as Promise<Reply<'completeJob'>>,
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
@@ -73,6 +75,10 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
     sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,
+    dismissJob: async ({ job }) => {
+      await engine.dismissJob(job)
+      return {}
+    },
     setJobSpeed: ({ job }, { speed }) => engine.setJobSpeed(job, speed) as Promise<Reply<'setJobSpeed'>>,
   }
 }

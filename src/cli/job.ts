@@ -43,6 +43,14 @@ export function addJobCommands(program: Command): void {
       })
   }
   job
+    .command('dismiss <job>')
+    .description('take an ended job out of the list')
+    .action(async (id: string, _options: unknown, command: Command) => {
+      const cli = cliOf(command)
+      await cli.api.call('dismissJob', { job: id }, {})
+      print(cli, {}, () => `${id} dismissed`)
+    })
+  job
     .command('complete <job>')
     .description('end a mirror that is ready: its target stays a copy of that moment, unless the disk goes on there')
     .option('--pivot', 'the disk goes on at the target')

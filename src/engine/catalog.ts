@@ -4,6 +4,7 @@
 
 import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
+import type { ErrorPolicy } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 
 /** One layer of a chain. */
@@ -50,6 +51,7 @@ export interface CommitSpec {
   readonly from: string
   readonly to: string
   readonly speed: number
+  readonly onError?: ErrorPolicy | undefined
 }
 
 export interface StreamSpec {
@@ -59,6 +61,7 @@ export interface StreamSpec {
   readonly base: string | null
   readonly to: string
   readonly speed: number
+  readonly onError?: ErrorPolicy | undefined
 }
 
 export interface MirrorSpec {

@@ -8,7 +8,7 @@ import { BlockError } from '../block/error.ts'
 import type { Layer } from '../block/device.ts'
 import { backingName } from '../chain/open.ts'
 import { runCommit } from '../job/commit.ts'
-import { Job } from '../job/job.ts'
+import { type ErrorPolicy, Job } from '../job/job.ts'
 import type { DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
 import { refuseClaimed } from './claims.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
@@ -47,6 +47,7 @@ export function startCommit(
   managed: ManagedDisk,
   makePlan: () => CommitPlan,
   speed: number,
+  onError?: ErrorPolicy,
 ): Promise<Job> {
   return managed.control.run(async () => {
     const plan = makePlan()
@@ -62,7 +63,7 @@ export function startCommit(
     const to = record.layers[plan.to] as LayerRecord
     const row: JobRecord = {
       id: JobTable.newId('commit'),
-      spec: { kind: 'commit', disk: record.name, from: from.path, to: to.path, speed },
+      spec: { kind: 'commit', disk: record.name, from: from.path, to: to.path, speed, onError },
       total: 0,
       paused: false,
       startedMs: Date.now(),
@@ -81,7 +82,7 @@ export function startCommit(
 export function launchCommit(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
   const { spec } = row
   if (spec.kind !== 'commit') throw new BlockError('invalid-argument', `job ${row.id} is no commit`)
-  const job = new Job({ id: row.id, kind: 'commit', subject: spec.disk, speed: spec.speed })
+  const job = new Job({ id: row.id, kind: 'commit', subject: spec.disk, speed: spec.speed, onError: spec.onError })
   job.describe({ from: spec.from, to: spec.to })
   context.jobs.launch(job, row, () => work(context, managed, row, job))
   return job

@@ -14,7 +14,7 @@ import { readQcow2Info } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
-import type { JobStatus } from '../job/job.ts'
+import type { ErrorPolicy, JobStatus } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
@@ -278,9 +278,15 @@ export class Engine {
     return planCommit(findDisk(this.#context, disk), from, to).ends
   }
 
-  async commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
+  async commit(
+    disk: string,
+    from: string | undefined,
+    to: string | undefined,
+    speed: number,
+    onError?: ErrorPolicy,
+  ): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startCommit(this.#context, managed, () => planCommit(managed, from, to), speed)).status
+    return (await startCommit(this.#context, managed, () => planCommit(managed, from, to), speed, onError)).status
   }
 
   /** The snapshots that a stream would end. */
@@ -288,9 +294,15 @@ export class Engine {
     return planStream(findDisk(this.#context, disk), base, to).ends
   }
 
-  async stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
+  async stream(
+    disk: string,
+    base: string | undefined,
+    to: string | undefined,
+    speed: number,
+    onError?: ErrorPolicy,
+  ): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startStream(this.#context, managed, () => planStream(managed, base, to), speed)).status
+    return (await startStream(this.#context, managed, () => planStream(managed, base, to), speed, onError)).status
   }
 
   async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {
@@ -329,6 +341,11 @@ export class Engine {
 
   sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
     return this.#context.jobs.say(id, verb)
+  }
+
+  /** Takes an ended job out of the history. */
+  dismissJob(id: string): Promise<void> {
+    return this.#context.jobs.dismiss(id)
   }
 
   setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {

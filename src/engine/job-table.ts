@@ -107,6 +107,14 @@ export class JobTable {
     return job.status
   }
 
+  /** Takes an ended job out of the history. Kinds 'not-found', 'busy' for one that has not ended. */
+  async dismiss(id: string): Promise<void> {
+    if (this.status(id).endedMs === undefined) {
+      throw new BlockError('busy', `job ${id} has not ended: varve job cancel ${id} ends it`)
+    }
+    await this.#catalog.commit([{ remove: 'history', id }])
+  }
+
   /** Changes a job's speed limit, also for its runs after a restart. */
   async setSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
     const job = this.running(id)

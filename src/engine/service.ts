@@ -3,7 +3,7 @@
 
 import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
-import type { JobStatus } from '../job/job.ts'
+import type { ErrorPolicy, JobStatus } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { BackupRequest } from './backups.ts'
 import type { Direction } from './deletion.ts'
@@ -35,9 +35,21 @@ export interface EngineService {
   revert(disk: string, snapshot: string, keep?: string): Promise<void>
   deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
-  commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
+  commit(
+    disk: string,
+    from: string | undefined,
+    to: string | undefined,
+    speed: number,
+    onError?: ErrorPolicy,
+  ): Promise<JobStatus>
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
-  stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus>
+  stream(
+    disk: string,
+    base: string | undefined,
+    to: string | undefined,
+    speed: number,
+    onError?: ErrorPolicy,
+  ): Promise<JobStatus>
   mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
   setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
@@ -45,6 +57,7 @@ export interface EngineService {
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>
   sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus>
+  dismissJob(id: string): Promise<void>
   setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>
   /** Calls back on changes of a running job, with how it is then; returns how to stop that. */
   watchJob(id: string, listener: (status: JobStatus) => void): () => void

@@ -6,7 +6,7 @@
 
 import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
-import { Job } from '../job/job.ts'
+import { type ErrorPolicy, Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
 import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord } from './catalog.ts'
 import { refuseClaimed, refuseExported } from './claims.ts'
@@ -45,6 +45,7 @@ export function startStream(
   managed: ManagedDisk,
   makePlan: () => StreamPlan,
   speed: number,
+  onError?: ErrorPolicy,
 ): Promise<Job> {
   return managed.control.run(async () => {
     const plan = makePlan()
@@ -59,7 +60,14 @@ export function startStream(
     refuseExported(record, leaving, `stream of disk ${record.name}`)
     const row: JobRecord = {
       id: JobTable.newId('stream'),
-      spec: { kind: 'stream', disk: record.name, base: record.layers[plan.base]?.path ?? null, to: to.path, speed },
+      spec: {
+        kind: 'stream',
+        disk: record.name,
+        base: record.layers[plan.base]?.path ?? null,
+        to: to.path,
+        speed,
+        onError,
+      },
       total: 0,
       paused: false,
       startedMs: Date.now(),
@@ -73,7 +81,7 @@ export function startStream(
 export function launchStream(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
   const { spec } = row
   if (spec.kind !== 'stream') throw new BlockError('invalid-argument', `job ${row.id} is no stream`)
-  const job = new Job({ id: row.id, kind: 'stream', subject: spec.disk, speed: spec.speed })
+  const job = new Job({ id: row.id, kind: 'stream', subject: spec.disk, speed: spec.speed, onError: spec.onError })
   job.describe({ base: spec.base, to: spec.to })
   context.jobs.launch(job, row, () => work(context, managed, row, job))
   return job

@@ -15,7 +15,7 @@ import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, copyGranules, whileFull } from './merge.ts'
+import { addHidden, addOwned, copyGranules, whileMendable } from './merge.ts'
 import { savedTodo, scanTodo } from './scanned-todo.ts'
 
 export interface CommitOptions {
@@ -40,7 +40,7 @@ export async function runCommit(options: CommitOptions): Promise<void> {
   const layers = disk.chain.layers
   const target = layers[options.to] as Layer
   const isActive = options.from === layers.length - 1
-  await whileFull(job, async () => {
+  await whileMendable(job, async () => {
     await target.setAccess('write')
     // Not to the disk's own: what a snapshot shows, which the target may be from now on, keeps its size.
     const { size } = layers[options.from] as Layer
@@ -49,7 +49,7 @@ export async function runCommit(options: CommitOptions): Promise<void> {
   const todo = await findTodo(options, isActive)
   const copier = await attach(options, todo, target, isActive)
   try {
-    await whileFull(job, () => copyAll(job, copier, target, isActive ? disk : undefined))
+    await whileMendable(job, () => copyAll(job, copier, target, isActive ? disk : undefined))
     job.move('finalizing')
     await finish(options, copier, isActive)
   } catch (error) {
@@ -161,8 +161,11 @@ async function copyAll(job: Job, copier: Copier, target: Layer, guest: Disk | un
     await guest?.drain()
     try {
       await copier.drainPass()
-      const flushed = target.flush()
-      if (flushed !== undefined) await flushed
+      // What a failed flush may have lost is to do again, should the job go on after it.
+      await copier.checkpoint(
+        () => target.flush(),
+        () => undefined,
+      )
     } catch (error) {
       guest?.undrain()
       throw error

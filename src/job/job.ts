@@ -48,6 +48,13 @@ export function verbsIn(state: JobState): JobVerb[] {
   return (Object.keys(VERBS) as JobVerb[]).filter((verb) => (VERBS[verb] as readonly JobState[]).includes(state))
 }
 
+/**
+ * What an error of the source or the target means to a merge: `report` ends it, and all is as before; `stop` pauses it until it is
+ * resumed or cancelled; `enospc` does that when the target is full. None skips anything.
+ */
+export const ERROR_POLICIES = ['report', 'stop', 'enospc'] as const
+export type ErrorPolicy = (typeof ERROR_POLICIES)[number]
+
 export interface JobStatus {
   readonly id: string
   readonly kind: JobKind
@@ -75,6 +82,8 @@ export interface JobOptions {
   readonly subject: string
   /** Bytes per second; 0 is no limit. */
   readonly speed?: number
+  /** 'enospc' unless told. */
+  readonly onError?: ErrorPolicy | undefined
   readonly clock?: Clock
   readonly details?: Readonly<Record<string, unknown>>
 }
@@ -83,6 +92,7 @@ export class Job {
   readonly id: string
   readonly kind: JobKind
   readonly subject: string
+  readonly onError: ErrorPolicy
   readonly #clock: Clock
   #state: JobState = 'created'
   #done = 0
@@ -105,6 +115,7 @@ export class Job {
     this.id = options.id
     this.kind = options.kind
     this.subject = options.subject
+    this.onError = options.onError ?? 'enospc'
     this.#speed = options.speed ?? 0
     this.#clock = options.clock ?? systemClock
     this.#details = options.details ?? {}

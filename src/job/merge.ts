@@ -3,21 +3,26 @@
 
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
-import { isBlockError } from '../block/error.ts'
+import { type BlockError, isBlockError } from '../block/error.ts'
 import type { Job } from './job.ts'
 
-/** Does the work, and again whenever the job that a full target paused is resumed. */
-export async function whileFull(job: Job, work: () => Promise<void>): Promise<void> {
+/** Does the work, and again whenever the job that an error paused is resumed; see ErrorPolicy. */
+export async function whileMendable(job: Job, work: () => Promise<void>): Promise<void> {
   for (;;) {
     try {
       await work()
       return
     } catch (error) {
-      if (!isBlockError(error, 'no-space')) throw error
+      if (!isBlockError(error) || !pauses(job, error)) throw error
       job.pauseOnError(error)
       await job.pausePoint(0)
     }
   }
+}
+
+function pauses(job: Job, { kind }: BlockError): boolean {
+  if (job.onError === 'report' || job.suspended || job.state === 'aborting') return false
+  return kind === 'no-space' || (job.onError === 'stop' && kind !== 'corrupt')
 }
 
 /** Sets what a layer owns, as data or as zeros. */

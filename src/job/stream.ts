@@ -19,7 +19,7 @@ import { linkLayers } from '../chain/open.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, whileFull, copyGranules } from './merge.ts'
+import { addHidden, addOwned, whileMendable, copyGranules } from './merge.ts'
 import { UnownedTarget } from './unowned-target.ts'
 
 export interface StreamOptions {
@@ -47,7 +47,7 @@ export async function runStream(options: StreamOptions): Promise<void> {
   const target = disk.chain.layers[options.to] as Layer
   const copier = await attach(options, target)
   try {
-    await whileFull(job, () => target.setAccess('write'))
+    await whileMendable(job, () => target.setAccess('write'))
     await findTodo(options, target, copier.todo)
     await copyAll(options, target, copier)
     job.move('finalizing')
@@ -175,7 +175,7 @@ async function leaveOwned(target: Layer, todo: Bitmap): Promise<void> {
 async function copyAll(options: StreamOptions, target: Layer, copier: Copier): Promise<void> {
   const { job } = options
   for (;;) {
-    await whileFull(job, () => copier.pass())
+    await whileMendable(job, () => copier.pass())
     assert(copier.todo.count === 0, 'what is to do only shrinks')
     await saveProgress(options, target, copier)
     if (job.state === 'running') return

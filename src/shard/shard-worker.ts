@@ -126,6 +126,7 @@ const functions: ShardFunctions = {
   listJobs: () => running().listJobs(),
   showJob: (id) => running().showJob(id),
   sayToJob: (...args) => running().sayToJob(...args),
+  dismissJob: (id) => running().dismissJob(id),
   setJobSpeed: (...args) => running().setJobSpeed(...args),
   jobEnded: (id) => running().jobEnded(id),
   watchJob: (id) => {

@@ -23,7 +23,7 @@ import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
-import type { JobStatus } from '../job/job.ts'
+import type { ErrorPolicy, JobStatus } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 import { remoteSnapshotParty } from './remote-snapshot-party.ts'
@@ -62,6 +62,8 @@ interface Seat {
   deaths: number
   diedMs: number
 }
+
+type MergeArguments = [lower: string | undefined, upper: string | undefined, speed: number, onError?: ErrorPolicy]
 
 const RECORD_KINDS: readonly RecordKind[] = ['disk', 'guest', 'job', 'garbage', 'history']
 
@@ -212,16 +214,16 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.planCommit(disk, from, to))
   }
 
-  commit(disk: string, from: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.commit(disk, from, to, speed))
+  commit(disk: string, ...args: MergeArguments): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.commit(disk, ...args))
   }
 
   planStream(disk: string, base?: string, to?: string): Promise<readonly string[]> {
     return this.#of(disk).then((remote) => remote.planStream(disk, base, to))
   }
 
-  stream(disk: string, base: string | undefined, to: string | undefined, speed: number): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.stream(disk, base, to, speed))
+  stream(disk: string, ...args: MergeArguments): Promise<JobStatus> {
+    return this.#of(disk).then((remote) => remote.stream(disk, ...args))
   }
 
   mirror(...args: Parameters<EngineService['mirror']>): Promise<JobStatus> {
@@ -260,6 +262,11 @@ export class Shards implements EngineService {
 
   async sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
     return (await this.#ofJob(id)).remote.sayToJob(id, verb)
+  }
+
+  async dismissJob(id: string): Promise<void> {
+    if (this.#catalog.get('history', id) !== undefined) return this.#commit(undefined, [{ remove: 'history', id }])
+    return (await this.#ofJob(id)).remote.dismissJob(id)
   }
 
   async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
