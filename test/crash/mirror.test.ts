@@ -112,6 +112,8 @@ async function collect(random: Random, setting: Setting): Promise<Crash[]> {
   for (let write = 0; write < 30; write++) {
     await guest.write(lab.guest('vm'), random.below(PIECES))
     if (write % 10 === 9) await guest.flush(lab.guest('vm'))
+    // What was copied and settled by now is done for good, also for a power loss, until the guest's next write.
+    if (write % 5 === 4) await lab.disk('vm').log.fold()
   }
   assert.equal((await ended).error, undefined)
   lab.host.beforeOperation = undefined
