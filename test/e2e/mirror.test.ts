@@ -355,13 +355,17 @@ test('a target that runs full pauses the mirror, which goes on when there is roo
   const id = job?.id ?? ''
   const waiting = await site.job(id, ({ state, error }) => state === 'paused' && error !== undefined)
   assert.equal(waiting.error?.kind, 'no-space')
+  // The command may still be on its way to the daemon; what it waits for is told to it when it follows.
+  while (!/waits: .*no space left.*varve job resume mirror-/.test(follower.stderr())) {
+    assert.equal(follower.child.exitCode, null, follower.stderr())
+    await delay(20)
+  }
   for (let write = 0; write < 50; write++) await guest.write()
   await guest.check()
   site.smallFileSystem(small, 64)
   await site.done('job', 'resume', id)
   const { status, stderr } = await follower.ended
   assert.equal(status, STATUS.done, stderr)
-  assert.match(stderr, /waits: .*no space left.*varve job resume mirror-/)
   assert.ok(fs.readFileSync(`${small}/copy.raw`).equals(guest.content))
 })
 
