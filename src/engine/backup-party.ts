@@ -93,7 +93,13 @@ export class LocalParty implements BackupParty {
   /** Incremental whenever it can be; else a full, with the reason. */
   async plan({ bitmap, full, backups }: PlanRequest): Promise<DiskPlan> {
     const known = new Map(backups.map((info) => [info.id, info]))
-    return { size: this.#managed.disk.size, bitmap, ...findParent(this.#managed, bitmap, known, full) }
+    const managed = this.#managed
+    // A resize that is under way ends first; a later one waits for the backup, whose job is there by now.
+    return managed.control.run(async () => ({
+      size: managed.disk.size,
+      bitmap,
+      ...findParent(managed, bitmap, known, full),
+    }))
   }
 
   async freeze(): Promise<void> {

@@ -128,3 +128,28 @@ test('a failure says where it happened, in the call and in the pool', async (t) 
     await file.close()
   }
 })
+
+test('holes and data are told as they are after every write, punch, zero and change of size', async (t) => {
+  const { file } = await newFile(t, 64 * KIB)
+  const told = (): string => {
+    let extents = ''
+    for (const from of [0, 20 * KIB]) {
+      for (let at = from; at < 128 * KIB; at += 4 * KIB)
+        file.extents(at, 4 * KIB, (_, extent) => Boolean((extents += extent === 0 ? 'D' : '-')))
+      extents += ' '
+    }
+    return extents
+  }
+  const shows = (expected: string): void => assert.equal(told(), `${expected} ${expected.slice(5)} `)
+  if (syscalls === undefined) return t.skip('no system calls here')
+  shows('D'.repeat(16) + '-'.repeat(16))
+  await file.punch(16 * KIB, 8 * KIB)
+  shows('DDDD--' + 'D'.repeat(10) + '-'.repeat(16))
+  await file.write(112 * KIB, 4 * KIB, Buffer.alloc(4 * KIB, 1), 0)
+  shows('DDDD--' + 'D'.repeat(10) + '-'.repeat(12) + 'D' + '-'.repeat(3))
+  await file.punch(0, 4 * KIB)
+  shows('-DDD--' + 'D'.repeat(10) + '-'.repeat(12) + 'D' + '-'.repeat(3))
+  await file.truncate(32 * KIB)
+  await file.truncate(128 * KIB)
+  shows('-DDD--DD' + '-'.repeat(24))
+})

@@ -53,6 +53,12 @@ export class RealFile implements HostFile {
   readonly #writePace: Pace
   readonly #lanes = new FileLanes()
   readonly #claim: Claim
+  /**
+   * The run of data that was found last: to find where one ends takes a look at each page of it in memory. Taking data for what has
+   * become a hole elsewhere is no harm.
+   */
+  #dataStart = 0
+  #dataEnd = 0
   readonly #syncs = new GroupedSync(() => poolLanes.sync(() => this.#syncNow()))
   #isClosed = false
 
@@ -116,12 +122,11 @@ export class RealFile implements HostFile {
     const end = offset + length
     const fileEnd = Math.min(end, this.size())
     while (offset < fileEnd) {
-      const data = syscalls === undefined ? -2 : syscalls.seek(this.#fd, offset, SEEK_DATA)
-      const dataStart = data === -2 ? offset : data === -1 ? fileEnd : Math.min(data, fileEnd)
+      if (offset < this.#dataStart || offset >= this.#dataEnd) this.#findData(offset)
+      const dataStart = Math.min(Math.max(offset, this.#dataStart), fileEnd)
       if (dataStart > offset && !visit(dataStart - offset, HOLE | ZERO)) return undefined
       if (dataStart >= fileEnd) break
-      const hole = data === -2 || syscalls === undefined ? fileEnd : syscalls.seek(this.#fd, dataStart, SEEK_HOLE)
-      const dataEnd = hole < 0 ? fileEnd : Math.min(hole, fileEnd)
+      const dataEnd = Math.min(this.#dataEnd, fileEnd)
       if (!visit(dataEnd - dataStart, 0)) return undefined
       offset = dataEnd
     }
@@ -129,8 +134,23 @@ export class RealFile implements HostFile {
     return undefined
   }
 
+  /** Finds the run of data at an offset, or the next one after it. */
+  #findData(offset: number): void {
+    const data = syscalls === undefined ? -2 : syscalls.seek(this.#fd, offset, SEEK_DATA)
+    if (data >= this.#dataStart && data < this.#dataEnd) return
+    const hole = data < 0 || syscalls === undefined ? -1 : syscalls.seek(this.#fd, data, SEEK_HOLE)
+    // A file system that cannot tell: all of it is data. And where none is left, the next run begins nowhere.
+    this.#dataStart = data === -2 ? offset : data === -1 ? Infinity : data
+    this.#dataEnd = hole < 0 ? Infinity : hole
+  }
+
+  #forgetData(): void {
+    this.#dataStart = this.#dataEnd = 0
+  }
+
   truncate(size: number): Pending {
     if (this.#isClosed) throw this.#closedError('truncate')
+    this.#forgetData()
     if (this.#writePace.isQuick) {
       this.#try('truncate', () => fs.ftruncateSync(this.#fd, size))
       return undefined
@@ -228,6 +248,7 @@ export class RealFile implements HostFile {
 
   /** fallocate; where the file system lacks it, zeros are written, which reads the same. */
   #allocate(mode: number, offset: number, length: number): Pending {
+    this.#forgetData()
     if (syscalls === undefined) return this.#writeZeros(offset, length)
     if (!this.#writePace.isQuick) return this.#allocateLater(mode, offset, length)
     const began = performance.now()
@@ -244,6 +265,7 @@ export class RealFile implements HostFile {
         resolve()
       })
     })
+    this.#forgetData()
     if (!isDone) await this.#writeZeros(offset, length)
   }
 

@@ -240,8 +240,8 @@ for (const second of ['backup', 'revert'] as const) {
       await twin.backup()
       await twin.lab.stop()
     }
-    // A backup is a job from its first operation on, and a revert waits for none.
-    assert.equal(reverted > 0, second === 'backup')
+    // Also where the backup was asked for first, but was no job yet: its repository is opened before.
+    assert.ok(reverted > 0)
   })
 }
 
