@@ -5,6 +5,7 @@ import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { BlockError, ERROR_KINDS, isBlockError } from '../block/error.ts'
 import type { EngineService } from '../engine/service.ts'
+import { Job, type JobStatus } from '../job/job.ts'
 import { tempFolder } from '../../test/support/temp.ts'
 import { ApiClient } from './client.ts'
 import { makeServer } from './server.ts'
@@ -25,7 +26,7 @@ for (const kind of ERROR_KINDS) {
     const fail = (): never => {
       throw new BlockError(kind, message, { path: '/not/for/others' })
     }
-    const api = await serve(t, { showDisk: fail, addDisk: async () => fail(), showJob: fail })
+    const api = await serve(t, { showDisk: fail, addDisk: async () => fail(), watchJob: () => () => {}, showJob: fail })
     const isSame = (error: unknown): boolean => isBlockError(error, kind) && error.message === message
     await assert.rejects(api.call('showDisk', { disk: 'vm1' }, {}), isSame)
     await assert.rejects(api.call('addDisk', {}, { name: 'vm1', image: '/i', format: 'raw' }), isSame)
@@ -35,6 +36,34 @@ for (const kind of ERROR_KINDS) {
     )
   })
 }
+
+test('a job that pauses for good while its follower begins to watch it is seen to be paused', async (t) => {
+  const running = new Job({ id: 'job', kind: 'mirror', subject: 'vm1' }).status
+  let status: JobStatus = running
+  let changed = (): void => {}
+  let end = (_status: JobStatus): void => {}
+  const api = await serve(t, {
+    watchJob: async (_id: string, listener: () => void) => {
+      changed = listener
+      return () => {}
+    },
+    showJob: async () => {
+      const then = status
+      if (status.state !== 'paused') {
+        status = { ...status, state: 'paused' }
+        changed()
+      }
+      return then
+    },
+    jobEnded: () => new Promise<JobStatus>((resolve) => (end = resolve)),
+  })
+  const states: string[] = []
+  await api.follow('job', ({ state }) => {
+    states.push(state)
+    if (state === 'paused') end({ ...running, state: 'concluded', endedMs: 1 })
+  })
+  assert.deepEqual(states, [running.state, 'paused', 'concluded'])
+})
 
 test('every kind has a status of failure', () => {
   assert.deepEqual(Object.keys(HTTP_STATUS).sort(), [...ERROR_KINDS].sort())

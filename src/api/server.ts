@@ -130,33 +130,39 @@ function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers):
 function addJobEvents(server: FastifyInstance, engine: EngineService): void {
   server.get('/v1/jobs/:job/events', { schema: { hide: true } }, async (request, reply) => {
     const { job } = request.params as { job: string }
-    const first = await engine.showJob(job)
-    let latest = first
-    reply.hijack()
     const { raw } = reply
-    raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
-    const send = (status: unknown): void => void raw.write(`data: ${JSON.stringify(status)}\n\n`)
-    send(first)
-    if (first.endedMs !== undefined) {
-      raw.end()
-      return
-    }
-    // What changed since the last event is sent when its time has come: a job that pauses may be silent from then on.
     let timer: NodeJS.Timeout | undefined
-    const sendLatest = (): void => {
-      timer = undefined
-      if (!raw.writableNeedDrain) send(latest)
-      else timer = setTimeout(sendLatest, EVENTS_EVERY_MS)
+    let isBegun = false
+    const send = (status: unknown): void => void raw.write(`data: ${JSON.stringify(status)}\n\n`)
+    // What is so by then is sent when its time has come: a job that pauses may be silent from then on.
+    const sendLater = (): void => {
+      timer ??= setTimeout(() => {
+        timer = undefined
+        if (!isBegun || raw.writableNeedDrain) return sendLater()
+        void sendNow().catch(() => undefined)
+      }, EVENTS_EVERY_MS)
     }
-    const unwatch = engine.watchJob(job, (status) => {
-      latest = status
-      timer ??= setTimeout(sendLatest, EVENTS_EVERY_MS)
-    })
+    const sendNow = async (): Promise<void> => {
+      const status = await engine.showJob(job)
+      if (!raw.writableEnded && !raw.destroyed) send(status)
+    }
+    // Watched before it is looked at: a change in between would be missed.
+    const unwatch = await engine.watchJob(job, sendLater)
     const stop = (): void => {
       unwatch()
       clearTimeout(timer)
     }
     raw.on('close', stop)
+    try {
+      const first = await engine.showJob(job)
+      reply.hijack()
+      raw.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' })
+      send(first)
+      isBegun = true
+    } catch (error) {
+      stop()
+      throw error
+    }
     void engine.jobEnded(job).then((status) => {
       stop()
       if (raw.writableEnded) return

@@ -59,8 +59,8 @@ export interface EngineService {
   sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus>
   dismissJob(id: string): Promise<void>
   setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>
-  /** Calls back on changes of a running job, with how it is then; returns how to stop that. */
-  watchJob(id: string, listener: (status: JobStatus) => void): () => void
+  /** Calls back on changes of a running job, with how it is then; resolves when no further one is missed, with how to stop that. */
+  watchJob(id: string, listener: (status: JobStatus) => void): Soon<() => void>
   /** Resolves when the job is no longer running. */
   jobEnded(id: string): Promise<JobStatus>
   close(): Promise<void>

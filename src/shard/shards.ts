@@ -273,22 +273,21 @@ export class Shards implements EngineService {
     return (await this.#ofJob(id)).remote.setJobSpeed(id, bytesPerSecond)
   }
 
-  watchJob(id: string, listener: (status: JobStatus) => void): () => void {
+  async watchJob(id: string, listener: (status: JobStatus) => void): Promise<() => void> {
     const listeners = this.#watchers.get(id) ?? new Set()
     listeners.add(listener)
     this.#watchers.set(id, listeners)
-    const tell = (verb: 'watchJob' | 'unwatchJob'): void => {
-      // A job that is over has nothing to say, and a shard that died says no more.
+    // A job that is over has nothing to say, and a shard that died says no more.
+    const tell = (verb: 'watchJob' | 'unwatchJob'): Promise<void> =>
       this.#ofJob(id)
         .then(({ remote }) => remote[verb](id))
         .catch(() => undefined)
-    }
-    tell('watchJob')
+    await tell('watchJob')
     return () => {
       listeners.delete(listener)
       if (listeners.size > 0) return
       this.#watchers.delete(id)
-      tell('unwatchJob')
+      void tell('unwatchJob')
     }
   }
 
