@@ -38,8 +38,10 @@ export interface Contender {
 export async function takeTurns(contenders: readonly Contender[], rounds: number, title: string): Promise<Figure[]> {
   const found = contenders.map(({ program }) => ({ program, rounds: [] as number[], p99Us: [] as number[] }))
   for (let round = 0; round < rounds; round++) {
-    for (const [index, { measure }] of contenders.entries()) {
-      const { value, p99Us } = await measure()
+    for (let turn = 0; turn < contenders.length; turn++) {
+      // Another one begins each round: what one leaves behind, free memory most of all, is not always the same one's to find.
+      const index = (turn + round) % contenders.length
+      const { value, p99Us } = await (contenders[index] as Contender).measure()
       found[index]?.rounds.push(value)
       if (p99Us !== undefined) found[index]?.p99Us.push(p99Us)
     }
