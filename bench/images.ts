@@ -9,17 +9,20 @@ import { check, MIB, residentShare } from './machine.ts'
 /** Of an image that counts as cached. */
 const RESIDENT = 0.995
 
+/**
+ * An image is written in clusters, as guests and qemu-img write it. The page cache keeps a file in the pieces in which it was written, and where
+ * they are of megabytes a random write of 4 KiB takes Linux 30 µs instead of 2, whoever the server is: that would be measured.
+ */
+const WRITTEN_BYTES = 64 * 1024
+
 export type ImageFormat = 'raw' | 'qcow2'
 
 /** Makes an image of random data. */
 export function makeImage(file: string, format: ImageFormat, sizeMiB: number): void {
   const raw = format === 'raw' ? file : `${file}.raw`
-  const piece = Buffer.alloc(8 * MIB)
+  const piece = Buffer.alloc(WRITTEN_BYTES)
   const fd = fs.openSync(raw, 'w')
-  for (let at = 0; at < sizeMiB * MIB; at += piece.length) {
-    const length = Math.min(piece.length, sizeMiB * MIB - at)
-    fs.writeSync(fd, randomFillSync(piece), 0, length, at)
-  }
+  for (let at = 0; at < sizeMiB * MIB; at += piece.length) fs.writeSync(fd, randomFillSync(piece), 0, piece.length, at)
   fs.fsyncSync(fd)
   fs.closeSync(fd)
   if (format === 'raw') return
