@@ -47,6 +47,11 @@ export const DIRECT_PIECES = 64
 /** After so many requests that had the ring to themselves the next are waited for within the call, but for one in so many. */
 export const RING_SOLO_ROW = 16
 export const RING_SOLO_PROBE = 8
+/** What waiting so spares, in milliseconds, is no loss to the others: such a call may take so much longer than another. */
+export const RING_SOLO_SPARED_MS = 0.1
+/** With so many under way, the next one that is done is waited for within the call; and how long such a call may last, in microseconds. */
+export const RING_DEEP = 8
+export const RING_WAIT_US = 500
 
 /** Longest chain that opens, in layers: more is a mistake or an attack. */
 export const CHAIN_LAYERS_MAX = 512

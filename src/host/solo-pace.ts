@@ -2,7 +2,7 @@
 // else is served. So only where the disk is quick (pace.ts), and where requests come one at a time: after a row of them that had
 // the ring to themselves, and now and then one is not waited for, to see whether another comes meanwhile. Knows no ring: it is told.
 
-import { RING_SOLO_PROBE, RING_SOLO_ROW } from '../base/limits.ts'
+import { RING_SOLO_PROBE, RING_SOLO_ROW, RING_SOLO_SPARED_MS } from '../base/limits.ts'
 import { Pace } from './pace.ts'
 
 export class SoloPace {
@@ -19,7 +19,7 @@ export class SoloPace {
 
   /** A request was waited for, between these times in milliseconds. */
   waited(beganMs: number, endedMs: number): void {
-    this.#pace.tookInCall(beganMs, endedMs, 0)
+    this.#pace.tookInCall(Math.min(beganMs + RING_SOLO_SPARED_MS, endedMs), endedMs, 0)
   }
 
   /** A request was not waited for, and had the ring to itself or not. */
