@@ -8,12 +8,22 @@ export const NAME_LENGTH_MAX = 1023
 
 const name = z.string().min(1).max(NAME_LENGTH_MAX)
 const bytes = z.number().int().nonnegative()
-const speed = bytes.default(0).describe('Bytes per second; 0 is no limit')
 
-const onError = z
-  .enum(['report', 'stop', 'enospc'])
-  .default('enospc')
-  .describe('An error ends the job, pauses it, or pauses it only when the target is full')
+/** How a job is run, whatever it does. */
+const terms = {
+  speed: bytes.default(0).describe('Bytes per second; 0 is no limit'),
+  onError: z
+    .enum(['report', 'ignore', 'stop', 'enospc'])
+    .optional()
+    .describe('An error ends the job, is tried again by itself, pauses it, or pauses it only when the target is full'),
+  finalize: z.enum(['auto', 'manual']).optional().describe('By hand: the result waits for the verb finalize'),
+  dismiss: z.enum(['auto', 'manual']).optional().describe('By hand: an ended job stays listed until it is dismissed'),
+  guestLatency: z
+    .number()
+    .nonnegative()
+    .optional()
+    .describe('Milliseconds that a request of the guest takes at most, on the average; found out unless told, 0 does not look'),
+}
 
 export const errorBody = z.object({ error: z.object({ kind: z.string(), message: z.string() }) })
 
@@ -64,10 +74,13 @@ const job = z.object({
   verbs: z.array(z.string()),
   done: bytes,
   total: bytes,
+  restMs: z.number().optional().describe('Milliseconds to go at the present pace'),
   resumedAt: bytes,
   speed: bytes,
+  onError: z.string(),
   startedMs: z.number(),
   endedMs: z.number().optional(),
+  dismissed: z.boolean().describe('Ended, and only kept as history'),
   error: z.object({ kind: z.string(), message: z.string() }).optional(),
   details: z.record(z.string(), z.unknown()),
 })
@@ -215,7 +228,7 @@ export const routes = {
     summary: 'Deletes a snapshot, as a job: merges its layer with the one above',
     params: onSnapshot,
     body: z.object({
-      speed,
+      ...terms,
       direction: z.enum(['auto', 'down', 'up']).default('auto').describe('auto takes the one that copies less'),
     }),
     response: job,
@@ -233,7 +246,7 @@ export const routes = {
     path: '/v1/disks/:disk/commit',
     summary: 'Merges layers down while the guest writes, as a job',
     params: onDisk,
-    body: z.object({ from: name.optional(), to: name.optional(), speed, onError }),
+    body: z.object({ from: name.optional(), to: name.optional(), ...terms }),
     response: job,
   },
   planStream: {
@@ -249,7 +262,7 @@ export const routes = {
     path: '/v1/disks/:disk/stream',
     summary: 'Pulls layers up into the active one, or another, while the guest writes, as a job',
     params: onDisk,
-    body: z.object({ base: name.optional(), to: name.optional(), speed, onError }),
+    body: z.object({ base: name.optional(), to: name.optional(), ...terms }),
     response: job,
   },
   mirror: {
@@ -265,7 +278,7 @@ export const routes = {
       mode: mirrorMode.default('auto'),
       existing: z.boolean().default(false).describe('Writes into what is there'),
       finish: finish.optional().describe('Completes by itself, like that, when it can'),
-      speed,
+      ...terms,
     }),
     response: job,
   },
@@ -295,14 +308,14 @@ export const routes = {
       disks: z.array(name).min(1),
       repository: z.string().min(1),
       full: z.boolean().default(false),
-      speed,
+      ...terms,
     }),
     response: job,
   },
   listJobs: {
     method: 'GET',
     path: '/v1/jobs',
-    summary: 'Running jobs, then ended ones, newest first',
+    summary: 'Running jobs, then ended ones, newest first, of which those not dismissed may need a look',
     params: nothing,
     body: nothing,
     response: z.array(job),
@@ -312,14 +325,14 @@ export const routes = {
     method: 'POST',
     path: '/v1/jobs/:job/:verb',
     summary: 'Says a verb to a running job; which are legal now, its status says',
-    params: z.object({ job: name, verb: z.enum(['pause', 'resume', 'cancel']) }),
+    params: z.object({ job: name, verb: z.enum(['pause', 'resume', 'cancel', 'finalize']) }),
     body: nothing,
     response: job,
   },
   dismissJob: {
     method: 'DELETE',
     path: '/v1/jobs/:job',
-    summary: 'Takes an ended job out of the history',
+    summary: 'Marks an ended job as seen: from then on only the history has it',
     params: onJob,
     body: nothing,
     response: nothing,

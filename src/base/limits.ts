@@ -109,6 +109,16 @@ export const SPEED_BURST_MS = 100
 /** Ended jobs that are remembered. */
 export const JOBS_KEPT = 200
 
+/** How long what failed is left alone before a job that ignores errors tries it again, in milliseconds. */
+export const ERROR_AGAIN_MS = 1000
+/** Pieces in a row that fail before such a job's pass ends: the target is away, not damaged in places. */
+export const ERRORS_IN_A_ROW = 16
+
+/** A job's rest time is told from so many samples of the last so many milliseconds, once there are some for as long as the last. */
+export const REST_WINDOW_MS = 10_000
+export const REST_SAMPLES = 40
+export const REST_LEAST_MS = 1000
+
 /**
  * NBD, server and client. One connection holds at most a receive buffer, a reply buffer, and `NBD_CONNECTION_BYTES` of
  * data in requests under way and replies that the peer has not taken yet (or one request, when that alone is larger).

@@ -8,10 +8,11 @@ import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
 import { absoluteLocation, initRepositoryAt, openRepositoryAt } from '../shard/repositories.ts'
 import type { BackupReader, Repository } from '../repository/repository.ts'
-import { print, sizeArgument, table } from './context.ts'
+import { print, table } from './context.ts'
 import { Progress } from './progress.ts'
 import { cliOf, followJob } from './daemon-context.ts'
 import { restoreToImage } from './restore-image.ts'
+import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
 const repoOption = (): Option => new Option('--repo <folder>', 'the repository').makeOptionMandatory()
 
@@ -31,12 +32,12 @@ export function addBackupCommands(program: Command): void {
     .description('the backups in a repository, newest last')
     .addOption(repoOption())
     .action((options: { repo: string }, command: Command) => listBackups(options.repo, options, command))
-  program
+  const command = program
     .command('backup <disk...>')
     .description('back up disks at one moment, incrementally whenever it can be')
     .addOption(repoOption())
     .option('--full', 'copy all that is allocated, whatever changed')
-    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
+  addTermOptions(command, 'backup')
     .option('--no-wait', 'return as soon as the moment is taken')
     .action(backup)
   program
@@ -74,10 +75,9 @@ async function listBackups(folder: string, _options: unknown, command: Command):
   if (first !== undefined) throw new BlockError('corrupt', `${damaged.length} more cannot be read: ${first.reason}`)
 }
 
-interface BackupOptions {
+interface BackupOptions extends TermOptions {
   readonly repo: string
   readonly full?: boolean
-  readonly speed: number
   readonly wait: boolean
 }
 
@@ -89,7 +89,8 @@ interface DiskKind {
 
 async function backup(disks: string[], options: BackupOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const wish = { disks, repository: absoluteLocation(options.repo), full: options.full === true, speed: options.speed }
+  const repository = absoluteLocation(options.repo)
+  const wish = { disks, repository, full: options.full === true, ...termsOf(options) }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => {
     const kinds = (details['disks'] as DiskKind[]).map((disk) => `${disk.name}: ${disk.kind} (${disk.reason})`)

@@ -70,8 +70,12 @@ async function toTheEnd(cli: Cli, id: string, { progress, say, isOver }: Followi
   const show = ({ done, total, state, error }: JobReply): void => {
     progress.update(done, total)
     const reason = state === 'paused' || state === 'standby' ? error?.message : undefined
-    if (reason !== undefined && reason !== told) say(`waits: ${reason}; then varve job resume ${id}`)
-    told = reason
+    const wait =
+      state === 'pending'
+        ? `is done but its effect: varve job finalize ${id}, or varve job cancel ${id}`
+        : reason && `waits: ${reason}; then varve job resume ${id}`
+    if (wait !== undefined && wait !== told) say(wait)
+    told = wait
   }
   const ended = await cli.api.follow(id, show, isOver)
   if (ended.error !== undefined) throw new BlockError(ended.error.kind as ErrorKind, ended.error.message)

@@ -1,25 +1,36 @@
-// varve job: list, show, pause, resume, cancel, complete, set-mode, set-speed.
+// varve job: list, show, pause, resume, cancel, finalize, dismiss, complete, set-mode, set-speed.
 
 import type { Command } from 'commander'
 import type { JobReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
+import { PLAIN_VERBS, type PlainVerb } from '../job/job.ts'
 import { MIRROR_MODES } from '../job/mirror.ts'
 import { confirm } from './confirm.ts'
 import { print, sizeArgument, table } from './context.ts'
 import { cliOf, followJob } from './daemon-context.ts'
 import { describeMirror } from './mirror.ts'
+import { restOf } from './progress.ts'
 
-const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'RESUMED AT', 'ERROR']
+const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'REST', 'RESUMED AT', 'ERROR']
+
+const WHAT: Record<PlainVerb, string> = {
+  pause: 'stop copying for now',
+  resume: 'go on copying, also after what stopped it was mended',
+  cancel: 'undo what can be undone, and end',
+  finalize: 'let the result of a job that is pending take effect',
+}
 
 export function addJobCommands(program: Command): void {
   const job = program.command('job').description('long work: merges, mirrors and backups')
   job
     .command('list')
-    .description('running jobs, then ended ones, newest first')
-    .action(async (_options: unknown, command: Command) => {
+    .description('jobs that run, then those that ended and were not dismissed: by hand, or by themselves when all went well')
+    .option('--history', 'the dismissed ones too, as far back as they are kept')
+    .action(async ({ history }: { readonly history?: boolean }, command: Command) => {
       const cli = cliOf(command)
-      const jobs = await cli.api.call('listJobs', {}, {})
+      const all = await cli.api.call('listJobs', {}, {})
+      const jobs = history === true ? all : all.filter(({ dismissed }) => !dismissed)
       print(cli, jobs, () => table(HEADS, jobs.map(row)))
     })
   job
@@ -33,10 +44,10 @@ export function addJobCommands(program: Command): void {
           : table(HEADS, [row(status)]),
       )
     })
-  for (const verb of ['pause', 'resume', 'cancel'] as const) {
+  for (const verb of PLAIN_VERBS) {
     job
       .command(`${verb} <job>`)
-      .description(`${verb} a job`)
+      .description(WHAT[verb])
       .action(async (id: string, _options: unknown, command: Command) => {
         const cli = cliOf(command)
         print(cli, await cli.api.call('sayToJob', { job: id, verb }, {}), (status) => `${status.id}: ${status.state}`)
@@ -44,7 +55,7 @@ export function addJobCommands(program: Command): void {
   }
   job
     .command('dismiss <job>')
-    .description('take an ended job out of the list')
+    .description('take an ended job out of the list; the history keeps it')
     .action(async (id: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
       await cli.api.call('dismissJob', { job: id }, {})
@@ -102,6 +113,7 @@ function row(job: JobReply): string[] {
     job.state,
     formatSize(job.done),
     formatSize(job.total),
+    job.state === 'running' ? restOf(job.restMs) : '',
     resumed,
     job.error?.message ?? '',
   ]

@@ -1,48 +1,36 @@
 // varve commit and varve stream: live merge, downward and upward.
 
-import { type Command, Option } from 'commander'
+import type { Command } from 'commander'
 import type { JobReply } from '../api/schema.ts'
-import { ERROR_POLICIES, type ErrorPolicy } from '../job/job.ts'
-import { print, sizeArgument } from './context.ts'
+import { print } from './context.ts'
 import { confirm } from './confirm.ts'
 import { type Cli, cliOf, followJob, given } from './daemon-context.ts'
+import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
 export function addMergeCommands(program: Command): void {
-  program
+  const down = program
     .command('commit <disk>')
     .description('merge layers down while the guest writes; by default all of them into the base')
     .option('--from <layer>', 'highest layer that goes down: a snapshot, an image or "active"')
     .option('--to <layer>', 'layer that takes all: a snapshot, an image or "base"')
-    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
-    .addOption(errorOption())
+  addTermOptions(down, 'commit')
     .option('-y, --yes', 'end the snapshots in between without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(commit)
-  program
+  const up = program
     .command('stream <disk>')
     .description(
       'merge layers up while the guest writes; by default all of them into the active one, which then needs no other',
     )
     .option('--base <layer>', 'layer that stays below: a snapshot, an image or "base"')
     .option('--to <layer>', 'layer that takes what lies between: a snapshot, an image or "active"')
-    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
-    .addOption(errorOption())
+  addTermOptions(up, 'stream')
     .option('-y, --yes', 'end the snapshots in between without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(stream)
 }
 
-function errorOption(): Option {
-  const option = new Option(
-    '--on-error <policy>',
-    'report ends the job, stop pauses it, enospc only when the target is full',
-  )
-  return option.choices(ERROR_POLICIES).default('enospc')
-}
-
-interface MergeOptions {
-  readonly speed: number
-  readonly onError: ErrorPolicy
+interface MergeOptions extends TermOptions {
   readonly yes?: boolean
   readonly wait: boolean
 }
@@ -62,12 +50,7 @@ async function commit(disk: string, options: CommitOptions, command: Command): P
   const range = given({ from: options.from, to: options.to })
   const { ends } = await cli.api.call('planCommit', { disk }, range)
   if (ends.length > 0 && options.yes !== true) await ask(cli, `This commit of ${disk}`, ends)
-  await end(
-    cli,
-    cli.api.call('commit', { disk }, { ...range, speed: options.speed, onError: options.onError }),
-    options,
-    ends,
-  )
+  await end(cli, cli.api.call('commit', { disk }, { ...range, ...termsOf(options) }), options, ends)
 }
 
 async function stream(disk: string, options: StreamOptions, command: Command): Promise<void> {
@@ -75,12 +58,7 @@ async function stream(disk: string, options: StreamOptions, command: Command): P
   const range = given({ base: options.base, to: options.to })
   const { ends } = await cli.api.call('planStream', { disk }, range)
   if (ends.length > 0 && options.yes !== true) await ask(cli, `This stream of ${disk}`, ends)
-  await end(
-    cli,
-    cli.api.call('stream', { disk }, { ...range, speed: options.speed, onError: options.onError }),
-    options,
-    ends,
-  )
+  await end(cli, cli.api.call('stream', { disk }, { ...range, ...termsOf(options) }), options, ends)
 }
 
 /** Follows the job unless told not to, and says what became of the layers. */

@@ -6,12 +6,14 @@ import type { BodyInput, JobReply } from '../api/schema.ts'
 import { BlockError } from '../block/error.ts'
 import { formatSize } from '../base/size.ts'
 import { confirm } from './confirm.ts'
-import { print, sizeArgument } from './context.ts'
+import { print } from './context.ts'
 import { type Cli, cliOf, followJob } from './daemon-context.ts'
+import { restOf } from './progress.ts'
+import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
 type Request = BodyInput<'mirror'>
 
-interface MirrorOptions {
+interface MirrorOptions extends TermOptions {
   readonly format?: Request['format']
   readonly sync: NonNullable<Request['sync']>
   readonly bitmap?: string
@@ -19,13 +21,12 @@ interface MirrorOptions {
   readonly existing?: boolean
   readonly complete?: boolean
   readonly pivot?: boolean
-  readonly speed: number
   readonly yes?: boolean
   readonly wait: boolean
 }
 
 export function addMirrorCommand(program: Command): void {
-  program
+  const command = program
     .command('mirror <disk> <target>')
     .description('copy a disk to an image, a block device or an NBD URI and keep it equal while the guest writes')
     .addOption(new Option('-f, --format <format>', 'format of a target that is no NBD URI').choices(['raw', 'qcow2']))
@@ -39,7 +40,7 @@ export function addMirrorCommand(program: Command): void {
     .option('--existing', 'write over what is at the target; else an image is made')
     .option('--complete', 'end as soon as the target is equal: it stays a copy of that moment')
     .option('--pivot', 'the same, and the disk goes on at the target')
-    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
+  addTermOptions(command, 'mirror')
     .option('-y, --yes', 'end the snapshots that a pivot leaves behind without asking')
     .option('--no-wait', 'return as soon as the job runs')
     .action(mirror)
@@ -56,7 +57,7 @@ export function modeOption(): Option {
 
 async function mirror(disk: string, target: string, options: MirrorOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const { format, sync, bitmap, mode, existing, complete, pivot, speed } = options
+  const { format, sync, bitmap, mode, existing, complete, pivot } = options
   if (complete === true && pivot === true)
     throw new BlockError('invalid-argument', 'say --complete or --pivot, not both')
   if (pivot === true && sync !== 'top') await askForSnapshots(cli, disk, options)
@@ -66,7 +67,7 @@ async function mirror(disk: string, target: string, options: MirrorOptions, comm
     sync,
     mode,
     existing: existing === true,
-    speed,
+    ...termsOf(options),
     ...(format === undefined ? {} : { format }),
     ...(bitmap === undefined ? {} : { bitmap }),
     ...(finish === undefined ? {} : { finish }),
@@ -84,8 +85,8 @@ async function askForSnapshots(cli: Cli, disk: string, { yes }: MirrorOptions): 
 }
 
 /** Says of a mirror how it is, what the target holds, and what can be done. */
-export function describeMirror({ id, state, details, error }: JobReply): string {
-  const { holds, mode, reason, restMs, behind } = details as Readonly<Record<string, string | number | undefined>>
+export function describeMirror({ id, state, details, error, restMs }: JobReply): string {
+  const { holds, mode, reason, behind } = details as Readonly<Record<string, string | number | undefined>>
   const kept = (details['kept'] ?? []) as readonly string[]
   const next = state === 'ready' ? `varve job complete ${id} [--pivot], or varve job cancel ${id}` : undefined
   const isOpen = state === 'running' || state === 'ready'
@@ -100,9 +101,4 @@ export function describeMirror({ id, state, details, error }: JobReply): string 
     ...(error === undefined ? [] : [error.message]),
     ...(next === undefined ? [] : [next]),
   ].join('; ')
-}
-
-function restOf(restMs: string | number | undefined): string {
-  if (typeof restMs === 'number') return `about ${Math.ceil(restMs / 1000)} s to go`
-  return 'no end in sight yet'
 }

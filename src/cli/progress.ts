@@ -23,3 +23,8 @@ export class Progress {
     this.#bar?.stop()
   }
 }
+
+/** How long a job that copies has still to go. */
+export function restOf(restMs: number | undefined): string {
+  return restMs === undefined ? 'no end in sight yet' : `about ${Math.ceil(restMs / 1000)} s to go`
+}

@@ -3,10 +3,11 @@
 import path from 'node:path'
 import { type Command, Option } from 'commander'
 import { BlockError } from '../block/error.ts'
-import { print, sizeArgument, table } from './context.ts'
+import { print, table } from './context.ts'
 import { confirm } from './confirm.ts'
 import { cliOf, followJob, given } from './daemon-context.ts'
 import { snapshotTree } from './snapshot-tree.ts'
+import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
 export function addSnapshotCommands(program: Command): void {
   const snapshot = program.command('snapshot').description('live snapshots of a disk')
@@ -41,7 +42,7 @@ export function addSnapshotCommands(program: Command): void {
     .option('--discard', 'keep no snapshot of the present state')
     .option('-y, --yes', 'do not ask')
     .action(revert)
-  snapshot
+  const deletion = snapshot
     .command('delete <disk> <name>')
     .description('merge the layer of the snapshot with the one above it, while the guest writes')
     .addOption(
@@ -49,9 +50,7 @@ export function addSnapshotCommands(program: Command): void {
         .choices(['auto', 'down', 'up'])
         .default('auto'),
     )
-    .option('--speed <rate>', 'bytes per second', sizeArgument, 0)
-    .option('--no-wait', 'return as soon as the job runs')
-    .action(remove)
+  addTermOptions(deletion, 'commit').option('--no-wait', 'return as soon as the job runs').action(remove)
 
   snapshot
     .command('export <disk> <name>')
@@ -92,20 +91,15 @@ async function create(
   print(cli, made, () => made.map((one) => `${one.disk}: ${one.name}: ${one.path}`).join('\n'))
 }
 
-interface DeleteOptions {
+interface DeleteOptions extends TermOptions {
   readonly direction: 'auto' | 'down' | 'up'
-  readonly speed: number
   readonly wait: boolean
 }
 
 async function remove(disk: string, name: string, options: DeleteOptions, command: Command): Promise<void> {
   const cli = cliOf(command)
-  const { speed, direction } = options
-  const last = await followJob(
-    cli,
-    cli.api.call('deleteSnapshot', { disk, snapshot: name }, { speed, direction }),
-    options,
-  )
+  const request = { direction: options.direction, ...termsOf(options) }
+  const last = await followJob(cli, cli.api.call('deleteSnapshot', { disk, snapshot: name }, request), options)
   // A snapshot beside the chain is not merged.
   const said = last.details as { readonly direction?: string; readonly reason?: string }
   const way = said.direction === undefined ? '' : `; merged ${said.direction}: ${said.reason}`

@@ -5,18 +5,19 @@
 import path from 'node:path'
 import { BlockError } from '../block/error.ts'
 import { type BackupDisk, type BackupResult, runBackup } from '../job/backup.ts'
-import { Job } from '../job/job.ts'
+import type { Job } from '../job/job.ts'
+import { mend } from '../job/mend.ts'
+import type { JobTerms } from '../job/terms.ts'
 import type { BackupWriter, Repository } from '../repository/repository.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
 import type { BackupSpec, JobRecord } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 import { JobTable } from './job-table.ts'
 
-export interface BackupRequest {
+export interface BackupRequest extends JobTerms {
   readonly disks: readonly string[]
   readonly repository: string
   readonly full: boolean
-  readonly speed: number
 }
 
 /** One disk of a backup: who answers for it, and how it is backed up. */
@@ -27,17 +28,11 @@ interface Part {
 
 /** Takes the moment and begins to copy, as a job. Resolves when the moment is taken. */
 export async function startBackup(context: EngineContext, request: BackupRequest): Promise<Job> {
-  const { disks, repository, full, speed } = request
+  const { disks, repository, full } = request
   for (const name of disks) context.partyOf(name)
   if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
-  const row: JobRecord = {
-    id: JobTable.newId('backup'),
-    spec: { kind: 'backup', disks, repository, full, speed },
-    total: 0,
-    paused: false,
-    startedMs: Date.now(),
-  }
+  const row = JobTable.newRow({ kind: 'backup', disks, repository, full }, request)
   const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
   await taken
   if (job.error !== undefined) throw job.error
@@ -58,11 +53,11 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
         continue
       }
       await repository.close()
-      const job = newJob(row, { backup: row.backup })
+      const job = JobTable.jobOf(row, { backup: row.backup })
       context.jobs.launch(job, row, async () => job.move('finalizing'))
     } catch (error) {
       // Not silently: the history has it as a failed job.
-      context.jobs.launch(newJob(row, {}), row, () => Promise.reject(error))
+      context.jobs.launch(JobTable.jobOf(row, {}), row, () => Promise.reject(error))
     }
   }
 }
@@ -118,7 +113,7 @@ function launchBackup(
   repository: Repository,
 ): { readonly job: Job; readonly taken: Promise<unknown> } {
   const spec = row.spec as BackupSpec
-  const job = newJob(row, { repository: path.basename(spec.repository) })
+  const job = JobTable.jobOf(row, { repository: path.basename(spec.repository) })
   const moment = Promise.withResolvers<void>()
   const whole = async (): Promise<void> => {
     const running = await begin(context, job, row, repository)
@@ -136,16 +131,17 @@ function launchBackup(
 async function begin(context: EngineContext, job: Job, row: JobRecord, repository: Repository): Promise<Running> {
   const spec = row.spec as BackupSpec
   const parts = await makePlans(context, spec, repository)
-  const writer = await repository.begin({
+  const request = {
     machine: spec.disks.join('+'),
     moment: Date.now(),
-    kind: parts.every(({ plan }) => plan.parent !== undefined) ? 'incremental' : 'full',
+    kind: parts.every(({ plan }) => plan.parent !== undefined) ? ('incremental' as const) : ('full' as const),
     disks: parts.map(({ party, plan: { size, parent } }) => ({
       name: party.disk,
       size,
       ...(parent === undefined ? {} : { parent: { backup: parent, disk: party.disk } }),
     })),
-  })
+  }
+  const writer = await repository.begin(request, (error) => mend(job, error))
   try {
     const record = { ...(context.catalog.get('job', row.id) ?? row), backup: writer.id }
     await context.catalog.commit([{ put: 'job', record }])
@@ -159,11 +155,6 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
     await writer.abort()
     throw error
   }
-}
-
-function newJob(row: JobRecord, details: Record<string, unknown>): Job {
-  const spec = row.spec as BackupSpec
-  return new Job({ id: row.id, kind: 'backup', subject: spec.disks.join('+'), speed: spec.speed, details })
 }
 
 function kindOf(plan: DiskPlan): 'full' | 'incremental' {

@@ -4,8 +4,8 @@
 
 import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
-import type { ErrorPolicy } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import type { JobTerms } from '../job/terms.ts'
 
 /** One layer of a chain. */
 export interface LayerRecord {
@@ -50,8 +50,6 @@ export interface CommitSpec {
   /** Paths of the highest layer that goes down and of the one that takes all. */
   readonly from: string
   readonly to: string
-  readonly speed: number
-  readonly onError?: ErrorPolicy | undefined
 }
 
 export interface StreamSpec {
@@ -60,8 +58,6 @@ export interface StreamSpec {
   /** Paths of the layer that stays below, null for none, and of the one that takes what lies between. */
   readonly base: string | null
   readonly to: string
-  readonly speed: number
-  readonly onError?: ErrorPolicy | undefined
 }
 
 export interface MirrorSpec {
@@ -80,7 +76,6 @@ export interface MirrorSpec {
   readonly made: boolean
   /** The to-do set was once whole: the target may hold anything since. */
   readonly begun: boolean
-  readonly speed: number
 }
 
 /** What a mirror copies at first: all that is allocated, what the active layer owns, nothing, or what a bitmap says. */
@@ -92,7 +87,6 @@ export interface BackupSpec {
   readonly disks: readonly string[]
   readonly repository: string
   readonly full: boolean
-  readonly speed: number
 }
 
 export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | BackupSpec
@@ -106,10 +100,13 @@ export function disksOf(spec: JobSpec): readonly string[] {
 export interface JobRecord {
   readonly id: string
   readonly spec: JobSpec
+  readonly terms: JobTerms
   /** Bytes to do when it was first begun; 0 while not known. */
   readonly total: number
   /** Set when the job was paused by the user: it stays so over a restart. */
   readonly paused: boolean
+  /** Its user let the result take effect: that need not be said again after a restart. */
+  readonly finalized?: true
   /** The backup that the job is writing: a restart looks whether it became visible. */
   readonly backup?: string | undefined
   readonly startedMs: number

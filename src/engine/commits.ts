@@ -8,7 +8,8 @@ import { BlockError } from '../block/error.ts'
 import type { Layer } from '../block/device.ts'
 import { backingName } from '../chain/open.ts'
 import { runCommit } from '../job/commit.ts'
-import { type ErrorPolicy, Job } from '../job/job.ts'
+import type { Job } from '../job/job.ts'
+import type { JobTerms } from '../job/terms.ts'
 import type { DiskRecord, JobRecord, LayerRecord } from './catalog.ts'
 import { refuseClaimed } from './claims.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
@@ -46,8 +47,7 @@ export function startCommit(
   context: EngineContext,
   managed: ManagedDisk,
   makePlan: () => CommitPlan,
-  speed: number,
-  onError?: ErrorPolicy,
+  terms: JobTerms,
 ): Promise<Job> {
   return managed.control.run(async () => {
     const plan = makePlan()
@@ -61,13 +61,7 @@ export function startCommit(
     )
     const from = record.layers[plan.from] as LayerRecord
     const to = record.layers[plan.to] as LayerRecord
-    const row: JobRecord = {
-      id: JobTable.newId('commit'),
-      spec: { kind: 'commit', disk: record.name, from: from.path, to: to.path, speed, onError },
-      total: 0,
-      paused: false,
-      startedMs: Date.now(),
-    }
+    const row = JobTable.newRow({ kind: 'commit', disk: record.name, from: from.path, to: to.path }, terms)
     const next = { ...record, layers }
     await context.catalog.commit([
       { put: 'disk', record: next },
@@ -82,8 +76,7 @@ export function startCommit(
 export function launchCommit(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
   const { spec } = row
   if (spec.kind !== 'commit') throw new BlockError('invalid-argument', `job ${row.id} is no commit`)
-  const job = new Job({ id: row.id, kind: 'commit', subject: spec.disk, speed: spec.speed, onError: spec.onError })
-  job.describe({ from: spec.from, to: spec.to })
+  const job = JobTable.jobOf(row, { from: spec.from, to: spec.to })
   context.jobs.launch(job, row, () => work(context, managed, row, job))
   return job
 }

@@ -11,6 +11,7 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job } from '../job/job.ts'
 import { addOwned } from '../job/merge.ts'
+import type { JobTerms } from '../job/terms.ts'
 import type { LayerRecord } from './catalog.ts'
 import { type CommitPlan, startCommit } from './commits.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
@@ -29,7 +30,7 @@ export async function startDeletion(
   managed: ManagedDisk,
   snapshot: string,
   wanted: Direction,
-  speed: number,
+  terms: JobTerms,
 ): Promise<Job> {
   const choice =
     wanted === 'auto' ? await choose(managed, find(managed, snapshot)) : { direction: wanted, reason: 'asked for' }
@@ -44,8 +45,8 @@ export async function startDeletion(
   }
   const job =
     choice.direction === 'down'
-      ? await startCommit(context, managed, down, speed)
-      : await startStream(context, managed, up, speed)
+      ? await startCommit(context, managed, down, terms)
+      : await startStream(context, managed, up, terms)
   job.describe({ ...choice })
   return job
 }

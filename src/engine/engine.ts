@@ -14,8 +14,9 @@ import { readQcow2Info } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
-import type { ErrorPolicy, JobStatus } from '../job/job.ts'
+import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import type { JobTerms } from '../job/terms.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
 import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
@@ -263,14 +264,14 @@ export class Engine {
   async deleteSnapshot(
     disk: string,
     snapshot: string,
-    speed: number,
     direction: Direction = 'auto',
+    terms: JobTerms = {},
   ): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
     if (sideOf(managed.record).some((layer) => layer.snapshot?.name === snapshot)) {
       return (await dropSideSnapshot(this.#context, managed, snapshot)).status
     }
-    return (await startDeletion(this.#context, managed, snapshot, direction, speed)).status
+    return (await startDeletion(this.#context, managed, snapshot, direction, terms)).status
   }
 
   /** The snapshots that a commit would end. */
@@ -278,15 +279,9 @@ export class Engine {
     return planCommit(findDisk(this.#context, disk), from, to).ends
   }
 
-  async commit(
-    disk: string,
-    from: string | undefined,
-    to: string | undefined,
-    speed: number,
-    onError?: ErrorPolicy,
-  ): Promise<JobStatus> {
+  async commit(disk: string, from?: string, to?: string, terms: JobTerms = {}): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startCommit(this.#context, managed, () => planCommit(managed, from, to), speed, onError)).status
+    return (await startCommit(this.#context, managed, () => planCommit(managed, from, to), terms)).status
   }
 
   /** The snapshots that a stream would end. */
@@ -294,15 +289,9 @@ export class Engine {
     return planStream(findDisk(this.#context, disk), base, to).ends
   }
 
-  async stream(
-    disk: string,
-    base: string | undefined,
-    to: string | undefined,
-    speed: number,
-    onError?: ErrorPolicy,
-  ): Promise<JobStatus> {
+  async stream(disk: string, base?: string, to?: string, terms: JobTerms = {}): Promise<JobStatus> {
     const managed = findDisk(this.#context, disk)
-    return (await startStream(this.#context, managed, () => planStream(managed, base, to), speed, onError)).status
+    return (await startStream(this.#context, managed, () => planStream(managed, base, to), terms)).status
   }
 
   async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {
@@ -339,11 +328,11 @@ export class Engine {
     return this.#context.jobs.ended(id)
   }
 
-  sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
+  sayToJob(id: string, verb: PlainVerb): Promise<JobStatus> {
     return this.#context.jobs.say(id, verb)
   }
 
-  /** Takes an ended job out of the history. */
+  /** Marks an ended job as seen: only the history has it from then on. */
   dismissJob(id: string): Promise<void> {
     return this.#context.jobs.dismiss(id)
   }

@@ -4,10 +4,19 @@
 import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
-import type { Job, JobStatus } from '../job/job.ts'
+import { Job, type JobStatus, type PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
-import type { Catalog, JobRecord, MirrorSpec } from './catalog.ts'
+import { checkTerms, type JobTerms } from '../job/terms.ts'
+import { type Catalog, type CatalogChange, disksOf, type HistoryRecord, type JobRecord, type JobSpec, type MirrorSpec } from './catalog.ts'
 import type { Turn } from './context.ts'
+
+/** What of a verb outlives a restart. */
+const KEPT: Record<PlainVerb, Partial<Pick<JobRecord, 'paused' | 'finalized'>>> = {
+  pause: { paused: true },
+  resume: { paused: false },
+  finalize: { finalized: true },
+  cancel: {},
+}
 
 export class JobTable {
   readonly #catalog: Catalog
@@ -23,8 +32,17 @@ export class JobTable {
     this.#report = report
   }
 
-  static newId(kind: string): string {
-    return `${kind}-${randomBytes(4).toString('hex')}`
+  /** The row of a new job. Kind 'invalid-argument' for terms that a job of its kind cannot have. */
+  static newRow(spec: JobSpec, { speed, onError, finalize, dismiss, guestLatency }: JobTerms = {}): JobRecord {
+    const terms = { speed, onError, finalize, dismiss, guestLatency }
+    checkTerms(spec.kind, terms)
+    const id = `${spec.kind}-${randomBytes(4).toString('hex')}`
+    return { id, spec, terms, total: 0, paused: false, startedMs: Date.now() }
+  }
+
+  /** The job of a row, new or found by a restart. */
+  static jobOf({ id, spec, terms, finalized }: JobRecord, details: Readonly<Record<string, unknown>>): Job {
+    return new Job({ id, kind: spec.kind, subject: disksOf(spec).join('+'), terms, finalized, details })
   }
 
   /** Running jobs first, then ended ones, newest first. */
@@ -72,13 +90,12 @@ export class JobTable {
   }
 
   /** Says a verb to a job and keeps what must outlive a restart. */
-  async say(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
+  async say(id: string, verb: PlainVerb): Promise<JobStatus> {
     const job = this.running(id)
     job[verb]()
     const record = this.#catalog.get('job', id)
-    if (record !== undefined && verb !== 'cancel') {
-      await this.#catalog.commit([{ put: 'job', record: { ...record, paused: verb === 'pause' } }])
-    }
+    if (record !== undefined && verb !== 'cancel')
+      await this.#catalog.commit([{ put: 'job', record: { ...record, ...KEPT[verb] } }])
     return job.status
   }
 
@@ -107,12 +124,11 @@ export class JobTable {
     return job.status
   }
 
-  /** Takes an ended job out of the history. Kinds 'not-found', 'busy' for one that has not ended. */
+  /** Marks an ended job as seen: only the history has it from then on. Kinds 'not-found', 'busy' for one that has not ended. */
   async dismiss(id: string): Promise<void> {
-    if (this.status(id).endedMs === undefined) {
-      throw new BlockError('busy', `job ${id} has not ended: varve job cancel ${id} ends it`)
-    }
-    await this.#catalog.commit([{ remove: 'history', id }])
+    const ended = this.#catalog.get('history', id)
+    if (ended !== undefined) return this.#catalog.commit(dismissal(ended))
+    throw new BlockError('busy', `job ${this.status(id).id} has not ended: varve job cancel ${id} ends it`)
   }
 
   /** Changes a job's speed limit, also for its runs after a restart. */
@@ -122,7 +138,7 @@ export class JobTable {
     const record = this.#catalog.get('job', id)
     if (record !== undefined) {
       await this.#catalog.commit([
-        { put: 'job', record: { ...record, spec: { ...record.spec, speed: bytesPerSecond } } },
+        { put: 'job', record: { ...record, terms: { ...record.terms, speed: bytesPerSecond } } },
       ])
     }
     return job.status
@@ -179,7 +195,8 @@ export class JobTable {
   async #end(job: Job): Promise<void> {
     try {
       if (job.suspended && job.state !== 'concluded') return
-      const old = this.#catalog.list('history')
+      // What was seen goes first.
+      const old = this.#catalog.list('history').toSorted((a, b) => Number(isDismissed(b)) - Number(isDismissed(a)))
       await this.#catalog.commit([
         { remove: 'job', id: job.id },
         { put: 'history', record: { id: job.id, status: job.status } },
@@ -194,4 +211,13 @@ export class JobTable {
       this.#running.delete(job.id)
     }
   }
+}
+
+function isDismissed({ status }: HistoryRecord): boolean {
+  return (status as JobStatus).dismissed
+}
+
+/** What marks an ended job as seen. */
+export function dismissal(record: HistoryRecord): readonly CatalogChange[] {
+  return [{ put: 'history', record: { ...record, status: { ...(record.status as JobStatus), dismissed: true } } }]
 }

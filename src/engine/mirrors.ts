@@ -6,12 +6,14 @@
 
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { Layer } from '../block/device.ts'
-import { BlockError, isBlockError } from '../block/error.ts'
+import { BlockError } from '../block/error.ts'
 import type { Format } from '../chain/open.ts'
-import { Job, type JobStatus } from '../job/job.ts'
+import type { Job, JobStatus } from '../job/job.ts'
+import { mend } from '../job/mend.ts'
 import { addHidden, addOwned } from '../job/merge.ts'
 import { type MirrorFinish, type MirrorMode, runMirror } from '../job/mirror.ts'
 import { allocatedGranules } from '../job/restore.ts'
+import type { JobTerms } from '../job/terms.ts'
 import { refuseHeld } from './branches.ts'
 import { refuseClaimed } from './claims.ts'
 import type { DiskRecord, JobRecord, LayerRecord, MirrorSpec, MirrorSync } from './catalog.ts'
@@ -30,7 +32,7 @@ import {
 } from './mirror-target.ts'
 import { removeGarbage } from './snapshots.ts'
 
-export interface MirrorRequest {
+export interface MirrorRequest extends JobTerms {
   /** An absolute path, or an NBD URI. */
   readonly target: string
   /** Of an image; needed for a path. */
@@ -42,7 +44,6 @@ export interface MirrorRequest {
   readonly existing: boolean
   /** Ends by itself, like that, as soon as it can. */
   readonly finish?: MirrorFinish | undefined
-  readonly speed: number
 }
 
 /** Begins a mirror as a job. Whatever is wrong with the target is said before anything is written, and what was made is gone again. */
@@ -53,13 +54,7 @@ export function startMirror(context: EngineContext, managed: ManagedDisk, reques
     const spec = await specOf(context, managed, request)
     await refuseUsedTarget(context, record.name, spec.target)
     if (spec.finish === 'pivot') refuseLeaving(context, record, layersLeft(managed, spec))
-    const row: JobRecord = {
-      id: JobTable.newId('mirror'),
-      spec,
-      total: 0,
-      paused: false,
-      startedMs: Date.now(),
-    }
+    const row = JobTable.newRow(spec, request)
     if (!spec.made) return begin(context, managed, row)
     await context.catalog.commit([{ put: 'garbage', record: { id: spec.target, disk: record.id } }])
     try {
@@ -88,7 +83,7 @@ async function begin(context: EngineContext, managed: ManagedDisk, row: JobRecor
 
 async function specOf(context: EngineContext, managed: ManagedDisk, request: MirrorRequest): Promise<MirrorSpec> {
   const { record, disk } = managed
-  const { format, sync, bitmap, mode, finish, speed } = request
+  const { format, sync, bitmap, mode, finish } = request
   const invalid = (message: string): BlockError => new BlockError('invalid-argument', message)
   const isNbd = isNbdTarget(request.target)
   if (isNbd && format !== undefined) throw invalid(`${request.target}: an NBD export is written as it is, without -f`)
@@ -119,7 +114,6 @@ async function specOf(context: EngineContext, managed: ManagedDisk, request: Mir
     mode,
     made: !isThere,
     begun: false,
-    speed,
     ...(format === undefined ? {} : { format }),
     ...(bitmap === undefined ? {} : { bitmap }),
     ...(finish === undefined ? {} : { finish }),
@@ -138,9 +132,8 @@ function checkBitmap({ disk }: ManagedDisk, name: string): void {
 export function launchMirror(context: EngineContext, managed: ManagedDisk, row: JobRecord, target?: MirrorTarget): Job {
   const { spec } = row
   if (spec.kind !== 'mirror') throw new BlockError('invalid-argument', `job ${row.id} is no mirror`)
-  const job = new Job({ id: row.id, kind: 'mirror', subject: spec.disk, speed: spec.speed })
   const ends = layersLeft(managed, spec).flatMap(({ snapshot }) => (snapshot === undefined ? [] : [snapshot.name]))
-  job.describe({ target: spec.target, sync: spec.sync, wanted: spec.mode, pivotEnds: ends })
+  const job = JobTable.jobOf(row, { target: spec.target, sync: spec.sync, wanted: spec.mode, pivotEnds: ends })
   context.jobs.launch(job, row, () => work(context, managed, row, job, target))
   return job
 }
@@ -193,9 +186,7 @@ async function work(
         if (left !== undefined) throw error
         await target?.close().catch(() => undefined)
         target = undefined
-        if (!isMendable(job, error)) throw error
-        job.pauseOnError(error)
-        await job.pausePoint(0)
+        await mend(job, error)
       }
     }
   } catch (error) {
@@ -226,12 +217,6 @@ function whyNoPivot(managed: ManagedDisk, spec: MirrorSpec, { device, layer }: M
   } catch (error) {
     return (error as Error).message
   }
-}
-
-/** Trouble that may be over when the user says so. */
-function isMendable(job: Job, error: unknown): error is BlockError {
-  if (!isBlockError(error) || job.suspended) return false
-  return job.state !== 'aborting' && job.state !== 'finalizing' && error.kind !== 'corrupt'
 }
 
 /** What is to be copied at first. */

@@ -199,14 +199,8 @@ export function dropSideSnapshot(context: EngineContext, managed: ManagedDisk, s
     managed.record = next
     for (const { id } of garbage) await removeGarbage(context, id)
     const path = sideOf(record).find((layer) => layer.snapshot?.name === snapshot)?.path ?? ''
-    const row: JobRecord = {
-      id: JobTable.newId('commit'),
-      spec: { kind: 'commit', disk: record.name, from: path, to: path, speed: 0 },
-      total: 0,
-      paused: false,
-      startedMs: Date.now(),
-    }
-    const job = new Job({ id: row.id, kind: 'commit', subject: record.name })
+    const row = JobTable.newRow({ kind: 'commit', disk: record.name, from: path, to: path })
+    const job = JobTable.jobOf(row, {})
     context.jobs.launch(job, row, async () => job.move('finalizing'))
     return job
   })

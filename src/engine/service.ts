@@ -3,8 +3,9 @@
 
 import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
-import type { ErrorPolicy, JobStatus } from '../job/job.ts'
+import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import type { JobTerms } from '../job/terms.ts'
 import type { BackupRequest } from './backups.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
@@ -33,30 +34,18 @@ export interface EngineService {
   exportSnapshot(disk: string, snapshot: string): Promise<string>
   unexportSnapshot(disk: string, snapshot: string): Promise<void>
   revert(disk: string, snapshot: string, keep?: string): Promise<void>
-  deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus>
+  deleteSnapshot(disk: string, snapshot: string, direction?: Direction, terms?: JobTerms): Promise<JobStatus>
   planCommit(disk: string, from?: string, to?: string): Soon<readonly string[]>
-  commit(
-    disk: string,
-    from: string | undefined,
-    to: string | undefined,
-    speed: number,
-    onError?: ErrorPolicy,
-  ): Promise<JobStatus>
+  commit(disk: string, from?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
-  stream(
-    disk: string,
-    base: string | undefined,
-    to: string | undefined,
-    speed: number,
-    onError?: ErrorPolicy,
-  ): Promise<JobStatus>
+  stream(disk: string, base?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
   mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
   setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>
-  sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus>
+  sayToJob(id: string, verb: PlainVerb): Promise<JobStatus>
   dismissJob(id: string): Promise<void>
   setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus>
   /** Calls back on changes of a running job, with how it is then; resolves when no further one is missed, with how to stop that. */

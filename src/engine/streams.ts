@@ -6,8 +6,9 @@
 
 import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
-import { type ErrorPolicy, Job } from '../job/job.ts'
+import type { Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
+import type { JobTerms } from '../job/terms.ts'
 import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord } from './catalog.ts'
 import { refuseClaimed, refuseExported } from './claims.ts'
 import { findLayer, nameBacking, todoName } from './commits.ts'
@@ -44,8 +45,7 @@ export function startStream(
   context: EngineContext,
   managed: ManagedDisk,
   makePlan: () => StreamPlan,
-  speed: number,
-  onError?: ErrorPolicy,
+  terms: JobTerms,
 ): Promise<Job> {
   return managed.control.run(async () => {
     const plan = makePlan()
@@ -58,20 +58,8 @@ export function startStream(
     const own = leaving.filter(({ of }) => of === undefined)
     refuseClaimed(context.catalog, record, [...own, to], `stream of disk ${record.name}`)
     refuseExported(record, leaving, `stream of disk ${record.name}`)
-    const row: JobRecord = {
-      id: JobTable.newId('stream'),
-      spec: {
-        kind: 'stream',
-        disk: record.name,
-        base: record.layers[plan.base]?.path ?? null,
-        to: to.path,
-        speed,
-        onError,
-      },
-      total: 0,
-      paused: false,
-      startedMs: Date.now(),
-    }
+    const base = record.layers[plan.base]?.path ?? null
+    const row = JobTable.newRow({ kind: 'stream', disk: record.name, base, to: to.path }, terms)
     await context.catalog.commit([{ put: 'job', record: row }])
     return launchStream(context, managed, row)
   })
@@ -81,8 +69,7 @@ export function startStream(
 export function launchStream(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
   const { spec } = row
   if (spec.kind !== 'stream') throw new BlockError('invalid-argument', `job ${row.id} is no stream`)
-  const job = new Job({ id: row.id, kind: 'stream', subject: spec.disk, speed: spec.speed, onError: spec.onError })
-  job.describe({ base: spec.base, to: spec.to })
+  const job = JobTable.jobOf(row, { base: spec.base, to: spec.to })
   context.jobs.launch(job, row, () => work(context, managed, row, job))
   return job
 }

@@ -4,10 +4,11 @@
 
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { Pending } from '../block/device.ts'
-import { BlockError } from '../block/error.ts'
-import type { BackupInfo, BackupWriter } from '../repository/repository.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
+import type { BackupInfo, BackupWriter, DiskWriter } from '../repository/repository.ts'
 import { Copier, type CopySource } from './copier.ts'
 import type { Job } from './job.ts'
+import { mend } from './mend.ts'
 import { allocatedGranules } from './restore.ts'
 
 /** A disk as it was at the moment, in this thread or in another one. */
@@ -47,13 +48,16 @@ export async function runBackup(job: Job, disks: readonly BackupDisk[], writer: 
       disk.view.restrict(todo)
       todos.push(todo)
     }
-    const total = todos.reduce((sum, todo) => sum + todo.bytes, 0)
-    job.setProgress(0, total)
+    const left = (): number => todos.reduce((sum, todo) => sum + todo.bytes, 0)
+    job.expect(left())
     let readBytes = 0
     for (const [index, disk] of disks.entries()) {
-      const before = todos.slice(index + 1).reduce((sum, todo) => sum + todo.bytes, 0)
-      readBytes += await copyDisk(job, disk, todos[index] as Bitmap, writer, index, total - before)
+      readBytes += await copyDisk(job, disk, todos[index] as Bitmap, writer.disk(index), left)
     }
+    // All of it but what makes it visible: whatever the store has no room for is met while the job can still wait for it.
+    await writer.store()
+    while (!(await job.mayTakeEffect())) continue
+    await job.pausePoint(0)
     job.move('finalizing')
     // A visible backup ends the marks of what it holds. Were a write that it holds still to be lost with the power, the disk
     // would differ from it without a mark: so what the disk had at the moment is on stable storage first.
@@ -68,19 +72,17 @@ export async function runBackup(job: Job, disks: readonly BackupDisk[], writer: 
   }
 }
 
-/** `soFar` is the progress when this disk is done. */
+/** Copies one disk; `left` says what is to do of all. Returns the bytes read. */
 async function copyDisk(
   job: Job,
   disk: BackupDisk,
   todo: Bitmap,
-  writer: BackupWriter,
-  index: number,
-  soFar: number,
+  sink: DiskWriter,
+  left: () => number,
 ): Promise<number> {
-  const sink = writer.disk(index)
   const copier = new Copier({
     job,
-    source: disk.view,
+    source: mendedSource(job, disk.view),
     target: {
       write: (offset, length, from, at) => sink.write(offset, length, from, at),
       zero: (offset, length) => sink.zero(offset, length),
@@ -88,7 +90,7 @@ async function copyDisk(
     todo,
     copied: (offset, length) => {
       disk.view.release(offset, length)
-      job.setProgress(soFar - todo.bytes, job.status.total)
+      job.advance(length, left())
       job.describe({ scratchPeak: disk.view.scratchPeak, scratchSaved: disk.view.savedBytes })
       return undefined
     },
@@ -97,4 +99,24 @@ async function copyDisk(
   // Nothing re-marks a backup's to-do set: one pass is all, and what it left would be missing from the backup.
   if (todo.count !== 0) throw new BlockError('io', `${disk.name}: ${todo.bytes} bytes were not copied`)
   return copier.readBytes
+}
+
+/**
+ * The view, of which a range that cannot be read is read again when the job's policy says so: what is stored has to come in order, so
+ * nothing goes past it. Scratch that is used up is the end of a view, which no room mends.
+ */
+function mendedSource(job: Job, view: BackupView): CopySource {
+  return {
+    read: async (offset, length, into, at) => {
+      for (;;) {
+        try {
+          return await view.read(offset, length, into, at)
+        } catch (error) {
+          if (isBlockError(error, 'no-space')) throw error
+          await mend(job, error)
+        }
+      }
+    },
+    extents: (offset, length, visit) => view.extents(offset, length, visit),
+  }
 }

@@ -15,7 +15,8 @@ import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, copyGranules, whileMendable } from './merge.ts'
+import { whileMendable } from './mend.ts'
+import { addHidden, addOwned, copyGranules } from './merge.ts'
 import { savedTodo, scanTodo } from './scanned-todo.ts'
 
 export interface CommitOptions {
@@ -95,7 +96,6 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
   const make = (): Copier => {
     const pending = new Bitmap(Math.min(disk.size, target.size))
     copyGranules(todo.bits, pending)
-    let total = Math.max(job.status.total, pending.bytes)
     let sinceBytes = 0
     let sinceMs = performance.now()
     const copier = new Copier({
@@ -105,8 +105,7 @@ async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer,
       todo: pending,
       mark: (offset, length) => disk.log.mark(offset, length),
       copied: (_offset, length) => {
-        total = Math.max(total, pending.bytes)
-        job.setProgress(total - pending.bytes, total)
+        job.advance(length, pending.bytes)
         sinceBytes += length
         if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
         sinceBytes = 0
@@ -158,6 +157,7 @@ async function copyAll(job: Job, copier: Copier, target: Layer, guest: Disk | un
       () => target.flush(),
       () => undefined,
     )
+    if (!(await job.mayTakeEffect())) continue
     await guest?.drain()
     try {
       await copier.drainPass()

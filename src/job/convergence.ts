@@ -1,6 +1,6 @@
-// Whether a copy gains on a guest that goes on writing, and when it will be through: from what it copied and what the guest made
-// to do again, window by window. It decides nothing: the mirror does. A guest that rewrites all of its disk faster than it is copied
-// dirties, in the end, exactly what is copied, give or take; so a gain of a small part of what is copied is none.
+// Whether a copy gains on a guest that goes on writing: from what it copied and what the guest made to do again, window by window.
+// It decides nothing: the mirror does. A guest that rewrites all of its disk faster than it is copied dirties, in the end, exactly
+// what is copied, give or take; so a gain of a small part of what is copied is none.
 //
 //   to do   ----.____.----.__      copied less dirtied, for each window; windows in a row without a gain: it is lost
 
@@ -10,8 +10,6 @@ export interface Estimate {
   /** Bytes a second: brought to the target, and made to do again by the guest. */
   readonly copyRate: number
   readonly dirtyRate: number
-  /** Milliseconds until nothing is left at this pace; undefined when it would never end. */
-  readonly restMs: number | undefined
 }
 
 export class Convergence {
@@ -49,7 +47,7 @@ export class Convergence {
     const dirtyRate = dirtied / seconds
     const gain = copyRate - dirtyRate
     this.#windowsLost = left > 0 && gain <= copyRate * GAIN_LEAST ? this.#windowsLost + 1 : 0
-    this.#estimate = { copyRate, dirtyRate, restMs: left === 0 ? 0 : gain <= 0 ? undefined : (left / gain) * 1000 }
+    this.#estimate = { copyRate, dirtyRate }
   }
 }
 

@@ -48,6 +48,8 @@ export interface CopierOptions {
   readonly lanes?: number
   /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
   readonly unit?: number
+  /** Pieces in a row that may fail before a pass ends; it goes on with the next meanwhile. 1 unless told. */
+  readonly failures?: number
   /** What guest writes mean at first; 'background' unless told. */
   readonly mode?: CopyMode
   /** Marks a range in the durable log; needed where the copier is attached to a disk, unless it yields. */
@@ -111,20 +113,27 @@ export class Copier implements Interceptor {
 
   /** One pass over the to-do set, from the disk's start to its end. When it fails, nothing of it is under way any more. */
   async pass(): Promise<void> {
-    const { job, lanes = 1 } = this.#options
+    const { job, lanes = 1, failures: most = 1 } = this.#options
     const underWay = new Set<Promise<void>>()
     const failures: unknown[] = []
+    let inARow = 0
     let position = 0
     let moved = 0
     try {
-      while (failures.length === 0) {
+      while (inARow < most) {
         await job.pausePoint(moved)
         const run = this.#nextRun(position)
         if (run === undefined) break
         position = run.offset + run.length
         moved = run.length
         const copied: Promise<void> = this.copyRange(run.offset, run.length)
-          .catch((error: unknown) => void failures.push(error))
+          .then(
+            () => void (inARow = 0),
+            (error: unknown) => {
+              inARow++
+              failures[0] ??= error
+            },
+          )
           .finally(() => underWay.delete(copied))
         underWay.add(copied)
         if (underWay.size >= lanes) await Promise.race(underWay)

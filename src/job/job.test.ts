@@ -3,6 +3,7 @@ import { test } from 'node:test'
 import type { Clock } from '../base/clock.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { Job, type JobState, type JobVerb, mayMove, MOVES, VERBS, verbsIn } from './job.ts'
+import type { JobTerms } from './terms.ts'
 
 const STATES = Object.keys(MOVES) as JobState[]
 const ALL_VERBS = Object.keys(VERBS) as JobVerb[]
@@ -12,6 +13,7 @@ const WAY_TO: Record<JobState, readonly JobState[]> = {
   created: [],
   running: ['running'],
   paused: ['running', 'paused'],
+  pending: ['running', 'pending'],
   ready: ['running', 'ready'],
   standby: ['running', 'ready', 'standby'],
   finalizing: ['running', 'finalizing'],
@@ -23,9 +25,24 @@ const WAY_TO: Record<JobState, readonly JobState[]> = {
 const AFTER: Record<JobVerb, Partial<Record<JobState, JobState>>> = {
   pause: { running: 'paused', ready: 'standby' },
   resume: { paused: 'running', standby: 'ready' },
-  cancel: { created: 'aborting', running: 'aborting', paused: 'aborting', ready: 'aborting', standby: 'aborting' },
+  cancel: {
+    created: 'aborting',
+    running: 'aborting',
+    paused: 'aborting',
+    pending: 'aborting',
+    ready: 'aborting',
+    standby: 'aborting',
+  },
+  finalize: { pending: 'running' },
   complete: { ready: 'ready' },
-  'set-speed': { created: 'created', running: 'running', paused: 'paused', ready: 'ready', standby: 'standby' },
+  'set-speed': {
+    created: 'created',
+    running: 'running',
+    paused: 'paused',
+    pending: 'pending',
+    ready: 'ready',
+    standby: 'standby',
+  },
 }
 
 /** A clock that stands still until it is moved; sleepers wake when their time has come. */
@@ -58,10 +75,12 @@ async function settle(): Promise<void> {
 }
 
 function jobIn(state: JobState, speed = 0, clock: Clock = new ManualClock()): Job {
-  const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', speed, clock })
+  const terms = { speed, ...(state === 'pending' ? { finalize: 'manual' as const } : {}) }
+  const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', terms, clock })
   for (const next of WAY_TO[state]) {
     // A pause is the user's: it is said, not moved to.
     if (next === 'paused' || next === 'standby') job.pause()
+    else if (next === 'pending') job.mayTakeEffect().catch(() => undefined)
     else job.move(next)
   }
   assert.equal(job.state, state)
@@ -278,7 +297,7 @@ test('watchers hear of every change until they stop, and the end has a time', as
   const stop = job.watch(({ status }) => seen.push(`${status.state} ${status.done}/${status.total}`))
   job.move('running')
   job.resumeFrom(10, 100)
-  job.setProgress(50, 100)
+  job.advance(40, 50)
   job.describe({ b: 2 })
   await clock.advance(500)
   job.move('finalizing')
@@ -325,4 +344,102 @@ test('an error that can be mended puts a job that is ready on standby, and a res
   await waiting
   assert.equal(job.state, 'ready')
   assert.equal(job.error, undefined)
+})
+
+test('a result that is finalized by hand waits in pending, and what came up meanwhile is looked at before it takes effect', async () => {
+  const terms = { finalize: 'manual' } as const
+  const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', terms, clock: new ManualClock() })
+  job.move('running')
+  const waiting = job.mayTakeEffect()
+  assert.equal(await isWaiting(waiting), true)
+  assert.equal(job.state, 'pending')
+  job.finalize()
+  assert.equal(await waiting, false)
+  assert.equal(job.state, 'running')
+  assert.equal(await job.mayTakeEffect(), true)
+})
+
+test('a result takes effect by itself unless told, and after a restart when that was said before', async () => {
+  const told = { finalize: 'manual' } as const
+  for (const options of [{}, { terms: told, finalized: true }]) {
+    const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', clock: new ManualClock(), ...options })
+    job.move('running')
+    assert.equal(await job.mayTakeEffect(), true)
+  }
+})
+
+test('a job that is pending is cancelled and suspended like one that is paused', async () => {
+  for (const [end, kind] of [
+    ['cancel', 'cancelled'],
+    ['suspend', 'closed'],
+  ] as const) {
+    const terms = { finalize: 'manual' } as const
+    const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', terms, clock: new ManualClock() })
+    job.move('running')
+    const waiting = job.mayTakeEffect()
+    await settle()
+    job[end]()
+    await assert.rejects(waiting, (error) => isBlockError(error, kind))
+  }
+})
+
+test('what is done never goes back, whatever the guests make to do again, and the rest time counts that', async () => {
+  const clock = new ManualClock()
+  const job = jobIn('running', 0, clock)
+  job.expect(10_000)
+  let left = 10_000
+  let before = 0
+  for (let second = 0; second < 20; second++) {
+    await clock.advance(1000)
+    // 500 are copied and 300 made to do again, and at last nothing is gained any more.
+    left += second < 10 ? -200 : 0
+    job.advance(500, left)
+    const { done, total } = job.status
+    assert.ok(done > before)
+    assert.equal(total - done, left)
+    before = done
+    if (second === 9) assert.equal(Math.round((job.status.restMs ?? 0) / 1000), 40)
+  }
+  assert.equal(job.status.restMs, undefined)
+})
+
+test('a job that is paused says no rest time, and afterwards only what it saw since', async () => {
+  const clock = new ManualClock()
+  const job = jobIn('running', 0, clock)
+  job.expect(1000)
+  for (let left = 900; left >= 500; left -= 100) {
+    await clock.advance(1000)
+    job.advance(100, left)
+  }
+  assert.equal(job.status.restMs, 5000)
+  job.pause()
+  assert.equal(job.status.restMs, undefined)
+  await clock.advance(100_000)
+  job.resume()
+  assert.equal(job.status.restMs, undefined)
+  for (let left = 450; left >= 300; left -= 50) {
+    job.advance(50, left)
+    await clock.advance(1000)
+  }
+  assert.equal(Math.round((job.status.restMs ?? 0) / 1000), 8)
+})
+
+test('an ended job leaves the list by itself unless it failed, or was to be dismissed by hand', () => {
+  const ended = (terms: JobTerms, end: (job: Job) => void): boolean => {
+    const job = new Job({ id: 'commit-1', kind: 'commit', subject: 'vm1', terms, clock: new ManualClock() })
+    job.move('running')
+    end(job)
+    assert.equal(job.status.dismissed, false)
+    if (job.state === 'running') job.move('finalizing')
+    job.move('concluded')
+    return job.status.dismissed
+  }
+  const succeeds = (): void => undefined
+  const fails = (job: Job): void => job.fail(new BlockError('io', 'the storage says so'))
+  const isCancelled = (job: Job): void => job.cancel()
+  assert.deepEqual([succeeds, isCancelled, fails].map((end) => ended({}, end)), [true, true, false])
+  assert.deepEqual(
+    [succeeds, isCancelled, fails].map((end) => ended({ dismiss: 'manual' }, end)),
+    [false, false, false],
+  )
 })

@@ -2,21 +2,24 @@
 // decide everything: which state may follow which, and which verb may be said in which state. What the work is, is in
 // the other files of this room.
 //
-//   created -> running -> ready -> finalizing -> concluded
-//                |  ^      |  ^        |
-//              paused    standby       +--> aborting -> concluded
+//   created -> running ------> ready -> finalizing -> concluded
+//               |  ^ |  ^       |  ^        |
+//            paused  pending  standby       +--> aborting -> concluded
 
 import { assert } from '../base/assert.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { SPEED_BURST_MS } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import { RestTime } from './rest-time.ts'
+import { type ErrorPolicy, type JobKind, type JobTerms, TERMS } from './terms.ts'
 
 /** Which state may follow which. */
 export const MOVES = {
   created: ['running', 'aborting'], // known, not begun
-  running: ['paused', 'ready', 'finalizing', 'aborting'], // copying
+  running: ['paused', 'pending', 'ready', 'finalizing', 'aborting'], // copying
   paused: ['running', 'aborting'], // told to stop copying for now, or stopped by an error that can be mended
   ready: ['standby', 'finalizing', 'aborting'], // source and target are equal and kept so
+  pending: ['running', 'aborting'], // all is done but its effect, which the user is to say
   standby: ['ready', 'aborting'], // paused while ready
   finalizing: ['concluded', 'aborting'], // making the result take effect
   aborting: ['concluded'], // undoing
@@ -29,15 +32,17 @@ export type JobState = keyof typeof MOVES
 export const VERBS = {
   pause: ['running', 'ready'],
   resume: ['paused', 'standby'],
-  cancel: ['created', 'running', 'paused', 'ready', 'standby'],
+  cancel: ['created', 'running', 'paused', 'pending', 'ready', 'standby'],
+  finalize: ['pending'],
   complete: ['ready'],
-  'set-speed': ['created', 'running', 'paused', 'ready', 'standby'],
+  'set-speed': ['created', 'running', 'paused', 'pending', 'ready', 'standby'],
 } as const satisfies Record<string, readonly JobState[]>
 
 export type JobVerb = keyof typeof VERBS
 
-export const JOB_KINDS = ['commit', 'stream', 'mirror', 'backup', 'restore'] as const
-export type JobKind = (typeof JOB_KINDS)[number]
+/** The verbs that need nothing besides. */
+export const PLAIN_VERBS = ['pause', 'resume', 'cancel', 'finalize'] as const satisfies readonly JobVerb[]
+export type PlainVerb = (typeof PLAIN_VERBS)[number]
 
 export function mayMove(from: JobState, to: JobState): boolean {
   return (MOVES[from] as readonly JobState[]).includes(to)
@@ -48,13 +53,6 @@ export function verbsIn(state: JobState): JobVerb[] {
   return (Object.keys(VERBS) as JobVerb[]).filter((verb) => (VERBS[verb] as readonly JobState[]).includes(state))
 }
 
-/**
- * What an error of the source or the target means to a merge: `report` ends it, and all is as before; `stop` pauses it until it is
- * resumed or cancelled; `enospc` does that when the target is full. None skips anything.
- */
-export const ERROR_POLICIES = ['report', 'stop', 'enospc'] as const
-export type ErrorPolicy = (typeof ERROR_POLICIES)[number]
-
 export interface JobStatus {
   readonly id: string
   readonly kind: JobKind
@@ -62,15 +60,20 @@ export interface JobStatus {
   readonly subject: string
   readonly state: JobState
   readonly verbs: readonly JobVerb[]
-  /** Bytes copied and bytes to copy in all, as known now; `done` begins at what an earlier run had saved. */
+  /** Bytes copied and bytes to copy in all, as known now. `done` begins at what an earlier run had saved, and never goes back. */
   readonly done: number
   readonly total: number
+  /** Milliseconds to go at the pace of the last seconds; undefined while not known, while nothing is copied, or when it would never end. */
+  readonly restMs: number | undefined
   /** What `done` was when this run of the job began: above 0 when it resumed after a crash or restart. */
   readonly resumedAt: number
   /** Bytes per second; 0 is no limit. */
   readonly speed: number
+  readonly onError: ErrorPolicy
   readonly startedMs: number
   readonly endedMs: number | undefined
+  /** It ended, and is no longer in the list of what needs a look: only the history has it. */
+  readonly dismissed: boolean
   readonly error: { readonly kind: string; readonly message: string } | undefined
   /** What the work says of itself: a backup's id, why it is full, bytes read and stored. */
   readonly details: Readonly<Record<string, unknown>>
@@ -80,10 +83,9 @@ export interface JobOptions {
   readonly id: string
   readonly kind: JobKind
   readonly subject: string
-  /** Bytes per second; 0 is no limit. */
-  readonly speed?: number
-  /** 'enospc' unless told. */
-  readonly onError?: ErrorPolicy | undefined
+  readonly terms?: JobTerms
+  /** `finalize` was said in an earlier run. */
+  readonly finalized?: boolean | undefined
   readonly clock?: Clock
   readonly details?: Readonly<Record<string, unknown>>
 }
@@ -99,6 +101,11 @@ export class Job {
   #total = 0
   #resumedAt = 0
   #speed: number
+  /** Its result may take effect. */
+  #mayFinalize: boolean
+  #ignored = 0
+  readonly #dismisses: boolean
+  readonly #rest = new RestTime()
   #error: BlockError | undefined
   #details: Readonly<Record<string, unknown>>
   readonly #startedMs: number
@@ -115,8 +122,11 @@ export class Job {
     this.id = options.id
     this.kind = options.kind
     this.subject = options.subject
-    this.onError = options.onError ?? 'enospc'
-    this.#speed = options.speed ?? 0
+    const { speed = 0, onError, finalize, dismiss } = options.terms ?? {}
+    this.onError = onError ?? TERMS[this.kind].onError[0]
+    this.#speed = speed
+    this.#mayFinalize = finalize !== 'manual' || options.finalized === true
+    this.#dismisses = dismiss !== 'manual'
     this.#clock = options.clock ?? systemClock
     this.#details = options.details ?? {}
     this.#startedMs = this.#clock.wall()
@@ -139,13 +149,21 @@ export class Job {
       verbs: verbsIn(this.#state),
       done: this.#done,
       total: this.#total,
+      restMs: this.#state === 'running' ? this.#rest.restMs(this.#clock.now(), this.#total - this.#done) : undefined,
       resumedAt: this.#resumedAt,
       speed: this.#speed,
+      onError: this.onError,
       startedMs: this.#startedMs,
       endedMs: this.#endedMs,
+      dismissed: this.#state === 'concluded' && this.#dismisses && !this.#hasFailed,
       error: this.#error === undefined ? undefined : { kind: this.#error.kind, message: this.#error.message },
       details: this.#details,
     }
+  }
+
+  /** What its user did not ask for ended it. */
+  get #hasFailed(): boolean {
+    return this.#error !== undefined && this.#error.kind !== 'cancelled'
   }
 
   /** Calls back after every change of state, progress or details; returns how to stop that. */
@@ -158,6 +176,7 @@ export class Job {
   move(to: JobState): void {
     assert(mayMove(this.#state, to), `job ${this.id} cannot move from ${this.#state} to ${to}`)
     this.#state = to
+    this.#rest.reset()
     if (to === 'concluded') this.#endedMs = this.#clock.wall()
     this.#tell()
   }
@@ -165,12 +184,21 @@ export class Job {
   /** What an earlier run had done already. */
   resumeFrom(done: number, total: number): void {
     this.#resumedAt = done
-    this.setProgress(done, total)
+    this.#done = done
+    this.expect(total - done)
   }
 
-  setProgress(done: number, total: number): void {
-    this.#done = done
-    this.#total = total
+  /** So many bytes are to do, as is known now. */
+  expect(left: number): void {
+    this.#rest.reset()
+    this.advance(0, left)
+  }
+
+  /** So many bytes were copied, and so many are still to do: guests may have added some, or made some needless. */
+  advance(bytes: number, left: number): void {
+    this.#done += bytes
+    this.#total = this.#done + left
+    this.#rest.note(this.#clock.now(), left)
     this.#tell()
   }
 
@@ -183,6 +211,24 @@ export class Job {
   complete(): void {
     this.#check('complete')
     this.nudge()
+  }
+
+  /**
+   * All is done but its effect: true when that may be now. Else waits in `pending` until `finalize` is said; then the work looks
+   * again whether all is done. Kinds as for `pausePoint`.
+   */
+  async mayTakeEffect(): Promise<boolean> {
+    if (this.#mayFinalize) return true
+    if (this.#state === 'running') this.#hold('pending')
+    await this.pausePoint(0)
+    return false
+  }
+
+  /** Lets the result of a job that is pending take effect. */
+  finalize(): void {
+    this.#check('finalize')
+    this.#mayFinalize = true
+    this.#goOn('running')
   }
 
   /** Wakes the work from `idle`: something that it looks at has changed. */
@@ -205,12 +251,21 @@ export class Job {
     else this.#tell()
   }
 
+  /** An error that the work is about to try again for: it goes on. */
+  noteIgnored(error: BlockError): void {
+    this.#ignored++
+    this.describe({ ignored: this.#ignored, ignoredLast: error.message })
+  }
+
+  /** An error of the storage may be waited for: the job neither ends already, nor is its result taking effect. */
+  get mayWait(): boolean {
+    return !this.#suspended && this.#state !== 'aborting' && this.#state !== 'finalizing'
+  }
+
   resume(): void {
     this.#check('resume')
     this.#error = undefined
-    this.move(this.#state === 'standby' ? 'ready' : 'running')
-    this.#resumed?.resolve()
-    this.#resumed = undefined
+    this.#goOn(this.#state === 'standby' ? 'ready' : 'running')
   }
 
   /** Asks the work to undo itself and end; it ends at its next pause point. */
@@ -268,7 +323,13 @@ export class Job {
     this.#rouse = undefined
   }
 
-  #hold(state: 'paused' | 'standby'): void {
+  #goOn(state: 'running' | 'ready'): void {
+    this.move(state)
+    this.#resumed?.resolve()
+    this.#resumed = undefined
+  }
+
+  #hold(state: 'paused' | 'standby' | 'pending'): void {
     let resolve = (): void => {}
     const promise = new Promise<void>((done) => (resolve = done))
     this.#resumed = { promise, resolve }

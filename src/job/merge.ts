@@ -1,29 +1,8 @@
-// What the two directions of live merge, commit and stream, share: who owns what in a chain, and the wait for space. Which of it
-// is to do, and what is copied where, is theirs.
+// What the two directions of live merge, commit and stream, share: who owns what in a chain. Which of it is to do, and what is
+// copied where, is theirs.
 
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
-import { type BlockError, isBlockError } from '../block/error.ts'
-import type { Job } from './job.ts'
-
-/** Does the work, and again whenever the job that an error paused is resumed; see ErrorPolicy. */
-export async function whileMendable(job: Job, work: () => Promise<void>): Promise<void> {
-  for (;;) {
-    try {
-      await work()
-      return
-    } catch (error) {
-      if (!isBlockError(error) || !pauses(job, error)) throw error
-      job.pauseOnError(error)
-      await job.pausePoint(0)
-    }
-  }
-}
-
-function pauses(job: Job, { kind }: BlockError): boolean {
-  if (job.onError === 'report' || job.suspended || job.state === 'aborting') return false
-  return kind === 'no-space' || (job.onError === 'stop' && kind !== 'corrupt')
-}
 
 /** Sets what a layer owns, as data or as zeros. */
 export async function addOwned(layer: Layer, owned: Bitmap): Promise<void> {

@@ -8,7 +8,7 @@
 //
 // What the target is and what a pivot means for catalog and files is the engine's.
 
-import { MIRROR_BEHIND_BYTES, MIRROR_LANES, MIRROR_LOOK_MS, MIRROR_SETTLE_MS } from '../base/limits.ts'
+import { ERRORS_IN_A_ROW, MIRROR_BEHIND_BYTES, MIRROR_LANES, MIRROR_LOOK_MS, MIRROR_SETTLE_MS } from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice, Pending } from '../block/device.ts'
@@ -80,9 +80,8 @@ async function findTodo(options: MirrorOptions): Promise<LoggedBitmap> {
     return todo
   }
   const left = saved.bits.bytes
-  const { done } = job.status
   // The target came back, or the daemon did.
-  if (done > 0) job.setProgress(done, done + left)
+  if (job.status.done > 0) job.expect(left)
   else job.resumeFrom(Math.max(0, options.total - left), Math.max(options.total, left))
   return saved
 }
@@ -90,7 +89,6 @@ async function findTodo(options: MirrorOptions): Promise<LoggedBitmap> {
 class Mirror {
   readonly #options: MirrorOptions
   readonly #convergence = new Convergence()
-  readonly #doneBefore: number
   readonly #copier: Copier
   #sinceBytes = 0
   #sinceMs = performance.now()
@@ -101,7 +99,6 @@ class Mirror {
   constructor(options: MirrorOptions, todo: LoggedBitmap) {
     const { job, disk, target, mode, pace } = options
     this.#options = options
-    this.#doneBefore = job.status.done
     this.#copier = new Copier({
       job,
       source: disk.chain,
@@ -109,6 +106,7 @@ class Mirror {
       todo: todo.bits.copy(),
       piece: pace.piece,
       lanes: MIRROR_LANES,
+      failures: job.onError === 'ignore' ? ERRORS_IN_A_ROW : 1,
       unit: target.can.minimumBlock,
       mode: mode() === 'write-blocking' ? 'write-both' : 'background',
       mark: (offset, length) => disk.log.mark(offset, length),
@@ -196,8 +194,7 @@ class Mirror {
   /** After each piece. */
   #copied(length: number): Promise<void> | undefined {
     const { job } = this.#options
-    const done = this.#doneBefore + this.#copier.copiedBytes
-    job.setProgress(done, done + this.#copier.todo.bytes)
+    job.advance(length, this.#copier.todo.bytes)
     this.#sinceBytes += length
     const looked = this.#look()
     const isDue =

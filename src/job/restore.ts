@@ -9,9 +9,8 @@ import type { Job } from './job.ts'
 /** Copies all data of `source` to `target`, of the same size or larger, and flushes it. Returns the bytes copied. */
 export async function runRestore(job: Job, source: BlockDevice, target: BlockDevice): Promise<number> {
   const todo = await allocatedGranules(source)
-  const total = todo.bytes
-  job.setProgress(0, total)
-  const copied = (): undefined => job.setProgress(total - todo.bytes, total) as undefined
+  job.expect(todo.bytes)
+  const copied = (_offset: number, length: number): undefined => job.advance(length, todo.bytes) as undefined
   const copier = new Copier({ job, source, target, todo, copied })
   await copier.pass()
   const flushed = target.flush()

@@ -19,7 +19,8 @@ import { linkLayers } from '../chain/open.ts'
 import { PaddedFilter } from '../filter/padded.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
-import { addHidden, addOwned, whileMendable, copyGranules } from './merge.ts'
+import { whileMendable } from './mend.ts'
+import { addHidden, addOwned, copyGranules } from './merge.ts'
 import { UnownedTarget } from './unowned-target.ts'
 
 export interface StreamOptions {
@@ -86,8 +87,7 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
     todo: new Bitmap(Math.min(disk.size, target.size)),
     copied: (_offset, length) => {
-      const { total } = job.status
-      job.setProgress(Math.max(0, total - copier.todo.bytes), total)
+      job.advance(length, copier.todo.bytes)
       sinceBytes += length
       if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
       sinceBytes = 0
@@ -178,7 +178,7 @@ async function copyAll(options: StreamOptions, target: Layer, copier: Copier): P
     await whileMendable(job, () => copier.pass())
     assert(copier.todo.count === 0, 'what is to do only shrinks')
     await saveProgress(options, target, copier)
-    if (job.state === 'running') return
+    if (job.state === 'running' && (await job.mayTakeEffect())) return
     await job.pausePoint(0)
   }
 }

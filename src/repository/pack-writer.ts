@@ -18,7 +18,7 @@ import {
   writeRecord,
 } from './pack.ts'
 import { BLOB_CHUNK, BLOB_NODE, ID_BYTES, INDEXES, PACK_FOOTER_BYTES, PACK_HEADER_BYTES, RECORD_BYTES } from './spec.ts'
-import { type ObjectStore, totalLength } from './store.ts'
+import { type ObjectSink, totalLength } from './store.ts'
 
 const SMALL_BYTES = 4096
 const SMALL_BUFFER_BYTES = 64 * 1024
@@ -78,7 +78,7 @@ class Lane {
 }
 
 export class PackWriter {
-  readonly #store: ObjectStore
+  readonly #store: ObjectSink
   readonly #index: BlobIndex
   #chunks = new Lane()
   #nodes = new Lane()
@@ -90,7 +90,7 @@ export class PackWriter {
   #storedBytes = 0
   #failure: unknown
 
-  constructor(store: ObjectStore, index: BlobIndex) {
+  constructor(store: ObjectSink, index: BlobIndex) {
     this.#store = store
     this.#index = index
   }

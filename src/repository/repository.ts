@@ -33,7 +33,7 @@ import { packKey, readDirectory } from './pack.ts'
 import { PackWriter } from './pack-writer.ts'
 import { BACKUPS, CONFIG_KEY, FORMAT_VERSION, GRANULE_BYTES, INDEXES, PACKS } from './spec.ts'
 import type { Squeezer } from './squeezer.ts'
-import type { ObjectStore } from './store.ts'
+import { mendedSink, type ObjectStore } from './store.ts'
 import { DISK_BYTES_MAX } from './tree.ts'
 import { TreeBuilder } from './tree-builder.ts'
 import { Verification, type VerifyProgress, type VerifyReport } from './verify.ts'
@@ -189,18 +189,22 @@ export class Repository {
     }
   }
 
-  /** Begins a backup, which nobody sees before its `finish`. Several may be in the making at once. */
-  async begin(request: BackupRequest): Promise<BackupWriter> {
+  /**
+   * Begins a backup, which nobody sees before its `finish`. Several may be in the making at once. What the store cannot take is put
+   * again whenever `mend` resolves; when it throws, and unless told, the backup fails.
+   */
+  async begin(request: BackupRequest, mend?: (error: unknown) => Promise<void>): Promise<BackupWriter> {
     checkRequest(request)
     await this.refresh()
     const nodes = new NodeReader(this.store, this.#blobs)
     const disks: SessionDisk[] = []
     for (const disk of request.disks) disks.push(await this.#sessionDisk(disk, nodes))
     const { machine, moment, kind } = request
+    const sink = mend === undefined ? this.store : mendedSink(this.store, mend)
     return beginBackup({
-      store: this.store,
+      store: sink,
       squeezer: this.#squeezer,
-      packs: new PackWriter(this.store, this.#blobs),
+      packs: new PackWriter(sink, this.#blobs),
       disks,
       now: this.#now,
       manifest: {

@@ -22,6 +22,24 @@ export interface ObjectStore {
   remove(key: string): Promise<void>
 }
 
+/** Where objects are put. */
+export type ObjectSink = Pick<ObjectStore, 'put'>
+
+/** The same; what the store could not take is put again whenever `mend` resolves, and not when it throws. */
+export function mendedSink(store: ObjectSink, mend: (error: unknown) => Promise<void>): ObjectSink {
+  return {
+    put: async (key, parts) => {
+      for (;;) {
+        try {
+          return await store.put(key, parts)
+        } catch (error) {
+          await mend(error)
+        }
+      }
+    },
+  }
+}
+
 export interface ObjectStatus {
   /** Bytes. */
   readonly size: number

@@ -18,7 +18,7 @@ import { type BackupDiskInfo, type BackupInfo, encodeManifest } from './manifest
 import { nodeRecord, type PackWriter } from './pack-writer.ts'
 import { BACKUPS, BLOB_CHUNK, CHUNK_BYTES, GRANULE_BYTES, ID_BYTES } from './spec.ts'
 import { type Hashed, idOf, PLAIN_FIELDS, type Squeezer, STORED_FIELDS } from './squeezer.ts'
-import type { ObjectStore } from './store.ts'
+import type { ObjectSink } from './store.ts'
 import { levelsFor } from './tree.ts'
 import type { TreeBuilder } from './tree-builder.ts'
 
@@ -43,6 +43,8 @@ export interface BackupNotes {
 export interface BackupWriter {
   readonly id: string
   disk(index: number): DiskWriter
+  /** Makes durable what was written, which is all; nothing is visible yet. `finish` does it where it was not done. */
+  store(): Promise<void>
   /** Makes the backup durable and then visible. What was not written is as in the parent, or zeros without one. */
   finish(notes?: BackupNotes): Promise<BackupInfo>
   /** Gives up: nothing becomes visible. Harmless after a failure, and after `finish`. */
@@ -65,7 +67,7 @@ interface Batch {
 
 /** What a session knows before it begins: the manifest but for what only its end can tell. */
 export interface Session {
-  readonly store: ObjectStore
+  readonly store: ObjectSink
   readonly squeezer: Squeezer
   readonly packs: PackWriter
   readonly manifest: Omit<BackupInfo, 'disks' | 'finishedMs' | 'storedBytes' | 'labels'>
@@ -92,6 +94,8 @@ class DiskSink implements DiskWriter {
   readonly info: SessionDisk
   readonly #writer: SessionWriter
   builder: TreeBuilder | undefined
+  /** Of its map, once that is finished. */
+  root: Uint8Array | undefined
   changedBytes = 0
   storedBytes = 0
   #end = 0
@@ -134,7 +138,7 @@ class SessionWriter implements BackupWriter {
   readonly id: string
   readonly #session: Session
   readonly #disks: readonly DiskSink[]
-  #state: 'open' | 'finishing' | 'done' | 'aborted' = 'open'
+  #state: 'open' | 'storing' | 'stored' | 'finishing' | 'done' | 'aborted' = 'open'
   #failure: unknown
   readonly #order = new Mutex()
   #batch: Batch | undefined
@@ -170,26 +174,42 @@ class SessionWriter implements BackupWriter {
     return undefined
   }
 
-  async finish(notes: BackupNotes = {}): Promise<BackupInfo> {
+  async store(): Promise<void> {
     this.#check()
-    this.#state = 'finishing'
-    try {
+    this.#state = 'storing'
+    await this.#orSettle(async () => {
       if (this.#batch !== undefined) this.#dispatch(this.#batch)
       await this.#settle()
-      const disks: BackupDiskInfo[] = []
-      for (const [i, disk] of this.#disks.entries()) disks.push(await this.#finishDisk(disk, notes.disks?.[i] ?? {}))
+      for (const disk of this.#disks) {
+        disk.root = await (disk.builder as TreeBuilder).finish()
+        await this.#session.packs.room()
+      }
+      await this.#session.packs.finish()
+    })
+    this.#state = 'stored'
+  }
+
+  async finish(notes: BackupNotes = {}): Promise<BackupInfo> {
+    if (this.#state !== 'stored') await this.store()
+    this.#state = 'finishing'
+    return this.#orSettle(async () => {
       const { packs, store, manifest } = this.#session
-      await packs.finish()
       const info: BackupInfo = {
         ...manifest,
         finishedMs: this.#session.now(),
         storedBytes: packs.storedBytes,
         labels: notes.labels ?? {},
-        disks,
+        disks: this.#disks.map((disk, index) => infoOf(disk, notes.disks?.[index] ?? {})),
       }
       await store.put(BACKUPS + this.id, [encodeManifest(info)])
       this.#state = 'done'
       return info
+    })
+  }
+
+  async #orSettle<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work()
     } catch (error) {
       this.#fail(error)
       // What is still on its way to the store ends before the caller hears: afterwards the store is quiet.
@@ -364,22 +384,6 @@ class SessionWriter implements BackupWriter {
     return id
   }
 
-  async #finishDisk(disk: DiskSink, labels: Readonly<Record<string, string>>): Promise<BackupDiskInfo> {
-    const root = await (disk.builder as TreeBuilder).finish()
-    await this.#session.packs.room()
-    const { name, size, parent } = disk.info
-    return {
-      name,
-      size,
-      levels: levelsFor(size),
-      root: root === undefined ? null : Buffer.from(root).toString('hex'),
-      ...(parent === undefined ? {} : { parent }),
-      changedBytes: disk.changedBytes,
-      storedBytes: disk.storedBytes,
-      labels,
-    }
-  }
-
   /** Waits for all batches. */
   async #settle(): Promise<void> {
     await this.#tail
@@ -396,5 +400,21 @@ class SessionWriter implements BackupWriter {
   #fail(error: unknown): void {
     this.#failure ??= error
     for (const wake of this.#waiters.splice(0)) wake()
+  }
+}
+
+function infoOf(
+  { info: { name, size, parent }, root, changedBytes, storedBytes }: DiskSink,
+  labels: Readonly<Record<string, string>>,
+): BackupDiskInfo {
+  return {
+    name,
+    size,
+    levels: levelsFor(size),
+    root: root === undefined ? null : Buffer.from(root).toString('hex'),
+    ...(parent === undefined ? {} : { parent }),
+    changedBytes,
+    storedBytes,
+    labels,
   }
 }

@@ -10,20 +10,20 @@ import { Worker } from 'node:worker_threads'
 import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
-import type { Direction } from '../engine/deletion.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
 import { DistantGuests } from '../engine/distant-guests.ts'
 import type { Home } from '../engine/home.ts'
+import { dismissal } from '../engine/job-table.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
-import type { ErrorPolicy, JobStatus } from '../job/job.ts'
+import type { JobStatus, PlainVerb } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 import { remoteSnapshotParty } from './remote-snapshot-party.ts'
@@ -62,8 +62,6 @@ interface Seat {
   deaths: number
   diedMs: number
 }
-
-type MergeArguments = [lower: string | undefined, upper: string | undefined, speed: number, onError?: ErrorPolicy]
 
 const RECORD_KINDS: readonly RecordKind[] = ['disk', 'guest', 'job', 'garbage', 'history']
 
@@ -206,24 +204,24 @@ export class Shards implements EngineService {
     return this.#of(disk).then((remote) => remote.revert(disk, snapshot, keep))
   }
 
-  deleteSnapshot(disk: string, snapshot: string, speed: number, direction?: Direction): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.deleteSnapshot(disk, snapshot, speed, direction))
+  deleteSnapshot(...args: Parameters<EngineService['deleteSnapshot']>): Promise<JobStatus> {
+    return this.#of(args[0]).then((remote) => remote.deleteSnapshot(...args))
   }
 
   planCommit(disk: string, from?: string, to?: string): Promise<readonly string[]> {
     return this.#of(disk).then((remote) => remote.planCommit(disk, from, to))
   }
 
-  commit(disk: string, ...args: MergeArguments): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.commit(disk, ...args))
+  commit(...args: Parameters<EngineService['commit']>): Promise<JobStatus> {
+    return this.#of(args[0]).then((remote) => remote.commit(...args))
   }
 
   planStream(disk: string, base?: string, to?: string): Promise<readonly string[]> {
     return this.#of(disk).then((remote) => remote.planStream(disk, base, to))
   }
 
-  stream(disk: string, ...args: MergeArguments): Promise<JobStatus> {
-    return this.#of(disk).then((remote) => remote.stream(disk, ...args))
+  stream(...args: Parameters<EngineService['stream']>): Promise<JobStatus> {
+    return this.#of(args[0]).then((remote) => remote.stream(...args))
   }
 
   mirror(...args: Parameters<EngineService['mirror']>): Promise<JobStatus> {
@@ -260,12 +258,13 @@ export class Shards implements EngineService {
     return (await this.#ofJob(id)).status
   }
 
-  async sayToJob(id: string, verb: 'pause' | 'resume' | 'cancel'): Promise<JobStatus> {
+  async sayToJob(id: string, verb: PlainVerb): Promise<JobStatus> {
     return (await this.#ofJob(id)).remote.sayToJob(id, verb)
   }
 
   async dismissJob(id: string): Promise<void> {
-    if (this.#catalog.get('history', id) !== undefined) return this.#commit(undefined, [{ remove: 'history', id }])
+    const ended = this.#catalog.get('history', id)
+    if (ended !== undefined) return this.#commit(undefined, dismissal(ended))
     return (await this.#ofJob(id)).remote.dismissJob(id)
   }
 

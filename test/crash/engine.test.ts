@@ -165,16 +165,16 @@ async function chainCommand(lab: Lab, guest: Guest, random: Random, { moments }:
   }
   const [clone] = clones
   if (kind === 'remove' && clone !== undefined) await engine.removeDisk(clone.name)
-  if (kind === 'commit') await succeeds(lab, (await engine.commit('vm1', undefined, undefined, 0)).id)
+  if (kind === 'commit') await succeeds(lab, (await engine.commit('vm1')).id)
   if (kind === 'stream') {
     const to = random.between(1, layers - 1)
     const base = random.between(-1, to - 2)
     const paths = engine.showDisk('vm1').layers.map(({ path }) => path)
-    await succeeds(lab, (await engine.stream('vm1', paths[base], paths[to], 0)).id)
+    await succeeds(lab, (await engine.stream('vm1', paths[base], paths[to])).id)
   }
   if (kind === 'delete') {
     const snapshot = random.pick(engine.listSnapshots('vm1'))
-    if (snapshot !== undefined) await succeeds(lab, (await engine.deleteSnapshot('vm1', snapshot.name, 0)).id)
+    if (snapshot !== undefined) await succeeds(lab, (await engine.deleteSnapshot('vm1', snapshot.name)).id)
   }
 }
 

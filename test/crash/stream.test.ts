@@ -80,7 +80,7 @@ async function collect(random: Random, setting: Setting): Promise<Crash[]> {
     setAside('all unsynced', number)
     setAside(number % 2 === 0 ? 'nothing' : 'some unsynced', number)
   }
-  const { id } = await lab.engine.stream('vm', setting.base, setting.to, 0)
+  const { id } = await lab.engine.stream('vm', setting.base, setting.to)
   const ended = lab.engine.jobEnded(id)
   for (let write = 0; write < 30; write++) {
     await guest.write(lab.guest('vm'), random.below(SIZE / STAMPED_PIECE))

@@ -93,7 +93,7 @@ test('a clone and the disk it was made of hold each other’s layers, in one thr
   assert.equal(again.running, 2)
   const held = (error: unknown): boolean =>
     isBlockError(error, 'busy') && /is held by .*disk web, a clone/.test(error.message)
-  await assert.rejects(again.commit('a', undefined, undefined, 0), held)
+  await assert.rejects(again.commit('a'), held)
   await assert.rejects(again.removeDisk('a'), held)
   const read = async (disk: string): Promise<Buffer> => {
     const client = await connectNbd((await again.showDisk(disk)).uri as string)
@@ -110,9 +110,9 @@ test('a clone and the disk it was made of hold each other’s layers, in one thr
   assert.deepEqual(again.exportNames, ['a', 'a@s', 'web'])
   await again.unexportSnapshot('a', 's')
   await assert.rejects(connectNbd(uri))
-  const stream = await again.stream('web', undefined, undefined, 0)
+  const stream = await again.stream('web')
   assert.equal((await again.jobEnded(stream.id)).error, undefined)
-  const commit = await again.commit('a', undefined, undefined, 0)
+  const commit = await again.commit('a')
   assert.equal((await again.jobEnded(commit.id)).error, undefined)
   assert.ok((await read('web')).equals(then))
   assert.ok((await read('a')).equals(now))

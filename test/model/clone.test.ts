@@ -73,16 +73,16 @@ test('what a clone uses is not merged, removed or reverted away by the other dis
   const { engine } = lab
   const heldByWeb =
     /\/images\/vm\.qcow2 is held by disk web, a clone\. To free it: varve stream web gives web all it needs of its own, or varve disk remove web$/
-  await refuses(() => engine.commit('vm', undefined, undefined, 0), heldByWeb)
-  await refuses(() => engine.deleteSnapshot('vm', 's1', 0), heldByWeb)
-  await refuses(() => engine.stream('vm', undefined, undefined, 0), heldByWeb)
+  await refuses(() => engine.commit('vm'), heldByWeb)
+  await refuses(() => engine.deleteSnapshot('vm', 's1'), heldByWeb)
+  await refuses(() => engine.stream('vm'), heldByWeb)
   await refuses(() => engine.removeDisk('vm'), heldByWeb)
   const heldByVm =
     /is held by disk vm, whose layer it is\. To free it: varve stream web gives web all it needs of its own$/
-  await refuses(() => engine.commit('web', undefined, undefined, 0), heldByVm)
-  await refuses(() => engine.deleteSnapshot('web', 's1', 0, 'down'), heldByVm)
+  await refuses(() => engine.commit('web'), heldByVm)
+  await refuses(() => engine.deleteSnapshot('web', 's1', 'down'), heldByVm)
   // What lies above the shared layer is the disk's own affair.
-  assert.equal((await engine.jobEnded((await engine.deleteSnapshot('vm', 's2', 0)).id)).error, undefined)
+  assert.equal((await engine.jobEnded((await engine.deleteSnapshot('vm', 's2')).id)).error, undefined)
   assert.ok((await readWhole(lab.guest('web'))).equals(s1))
   assert.ok((await readWhole(lab.guest('vm'))).equals(now))
   await lab.stop()
@@ -96,11 +96,11 @@ test('a snapshot beside the chain that a clone lies on stays until the clone is 
   await engine.clone('vm', 's2', 'web', '/images/other.qcow2')
   assert.ok((await readWhole(lab.guest('web'))).equals(s2))
   await refuses(
-    () => engine.deleteSnapshot('vm', 's2', 0),
+    () => engine.deleteSnapshot('vm', 's2'),
     /deletion of snapshot s2 of disk vm is not possible: \/images\/vm\.varve-1\.qcow2 is held by disk web, a clone/,
   )
   await engine.removeDisk('web')
-  await engine.deleteSnapshot('vm', 's2', 0)
+  await engine.deleteSnapshot('vm', 's2')
   assert.equal(await lab.host.status('/images/vm.varve-1.qcow2'), undefined)
   assert.notEqual(await lab.host.status('/images/other.qcow2'), undefined)
   await lab.jobsEnd()
@@ -111,9 +111,9 @@ test('a streamed or removed clone frees the layers, whose files stay for the dis
   for (const how of ['stream', 'delete', 'remove'] as const) {
     const { lab, s1, now } = await makeClone()
     const { engine } = lab
-    if (how === 'stream') await engine.stream('web', undefined, undefined, 0)
+    if (how === 'stream') await engine.stream('web')
     else if (how === 'delete') {
-      const { details } = await engine.deleteSnapshot('web', 's1', 0)
+      const { details } = await engine.deleteSnapshot('web', 's1')
       assert.equal(details['reason'], 'the layer is that of disk vm')
     } else await engine.removeDisk('web')
     await lab.jobsEnd()
@@ -123,7 +123,7 @@ test('a streamed or removed clone frees the layers, whose files stay for the dis
         engine.showDisk('web').layers.map(({ path }) => path),
         ['/images/web.qcow2'],
       )
-    assert.equal((await engine.jobEnded((await engine.commit('vm', undefined, undefined, 0)).id)).error, undefined)
+    assert.equal((await engine.jobEnded((await engine.commit('vm')).id)).error, undefined)
     assert.ok((await readWhole(lab.guest('vm'))).equals(now))
     if (how !== 'remove') assert.ok((await readWhole(lab.guest('web'))).equals(s1))
     assert.deepEqual(lab.catalog.list('garbage'), [])
@@ -141,7 +141,7 @@ test('clones of one snapshot, and a clone of a clone, leave shared layers at the
   lab.host.beforeOperation = ({ number }) => {
     if (number % 4 === 0) forks.push(lab.fork(number % 8 === 0 ? new Random(number) : undefined))
   }
-  const jobs = await Promise.all(['web2', 'deep'].map((disk) => lab.engine.stream(disk, undefined, undefined, 0)))
+  const jobs = await Promise.all(['web2', 'deep'].map((disk) => lab.engine.stream(disk)))
   for (const { id } of jobs) assert.equal((await lab.engine.jobEnded(id)).error, undefined)
   lab.host.beforeOperation = undefined
   await lab.stop()
@@ -167,7 +167,7 @@ test('a clone is refused under a name or an image in use, of a snapshot that is 
   await fails(engine.clone('vm', 's1', 'web'), 'exists', /there is a disk web already/)
   await fails(engine.clone('vm', 's1', 'vm.varve-1'), 'exists', /name another image for the clone/)
   await fails(engine.clone('vm', 'nope', 'other'), 'not-found', /no snapshot nope/)
-  const { id } = await engine.deleteSnapshot('vm', 's2', 100_000, 'down')
+  const { id } = await engine.deleteSnapshot('vm', 's2', 'down', { speed: 100_000 })
   await fails(engine.clone('vm', 's1', 'other'), 'busy', new RegExp(`clone has to wait: job ${id}`))
   await engine.setJobSpeed(id, 0)
   await lab.jobsEnd()
@@ -226,21 +226,21 @@ test('an exported snapshot shows what it holds over writes, reverts and restarts
   }
   const again = lab.engine
   const held = /held by the export of snapshot s1 of disk vm.*To free it: varve snapshot unexport vm s1/
-  await again.deleteSnapshot('vm', 'full', 0)
-  await refuses(() => again.deleteSnapshot('vm', 's2', 0), /held by the export of snapshot s2 of disk vm/)
+  await again.deleteSnapshot('vm', 'full')
+  await refuses(() => again.deleteSnapshot('vm', 's2'), /held by the export of snapshot s2 of disk vm/)
   await again.unexportSnapshot('vm', 's2')
   assert.equal(lab.view('vm@s2'), undefined)
-  await again.deleteSnapshot('vm', 's2', 0)
+  await again.deleteSnapshot('vm', 's2')
   await lab.jobsEnd()
   for (const work of [
-    () => again.commit('vm', undefined, undefined, 0),
-    () => again.stream('vm', undefined, undefined, 0),
-    () => again.deleteSnapshot('vm', 's1', 0),
+    () => again.commit('vm'),
+    () => again.stream('vm'),
+    () => again.deleteSnapshot('vm', 's1'),
     () => again.removeDisk('vm'),
   ])
     await refuses(work, held)
   await again.unexportSnapshot('vm', 's1')
-  await again.deleteSnapshot('vm', 's1', 0)
+  await again.deleteSnapshot('vm', 's1')
   await lab.jobsEnd()
   assert.ok((await readWhole(lab.guest('vm'))).equals(s1))
   assert.ok(!s1.equals(now))
@@ -254,6 +254,6 @@ test('an exported snapshot shows what it holds over writes, reverts and restarts
   // A clone may go from what its snapshot's export shows only when that has ended.
   await again.clone('vm', 's3', 'web')
   await again.exportSnapshot('web', 's3')
-  await refuses(() => again.stream('web', undefined, undefined, 0), /held by the export of snapshot s3 of disk web/)
+  await refuses(() => again.stream('web'), /held by the export of snapshot s3 of disk web/)
   await lab.stop()
 })

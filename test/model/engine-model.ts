@@ -200,7 +200,7 @@ export class EngineModel {
       const victim = this.#pickSnapshot(disk)
       if (victim === undefined) return false
       const direction = this.#random.pick(['auto', 'auto', 'down', 'up'] as const)
-      await this.#ended((await this.#lab.engine.deleteSnapshot(disk.name, victim, 0, direction)).id)
+      await this.#ended((await this.#lab.engine.deleteSnapshot(disk.name, victim, direction)).id)
       disk.snapshots.delete(victim)
       return true
     },
@@ -209,7 +209,7 @@ export class EngineModel {
       const from = this.#random.below(paths.length)
       const range = [paths[from], paths[this.#random.below(from + 1)]] as const
       const ends = this.#lab.engine.planCommit(disk.name, ...range)
-      await this.#ended((await this.#lab.engine.commit(disk.name, ...range, 0)).id)
+      await this.#ended((await this.#lab.engine.commit(disk.name, ...range)).id)
       for (const name of ends) disk.snapshots.delete(name)
       return true
     },
@@ -218,7 +218,7 @@ export class EngineModel {
       const to = this.#random.below(paths.length)
       const range = [this.#random.chance(0.4) ? undefined : paths[this.#random.below(to + 1)], paths[to]] as const
       const ends = this.#lab.engine.planStream(disk.name, ...range)
-      await this.#ended((await this.#lab.engine.stream(disk.name, ...range, 0)).id)
+      await this.#ended((await this.#lab.engine.stream(disk.name, ...range)).id)
       for (const name of ends) disk.snapshots.delete(name)
       return true
     },

@@ -150,7 +150,7 @@ test('a snapshot keeps its size when its layer goes down into a smaller one whil
   await engine.createSnapshot('vm', 's2')
   await engine.resizeDisk('vm', 2 * SIZE)
   await lab.guest('vm').write(SIZE, SIZE, Buffer.alloc(SIZE, 7), 0, 0)
-  await engine.deleteSnapshot('vm', 's1', 0, 'down')
+  await engine.deleteSnapshot('vm', 's1', 'down')
   await lab.jobsEnd()
   await engine.exportSnapshot('vm', 's2')
   const view = lab.view('vm@s2')

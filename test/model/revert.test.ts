@@ -67,7 +67,7 @@ class Twin {
       const ends = kind === 'delete' ? [victim] : kind === 'commit' ? engine.planCommit('vm') : engine.planStream('vm')
       const job =
         kind === 'delete'
-          ? await engine.deleteSnapshot('vm', victim, 0)
+          ? await engine.deleteSnapshot('vm', victim)
           : await engine[kind]('vm', undefined, undefined, 0)
       assert.equal((await engine.jobEnded(job.id)).error, undefined)
       for (const name of ends) this.snapshots.delete(name)
@@ -262,7 +262,7 @@ test('a revert is refused while a job runs, to a snapshot that is not there, and
   await refuses(engine.revert('vm', 'one'), 'busy', new RegExp(`revert has to wait: job ${backup.id} is at work`))
   await engine.setJobSpeed(backup.id, 0)
   await lab.jobsEnd()
-  const merge = await engine.stream('vm', undefined, undefined, 200_000)
+  const merge = await engine.stream('vm', undefined, undefined, { speed: 200_000 })
   await refuses(engine.revert('vm', 'one'), 'busy', new RegExp(merge.id))
   await engine.setJobSpeed(merge.id, 0)
   await lab.jobsEnd()
@@ -282,20 +282,20 @@ test('snapshots beside the chain say what they follow, hold what they lie on, an
     ['before', 'three', false],
   ])
   await assert.rejects(
-    engine.commit('vm', undefined, undefined, 0),
+    engine.commit('vm'),
     (error) => isBlockError(error, 'busy') && /: two, three, before\. Delete them first/.test(error.message),
   )
   const files = async (): Promise<number> => (await lab.host.list('/images')).length
   assert.equal(await files(), 5)
   // In the middle only the name goes: what lies on it needs its file.
-  await engine.deleteSnapshot('vm', 'three', 0)
+  await engine.deleteSnapshot('vm', 'three')
   assert.equal(await files(), 5)
-  await engine.deleteSnapshot('vm', 'before', 0)
+  await engine.deleteSnapshot('vm', 'before')
   assert.equal(await files(), 3)
-  await engine.deleteSnapshot('vm', 'two', 0)
+  await engine.deleteSnapshot('vm', 'two')
   assert.equal(await files(), 2)
   await lab.jobsEnd()
-  await engine.commit('vm', undefined, undefined, 0)
+  await engine.commit('vm')
   await lab.jobsEnd()
   assert.deepEqual(listed(), [])
   await lab.stop()

@@ -84,7 +84,7 @@ for (const { what, from, to } of MERGES) {
     await engine.addDisk('uneven', '/images/top', 'qcow2')
     const picture = [1, 2, 1, 1, 0, 0, 3, 0]
     assert.deepEqual(valuesOf(await readWhole(lab.guest('uneven'))), picture)
-    await engine.commit('uneven', from, to, 0)
+    await engine.commit('uneven', from, to)
     await lab.jobsEnd()
     assert.deepEqual(valuesOf(await readWhole(lab.guest('uneven'))), picture)
     await lab.stop()

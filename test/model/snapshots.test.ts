@@ -98,7 +98,7 @@ test('what one disk cannot, none does: a name in use, a job, a disk twice, a fai
   await engine.createSnapshot('c', 'one')
   await refuses(['a', 'b', 'c'], 'exists', /disk c has a snapshot one already/)
   await lab.guest('c').write(0, SIZE, Buffer.alloc(SIZE, 1), 0, 0)
-  const { id } = await engine.commit('c', undefined, undefined, 50_000)
+  const { id } = await engine.commit('c', undefined, undefined, { speed: 50_000 })
   await refuses(['a', 'b', 'c'], 'busy', new RegExp(id))
   await engine.setJobSpeed(id, 0)
   await lab.jobsEnd()

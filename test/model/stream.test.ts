@@ -92,7 +92,7 @@ async function runRound(random: Random, isLate: boolean): Promise<void> {
   const base = random.between(-1, to - 2)
   const paths = lab.engine.showDisk('vm').layers.map((layer) => layer.path)
   const views = await frozenViews(lab)
-  const started = await lab.engine.stream('vm', paths[base], paths[to], 0)
+  const started = await lab.engine.stream('vm', paths[base], paths[to])
   const ended = lab.engine.jobEnded(started.id)
   let isRunning = true
   void ended.finally(() => (isRunning = false))
@@ -151,11 +151,11 @@ test('a stream ends the snapshots that it pulls up, keeps the others, and remove
   const lab = await makeDisk(4)
   const paths = lab.engine.showDisk('vm').layers.map(({ path }) => path)
   assert.deepEqual(lab.engine.planStream('vm', 's1', 's3'), ['s2'])
-  await lab.engine.stream('vm', 's1', 's3', 0)
+  await lab.engine.stream('vm', 's1', 's3')
   await lab.jobsEnd()
   assert.deepEqual(layersOf(lab), ['s1', 's3', 's4', paths[4]])
   assert.deepEqual(lab.engine.planStream('vm'), ['s1', 's3', 's4'])
-  await lab.engine.stream('vm', undefined, undefined, 0)
+  await lab.engine.stream('vm')
   await lab.jobsEnd()
   assert.deepEqual(layersOf(lab), [paths[4]])
   assert.deepEqual(await lab.host.list('/images'), ['vm.varve-4.qcow2'])
@@ -182,13 +182,13 @@ test('a snapshot is deleted in the direction that copies less, and the job says 
     await engine.createSnapshot('vm', 's2')
     await write(above, 8)
     const content = await readWhole(lab.guest('vm'))
-    const { id, details } = await engine.deleteSnapshot('vm', 's2', 0, wanted)
+    const { id, details } = await engine.deleteSnapshot('vm', 's2', wanted)
     assert.deepEqual([details['direction'], details['reason']], [direction, reason])
     assert.equal((await engine.jobEnded(id)).error, undefined)
     assert.ok((await readWhole(lab.guest('vm'))).equals(content))
     assert.equal(layersOf(lab)[0], 's1')
     assert.equal(layersOf(lab).length, 2)
-    const base = await engine.deleteSnapshot('vm', 's1', 0)
+    const base = await engine.deleteSnapshot('vm', 's1')
     assert.equal(base.details['reason'], 'the image at the bottom stays')
     await lab.jobsEnd()
     assert.deepEqual(await lab.host.list('/images'), ['vm.qcow2'])
@@ -202,7 +202,7 @@ test('an image that Varve did not make stays where it is when a stream takes it 
   await createQcow2(lab.host, '/images/template', { size: SIZE })
   await createQcow2(lab.host, '/images/vm', { size: SIZE, backing: { name: 'template', format: 'qcow2' } })
   await lab.engine.addDisk('vm', '/images/vm', 'qcow2')
-  const job = await lab.engine.stream('vm', undefined, undefined, 0)
+  const job = await lab.engine.stream('vm')
   const { details } = await lab.engine.jobEnded(job.id)
   assert.deepEqual(details['kept'], ['/images/template'])
   assert.deepEqual(layersOf(lab), ['/images/vm'])
@@ -221,7 +221,7 @@ test('a cancelled stream leaves chain and snapshots as they were', async () => {
     [undefined, undefined],
     [undefined, 's2'],
   ] as const) {
-    const { id } = await lab.engine.stream('vm', base, to, SLOW)
+    const { id } = await lab.engine.stream('vm', base, to, { speed: SLOW })
     await lab.engine.sayToJob(id, 'cancel').catch(() => undefined)
     const ended = await lab.engine.jobEnded(id)
     if (ended.error === undefined) assert.fail('the stream ended before it could be cancelled')
@@ -248,17 +248,17 @@ test('a stream with nothing to pull up is refused, and so is any other change of
       (error) => isBlockError(error, kind) && says.test(error.message),
     )
   await refuses(
-    () => engine.stream('vm', 's2', undefined, 0),
+    () => engine.stream('vm', 's2', undefined),
     'invalid-argument',
     /no layer between --base s2 and active/,
   )
-  await refuses(() => engine.stream('vm', 'active', 's1', 0), 'invalid-argument', /nothing to stream/)
-  await refuses(() => engine.stream('vm', undefined, 'base', 0), 'invalid-argument', /no layer below base/)
-  await refuses(() => engine.stream('vm', 'nope', undefined, 0), 'not-found', /layers are base, s1, s2, active/)
-  const { id } = await engine.stream('vm', undefined, undefined, SLOW)
-  await refuses(() => engine.stream('vm', undefined, undefined, 0), 'busy', new RegExp(`has to wait: job ${id}`))
-  await refuses(() => engine.commit('vm', undefined, undefined, 0), 'busy', new RegExp(id))
-  await refuses(() => engine.deleteSnapshot('vm', 's1', 0), 'busy', new RegExp(id))
+  await refuses(() => engine.stream('vm', 'active', 's1'), 'invalid-argument', /nothing to stream/)
+  await refuses(() => engine.stream('vm', undefined, 'base'), 'invalid-argument', /no layer below base/)
+  await refuses(() => engine.stream('vm', 'nope', undefined), 'not-found', /layers are base, s1, s2, active/)
+  const { id } = await engine.stream('vm', undefined, undefined, { speed: SLOW })
+  await refuses(() => engine.stream('vm'), 'busy', new RegExp(`has to wait: job ${id}`))
+  await refuses(() => engine.commit('vm'), 'busy', new RegExp(id))
+  await refuses(() => engine.deleteSnapshot('vm', 's1'), 'busy', new RegExp(id))
   await refuses(() => engine.createSnapshot('vm', 's3'), 'busy', new RegExp(id))
   await refuses(() => engine.removeDisk('vm'), 'busy', new RegExp(`varve job cancel ${id}`))
   // A backup reads beside it.
@@ -275,7 +275,7 @@ test('a stream goes on after a clean stop from what it had saved, and copies the
   const content = new Random(3).fill(Buffer.alloc(64 * BLOCK))
   await lab.guest('vm').write(0, content.length, content, 0, 0)
   await lab.engine.createSnapshot('vm', 's')
-  const { id } = await lab.engine.stream('vm', undefined, undefined, 4 * 1024 * 1024)
+  const { id } = await lab.engine.stream('vm', undefined, undefined, { speed: 4 * 1024 * 1024 })
   while (lab.engine.showJob(id).done === 0) await new Promise((resolve) => setImmediate(resolve))
   const { done } = lab.engine.showJob(id)
   await lab.stop()

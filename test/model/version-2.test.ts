@@ -46,7 +46,7 @@ test('an image of version 2 serves as a disk, through a snapshot, a kill and a m
   assert.equal((await check(lab.host))[0], 0)
   await lab.start()
   assert.ok((await readWhole(lab.guest('old'))).equals(model))
-  await lab.engine.commit('old', undefined, undefined, 0)
+  await lab.engine.commit('old')
   await lab.jobsEnd()
   await churn(lab, model, random)
   assert.ok((await readWhole(lab.guest('old'))).equals(model))
