@@ -77,6 +77,10 @@ const job = z.object({
   restMs: z.number().optional().describe('Milliseconds to go at the present pace'),
   resumedAt: bytes,
   speed: bytes,
+  guest: z
+    .object({ latencyMs: z.number(), targetMs: z.number(), rate: z.number().optional() })
+    .optional()
+    .describe('What a request of the guest takes on the average, may take, and the bytes per second kept to for that'),
   onError: z.string(),
   startedMs: z.number(),
   endedMs: z.number().optional(),

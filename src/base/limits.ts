@@ -114,6 +114,24 @@ export const ERROR_AGAIN_MS = 1000
 /** Pieces in a row that fail before such a job's pass ends: the target is away, not damaged in places. */
 export const ERRORS_IN_A_ROW = 16
 
+/**
+ * How a copy makes way for the guests (src/job/courtesy.ts), in milliseconds: how long it watches before it changes its pace, and at most
+ * when fewer requests than these were answered meanwhile.
+ */
+export const COURTESY_WINDOW_MS = 100
+export const COURTESY_WINDOW_MAX_MS = 500
+export const COURTESY_REQUESTS = 16
+/** How often it stands still to hear what a request takes without it, how long what is on its way gets to end then, and how long it listens. */
+export const COURTESY_LISTEN_EVERY_MS = 10_000
+export const COURTESY_SETTLE_MS = 50
+export const COURTESY_LISTEN_MS = 150
+/** What a request may take: so many times what it takes without the job, but at least so many milliseconds. */
+export const COURTESY_RATIO = 1.5
+export const COURTESY_LEAST_MS = 0.3
+/** Parts of the fastest pace: by how much it grows in a window, and below which it never goes, so that the job ends. */
+export const COURTESY_STEP = 1 / 16
+export const COURTESY_FLOOR = 1 / 16
+
 /** A job's rest time is told from so many samples of the last so many milliseconds, once there are some for as long as the last. */
 export const REST_WINDOW_MS = 10_000
 export const REST_SAMPLES = 40

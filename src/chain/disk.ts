@@ -11,6 +11,7 @@ import type { BlockDevice, Capabilities, ExtentVisitor, Pending } from '../block
 import { BlockError } from '../block/error.ts'
 import type { DirtyLog } from '../dirtylog/dirty-log.ts'
 import type { Chain } from './chain.ts'
+import { LatencyMeter } from './latency-meter.ts'
 
 /** A guest's change of the disk; `from` and `at` are its data when it is a write. */
 export interface Change {
@@ -43,6 +44,9 @@ export class Disk implements BlockDevice {
   #drains = 0
   #gate: { readonly open: Promise<void>; readonly release: () => void } | undefined
   #whenIdle: (() => void) | undefined
+  /** What the guest's requests for data take, while somebody listens. */
+  #meter: LatencyMeter | undefined
+  #listeners = 0
 
   constructor(name: string, chain: Chain, log: DirtyLog) {
     this.name = name
@@ -67,7 +71,7 @@ export class Disk implements BlockDevice {
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
     if (this.#gate !== undefined) return this.#afterGate(() => this.read(offset, length, into, at))
-    return this.#counted(this.chain.read(offset, length, into, at))
+    return this.#served(this.chain.read(offset, length, into, at))
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number, flags: number): Pending {
@@ -76,9 +80,9 @@ export class Disk implements BlockDevice {
     }
     const marked = this.log.mark(offset, length)
     if (marked !== undefined) {
-      return this.#counted(marked.then(() => this.chain.write(offset, length, from, at, flags)))
+      return this.#served(marked.then(() => this.chain.write(offset, length, from, at, flags)))
     }
-    return this.#counted(this.chain.write(offset, length, from, at, flags))
+    return this.#served(this.chain.write(offset, length, from, at, flags))
   }
 
   zero(offset: number, length: number, flags: number): Pending {
@@ -106,6 +110,16 @@ export class Disk implements BlockDevice {
   async admit(work: () => Promise<void>): Promise<void> {
     while (this.#gate !== undefined) await this.#gate.open
     await this.#counted(work())
+  }
+
+  /** A meter of what the guest's requests for data take from now on, flushes apart; it ends with `unlisten`. */
+  listen(): LatencyMeter {
+    this.#listeners++
+    return (this.#meter ??= new LatencyMeter())
+  }
+
+  unlisten(): void {
+    if (--this.#listeners === 0) this.#meter = undefined
   }
 
   /** Adds an interceptor for the changes that start from now on; the first attached is asked first. */
@@ -173,7 +187,7 @@ export class Disk implements BlockDevice {
       } catch (error) {
         pending = Promise.reject(error)
       }
-      if (pending !== undefined) return this.#counted(this.#finish(step, pending, interceptors, change))
+      if (pending !== undefined) return this.#served(this.#finish(step, pending, interceptors, change))
     }
     return this.#end(interceptors, change)
   }
@@ -207,9 +221,9 @@ export class Disk implements BlockDevice {
   #end(interceptors: readonly Interceptor[], change: Change): Pending {
     for (let i = 0; i < interceptors.length; i++) {
       const pending = (interceptors[i] as Interceptor).after(change, true)
-      if (pending !== undefined) return this.#counted(this.#endRest(i + 1, pending, interceptors, change))
+      if (pending !== undefined) return this.#served(this.#endRest(i + 1, pending, interceptors, change))
     }
-    return undefined
+    return this.#served(undefined)
   }
 
   async #endRest(from: number, pending: Pending, interceptors: readonly Interceptor[], change: Change): Promise<void> {
@@ -221,6 +235,18 @@ export class Disk implements BlockDevice {
     while (this.#gate !== undefined) await this.#gate.open
     const pending = request()
     if (pending !== undefined) await pending
+  }
+
+  /** The same for a guest's request for data, which a meter hears of when there is one. */
+  #served(pending: Pending): Pending {
+    const meter = this.#meter
+    if (pending === undefined) {
+      if (meter !== undefined) meter.answered++
+      return undefined
+    }
+    if (meter === undefined) return this.#counted(pending)
+    meter.begin()
+    return this.#counted(pending.finally(() => meter.end()))
   }
 
   /** Keeps count of what is in flight, for the drain. */

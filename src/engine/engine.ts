@@ -73,12 +73,13 @@ export class Engine {
   static async #openLocked(options: EngineOptions, lock: HostFile | undefined): Promise<Engine> {
     const { host, home, shard } = options
     const catalog = options.openCatalog()
+    const disks = new Map<string, ManagedDisk>()
     const context: EngineContext = {
       host,
       home,
       catalog,
-      jobs: new JobTable(catalog, options.report),
-      disks: new Map(),
+      jobs: new JobTable(catalog, disks, options.report),
+      disks,
       failed: new Map(),
       serve: options.serve,
       serveView: options.serveView,

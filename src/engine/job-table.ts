@@ -4,6 +4,8 @@
 import { randomBytes } from 'node:crypto'
 import { JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
+import type { Disk } from '../chain/disk.ts'
+import { Courtesy } from '../job/courtesy.ts'
 import { Job, type JobStatus, type PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { checkTerms, type JobTerms } from '../job/terms.ts'
@@ -20,6 +22,7 @@ const KEPT: Record<PlainVerb, Partial<Pick<JobRecord, 'paused' | 'finalized'>>> 
 
 export class JobTable {
   readonly #catalog: Catalog
+  readonly #disks: ReadonlyMap<string, { readonly disk: Disk }>
   readonly #report: (message: string) => void
   #isStopped = false
   readonly #running = new Map<
@@ -27,8 +30,10 @@ export class JobTable {
     { readonly job: Job; readonly record: () => JobRecord; readonly ended: Promise<void> }
   >()
 
-  constructor(catalog: Catalog, report: (message: string) => void) {
+  /** `disks` are those of this thread: a job makes way for the guests of these. */
+  constructor(catalog: Catalog, disks: ReadonlyMap<string, { readonly disk: Disk }>, report: (message: string) => void) {
     this.#catalog = catalog
+    this.#disks = disks
     this.#report = report
   }
 
@@ -154,7 +159,7 @@ export class JobTable {
       await job.pausePoint(0)
       job.move('running')
       if (record.paused) job.pause()
-      await work()
+      await this.#makingWay(job, record, work)
       job.move('concluded')
     }
     const run = async (): Promise<void> => {
@@ -173,6 +178,18 @@ export class JobTable {
     // The table knows the job before the work begins.
     const ended = Promise.resolve().then(run)
     this.#running.set(job.id, { job, record: () => this.#catalog.get('job', record.id) ?? record, ended })
+  }
+
+  async #makingWay(job: Job, { spec, terms: { guestLatency } }: JobRecord, work: () => Promise<void>): Promise<void> {
+    const disks = disksOf(spec).flatMap((name) => this.#disks.get(name)?.disk ?? [])
+    if (disks.length === 0 || guestLatency === 0) return work()
+    const meters = disks.map((disk) => disk.listen())
+    job.makeWay(new Courtesy(meters, guestLatency))
+    try {
+      await work()
+    } finally {
+      for (const disk of disks) disk.unlisten()
+    }
   }
 
   /** The daemon stops: all jobs end at their next pause point, to go on after a restart, and no other begins. */

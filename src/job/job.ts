@@ -10,6 +10,7 @@ import { assert } from '../base/assert.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { SPEED_BURST_MS } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import type { Courtesy, GuestStatus } from './courtesy.ts'
 import { RestTime } from './rest-time.ts'
 import { type ErrorPolicy, type JobKind, type JobTerms, TERMS } from './terms.ts'
 
@@ -69,6 +70,8 @@ export interface JobStatus {
   readonly resumedAt: number
   /** Bytes per second; 0 is no limit. */
   readonly speed: number
+  /** How the guests of its disks fare; undefined while they do nothing that takes time, or it does not look. */
+  readonly guest: GuestStatus | undefined
   readonly onError: ErrorPolicy
   readonly startedMs: number
   readonly endedMs: number | undefined
@@ -106,6 +109,7 @@ export class Job {
   #ignored = 0
   readonly #dismisses: boolean
   readonly #rest = new RestTime()
+  #courtesy: Courtesy | undefined
   #error: BlockError | undefined
   #details: Readonly<Record<string, unknown>>
   readonly #startedMs: number
@@ -152,6 +156,7 @@ export class Job {
       restMs: this.#state === 'running' ? this.#rest.restMs(this.#clock.now(), this.#total - this.#done) : undefined,
       resumedAt: this.#resumedAt,
       speed: this.#speed,
+      guest: this.#state === 'running' ? this.#courtesy?.status : undefined,
       onError: this.onError,
       startedMs: this.#startedMs,
       endedMs: this.#endedMs,
@@ -268,6 +273,11 @@ export class Job {
     this.#goOn(this.#state === 'standby' ? 'ready' : 'running')
   }
 
+  /** From now on it makes way for the guests of its disks. */
+  makeWay(courtesy: Courtesy): void {
+    this.#courtesy = courtesy
+  }
+
   /** Asks the work to undo itself and end; it ends at its next pause point. */
   cancel(): void {
     this.#check('cancel')
@@ -306,7 +316,7 @@ export class Job {
   }
 
   /**
-   * Between two pieces of work: waits while paused and while ahead of the speed limit. `bytes` is what the last piece moved.
+   * Between two pieces of work: waits while paused, while ahead of the speed limit, and while the guests need it. `bytes` is what the last piece moved.
    * Kind 'cancelled' when the job is to end.
    */
   async pausePoint(bytes: number): Promise<void> {
@@ -337,13 +347,16 @@ export class Job {
   }
 
   async #payFor(bytes: number): Promise<void> {
-    if (this.#speed === 0 || bytes === 0) return
-    const now = this.#clock.now()
-    this.#paidUntil = Math.max(this.#paidUntil, now - SPEED_BURST_MS) + (bytes / this.#speed) * 1000
-    const woken = new Promise<void>((resolve) => (this.#wake = resolve))
-    for (;;) {
-      const waitMs = this.#paidUntil - this.#clock.now()
+    if (this.#speed > 0) {
+      const now = this.#clock.now()
+      this.#paidUntil = Math.max(this.#paidUntil, now - SPEED_BURST_MS) + (bytes / this.#speed) * 1000
+    } else if (this.#courtesy === undefined) return
+    for (let moved = bytes; ; moved = 0) {
+      const now = this.#clock.now()
+      const ownMs = this.#speed > 0 && bytes > 0 ? this.#paidUntil - now : 0
+      const waitMs = Math.max(ownMs, this.#courtesy?.waitMs(now, moved) ?? 0)
       if (waitMs <= 0 || this.#suspended || this.#state === 'aborting') break
+      const woken = new Promise<void>((resolve) => (this.#wake = resolve))
       await Promise.race([this.#clock.sleep(waitMs), woken])
     }
     this.#wake = undefined

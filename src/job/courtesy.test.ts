@@ -1,0 +1,153 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { COURTESY_FLOOR, COURTESY_LISTEN_EVERY_MS, COURTESY_RATIO } from '../base/limits.ts'
+import { Courtesy } from './courtesy.ts'
+
+const MIB = 1024 * 1024
+
+/** A storage with a guest that asks so often a second, of which the job's copying takes its share: a request waits the longer for it. */
+class Storage {
+  now = 0
+  answered = 0
+  #waited = 0
+  readonly requests: { readonly atMs: number; readonly latencyMs: number }[] = []
+  guest: { readonly everyMs: number; readonly baseMs: number }
+  /** How much of a piece's time a request that comes meanwhile waits for; 0 is a storage that does not mind. */
+  readonly #suffers: number
+  readonly #pieceMs: number
+  #next = 0
+
+  constructor(options: { everyMs: number; baseMs: number; suffers: number; pieceMs: number }) {
+    this.guest = options
+    this.#suffers = options.suffers
+    this.#pieceMs = options.pieceMs
+  }
+
+  waitedMs(): number {
+    return this.#waited
+  }
+
+  /** Copies one piece: requests that come meanwhile wait for it. */
+  copy(): void {
+    this.#pass(this.#pieceMs, true)
+  }
+
+  /** Nothing is copied. */
+  rest(forMs: number): void {
+    this.#pass(forMs, false)
+  }
+
+  #pass(forMs: number, isCopying: boolean): void {
+    const { everyMs, baseMs } = this.guest
+    const end = this.now + forMs
+    for (; this.#next < end; this.#next += everyMs) {
+      const latencyMs = baseMs + (isCopying ? this.#pieceMs * this.#suffers : 0)
+      this.answered++
+      this.#waited += latencyMs
+      this.requests.push({ atMs: this.#next, latencyMs })
+    }
+    this.now = end
+  }
+
+  meanSince(atMs: number): number {
+    const latencies = this.requests.filter((request) => request.atMs >= atMs).map(({ latencyMs }) => latencyMs)
+    return latencies.reduce((sum, latency) => sum + latency, 0) / latencies.length
+  }
+}
+
+/** Copies pieces of 1 MiB for so long, as a job does; returns how many. */
+function run(storage: Storage, courtesy: Courtesy, forMs: number): number {
+  let pieces = 0
+  for (const end = storage.now + forMs; storage.now < end; pieces++) {
+    storage.copy()
+    let moved = MIB
+    for (let wait = courtesy.waitMs(storage.now, moved); wait > 0; wait = courtesy.waitMs(storage.now, moved)) {
+      storage.rest(wait)
+      moved = 0
+    }
+  }
+  return pieces
+}
+
+const SUFFERING = { everyMs: 2, baseMs: 1, suffers: 1, pieceMs: 5 }
+
+test('a disk without a guest never slows a job', () => {
+  const storage = new Storage({ ...SUFFERING, everyMs: Infinity })
+  assert.equal(run(storage, new Courtesy([storage]), 60_000), 12_000)
+})
+
+test('a guest that does not suffer costs the job no more than the moments in which it listens', () => {
+  for (const baseMs of [0, 1, 50]) {
+    const storage = new Storage({ ...SUFFERING, baseMs, suffers: 0 })
+    const pieces = run(storage, new Courtesy([storage]), 60_000)
+    assert.ok(pieces > 12_000 * 0.97, `${pieces} pieces with ${baseMs} ms`)
+  }
+})
+
+test('a guest that suffers gets what it may have within seconds, and the job goes on', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage])
+  run(storage, courtesy, 5000)
+  const began = storage.now
+  const pieces = run(storage, courtesy, 60_000)
+  assert.ok(storage.meanSince(began) < 1 * COURTESY_RATIO * 1.1, `a request takes ${storage.meanSince(began)} ms`)
+  // With all of the time it would be 6 ms; half a millisecond more is a tenth of the time.
+  assert.ok(pieces > 12_000 * 0.05, `${pieces} pieces`)
+})
+
+test('what was asked for is kept to, without listening', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage], 3)
+  run(storage, courtesy, 5000)
+  const began = storage.now
+  run(storage, courtesy, 60_000)
+  const mean = storage.meanSince(began)
+  assert.ok(mean > 1.5 && mean < 3.3, `a request takes ${mean} ms`)
+  assert.equal(courtesy.status?.targetMs, 3)
+})
+
+test('what cannot be had is not waited for: the job keeps a part of its pace, and ends', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage], 0.5)
+  const pieces = run(storage, courtesy, 60_000)
+  assert.ok(pieces >= 12_000 * COURTESY_FLOOR * 0.9, `${pieces} pieces`)
+  assert.ok(pieces < 12_000 * COURTESY_FLOOR * 1.3, `${pieces} pieces`)
+})
+
+test('the pace comes back when the guest goes', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage])
+  run(storage, courtesy, 30_000)
+  storage.guest = { everyMs: 1e9, baseMs: 0 }
+  run(storage, courtesy, 10_000)
+  const pieces = run(storage, courtesy, 10_000)
+  assert.ok(pieces > 2000 * 0.97, `${pieces} pieces`)
+})
+
+test('a storage that became slower by itself is learned, and the job is not slowed for it', () => {
+  const storage = new Storage({ ...SUFFERING, suffers: 0 })
+  const courtesy = new Courtesy([storage])
+  run(storage, courtesy, 20_000)
+  storage.guest = { everyMs: 2, baseMs: 4 }
+  run(storage, courtesy, 5 * COURTESY_LISTEN_EVERY_MS)
+  const pieces = run(storage, courtesy, 10_000)
+  assert.ok(pieces > 2000 * 0.97, `${pieces} pieces`)
+})
+
+test('a request that is stuck slows the job before it is answered', () => {
+  const storage = new Storage({ ...SUFFERING, everyMs: Infinity })
+  let waited = 0
+  const stuck = { answered: 0, waitedMs: () => waited }
+  const courtesy = new Courtesy([stuck], 10)
+  run(storage, courtesy, 1000)
+  let slowed = 0
+  for (let piece = 0; piece < 1000; piece++) {
+    storage.copy()
+    waited += 5
+    const wait = courtesy.waitMs(storage.now, MIB)
+    slowed += wait
+    waited += wait
+    storage.rest(wait)
+  }
+  assert.ok(slowed > 10_000, `it waited ${slowed} ms for 5 s of work`)
+})

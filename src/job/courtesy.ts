@@ -1,0 +1,146 @@
+// How a job makes way for the guests of its disks. It watches what their requests take, and copies slower when that is more than it may
+// be: its pace is halved while they wait too long, and grows by a step while they do not (additive increase, multiplicative decrease, as
+// TCP shares a line). What they may take is what was asked for, or half as much again as without the job: to know that, the job stands
+// still for a moment, now and then. A disk whose guests are idle, or are answered within the call, never slows it.
+//
+//   pace   ####.  .###.####.     listening: nothing is copied, what requests take now is the base
+//   base       |--|
+//
+// It knows only its own disks: what else loads the storage looks to it like the storage.
+
+import {
+  COURTESY_FLOOR,
+  COURTESY_LEAST_MS,
+  COURTESY_LISTEN_EVERY_MS,
+  COURTESY_LISTEN_MS,
+  COURTESY_RATIO,
+  COURTESY_REQUESTS,
+  COURTESY_SETTLE_MS,
+  COURTESY_STEP,
+  COURTESY_WINDOW_MAX_MS,
+  COURTESY_WINDOW_MS,
+} from '../base/limits.ts'
+import type { LatencyMeter } from '../chain/latency-meter.ts'
+
+/** How the guests of a job's disks fare. */
+export interface GuestStatus {
+  /** Milliseconds that a request took on the average in the last window, and may take. */
+  readonly latencyMs: number
+  readonly targetMs: number
+  /** Bytes per second that the job keeps to for them; undefined while it need not. */
+  readonly rate: number | undefined
+}
+
+/** Copying, letting what is on its way end, listening. */
+type Phase = 'copying' | 'settling' | 'listening'
+
+const PHASE_MS: Record<Phase, number> = {
+  copying: COURTESY_WINDOW_MS,
+  settling: COURTESY_SETTLE_MS,
+  listening: COURTESY_LISTEN_MS,
+}
+
+export class Courtesy {
+  readonly #meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[]
+  readonly #asked: number | undefined
+  #phase: Phase = 'copying'
+  /** When the phase began, what the meters showed then, and the bytes copied since. */
+  #sinceMs: number | undefined
+  #answeredBefore = 0
+  #waitedBefore = 0
+  #bytes = 0
+  /** Milliseconds that a request takes without the job. */
+  #base: number | undefined
+  #listenedMs = -Infinity
+  /** Of the last windows, the older the less. */
+  #answered = 0
+  #waitedMs = 0
+  /** Bytes per second: what it keeps to, and the fastest that it was. */
+  #rate = Infinity
+  #peak = 0
+  #paidUntil = 0
+
+  /** `targetMs` is what a request may take on the average; found out unless told. */
+  constructor(meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[], targetMs?: number) {
+    this.#meters = meters
+    this.#asked = targetMs
+  }
+
+  /** Undefined before there is something to say. */
+  get status(): GuestStatus | undefined {
+    const targetMs = this.#targetMs
+    if (targetMs === undefined || this.#answered === 0) return undefined
+    const rate = this.#rate < this.#peak ? this.#rate : undefined
+    return { latencyMs: this.#waitedMs / this.#answered, targetMs, rate }
+  }
+
+  /** How many milliseconds the job is to wait, at a time in milliseconds, when it has copied so many bytes since it asked last. 0: it goes on. */
+  waitMs(nowMs: number, bytes: number): number {
+    this.#bytes += bytes
+    if (this.#rate !== Infinity)
+      this.#paidUntil = Math.max(this.#paidUntil, nowMs - BURST_MS) + (bytes / this.#rate) * 1000
+    if (this.#sinceMs === undefined) this.#begin('copying', nowMs)
+    else if (nowMs - this.#sinceMs >= PHASE_MS[this.#phase]) this.#turn(nowMs, nowMs - this.#sinceMs)
+    if (this.#phase !== 'copying') return PHASE_MS[this.#phase] - (nowMs - (this.#sinceMs as number))
+    return Math.max(0, this.#paidUntil - nowMs)
+  }
+
+  get #targetMs(): number | undefined {
+    if (this.#asked !== undefined) return this.#asked
+    return this.#base === undefined ? undefined : Math.max(COURTESY_LEAST_MS, this.#base * COURTESY_RATIO)
+  }
+
+  #begin(phase: Phase, nowMs: number): void {
+    this.#phase = phase
+    this.#sinceMs = nowMs
+    this.#bytes = 0
+    this.#answeredBefore = this.#meters.reduce((sum, meter) => sum + meter.answered, 0)
+    this.#waitedBefore = this.#meters.reduce((sum, meter) => sum + meter.waitedMs(), 0)
+  }
+
+  /** A phase is over. */
+  #turn(nowMs: number, elapsedMs: number): void {
+    const answered = this.#meters.reduce((sum, meter) => sum + meter.answered, 0) - this.#answeredBefore
+    const waitedMs = this.#meters.reduce((sum, meter) => sum + meter.waitedMs(), 0) - this.#waitedBefore
+    switch (this.#phase) {
+      case 'copying':
+        if (answered < COURTESY_REQUESTS && elapsedMs < COURTESY_WINDOW_MAX_MS) return
+        this.#judge(elapsedMs, answered, waitedMs)
+        this.#begin(waitedMs > 0 && this.#isDue(nowMs) ? 'settling' : 'copying', nowMs)
+        return
+      case 'settling':
+        this.#begin('listening', nowMs)
+        return
+      case 'listening':
+        if (answered > 0) this.#learn(waitedMs / answered)
+        this.#listenedMs = nowMs
+        this.#begin('copying', nowMs)
+    }
+  }
+
+  #isDue(nowMs: number): boolean {
+    return this.#asked === undefined && nowMs - this.#listenedMs >= COURTESY_LISTEN_EVERY_MS
+  }
+
+  #learn(latencyMs: number): void {
+    this.#base = this.#base === undefined ? latencyMs : (this.#base + latencyMs) / 2
+  }
+
+  #judge(elapsedMs: number, answered: number, waitedMs: number): void {
+    const pace = (this.#bytes / elapsedMs) * 1000
+    this.#peak = Math.max(this.#peak, pace)
+    this.#answered = this.#answered / 2 + answered
+    this.#waitedMs = this.#waitedMs / 2 + waitedMs
+    const targetMs = this.#targetMs
+    if (targetMs === undefined) return
+    if (this.#waitedMs > targetMs * this.#answered) {
+      this.#rate = Math.max(this.#peak * COURTESY_FLOOR, Math.min(this.#rate, pace) / 2)
+      // What was before says nothing about the new pace.
+      this.#answered = 0
+      this.#waitedMs = 0
+    } else this.#rate = Math.min(this.#rate + this.#peak * COURTESY_STEP, this.#peak * 2)
+  }
+}
+
+/** A copy that was woken late makes up for so many milliseconds. */
+const BURST_MS = 10
