@@ -53,6 +53,10 @@ const disk = z.object({
   layers: z.array(layer),
   bitmaps: z.array(bitmap),
   cache,
+  pauses: z
+    .object({ count: z.number(), lastMs: z.number(), longestMs: z.number() })
+    .optional()
+    .describe('How long its guest was held since the disk was opened: by snapshots, moments of backups, pivots'),
   held: z.string().optional().describe('Why it is not served on TCP'),
   note: z.string().optional(),
 })

@@ -23,6 +23,14 @@ export interface Change {
   readonly flags: number
 }
 
+/** How long drains held the guest, since the disk was opened. */
+export interface Pauses {
+  readonly count: number
+  /** Milliseconds: of the last one, and of the longest. */
+  readonly lastMs: number
+  readonly longestMs: number
+}
+
 /** Sees every change of the disk on its way. It must not fail the guest for reasons of its own. */
 export interface Interceptor {
   /** The change waits until this is done. */
@@ -42,7 +50,8 @@ export class Disk implements BlockDevice {
   #interceptors: readonly Interceptor[] = []
   #inFlight = 0
   #drains = 0
-  #gate: { readonly open: Promise<void>; readonly release: () => void } | undefined
+  #gate: { readonly open: Promise<void>; readonly release: () => void; readonly sinceMs: number } | undefined
+  #pauses: Pauses = { count: 0, lastMs: 0, longestMs: 0 }
   #whenIdle: (() => void) | undefined
   /** What the guest's requests for data take, while somebody listens. */
   #meter: LatencyMeter | undefined
@@ -62,6 +71,10 @@ export class Disk implements BlockDevice {
   /** True while a drain holds requests back. */
   get drained(): boolean {
     return this.#drains > 0
+  }
+
+  get pauses(): Pauses {
+    return this.#pauses
   }
 
   /** True while somebody sees the disk's changes on their way, and relies on seeing all of them. */
@@ -141,7 +154,7 @@ export class Disk implements BlockDevice {
     if (this.#gate === undefined) {
       let release = (): void => {}
       const open = new Promise<void>((resolve) => (release = resolve))
-      this.#gate = { open, release }
+      this.#gate = { open, release, sinceMs: performance.now() }
     }
     if (this.#inFlight === 0) return
     let timer: NodeJS.Timeout | undefined
@@ -166,8 +179,12 @@ export class Disk implements BlockDevice {
     this.#drains--
     if (this.#drains > 0) return
     const gate = this.#gate
+    if (gate === undefined) return
     this.#gate = undefined
-    gate?.release()
+    const lastMs = performance.now() - gate.sinceMs
+    const { count, longestMs } = this.#pauses
+    this.#pauses = { count: count + 1, lastMs, longestMs: Math.max(longestMs, lastMs) }
+    gate.release()
   }
 
   /** Closes the chain. The caller drains first and closes the log. */

@@ -1,5 +1,6 @@
 // A disk as the API shows it: plain data, made from the catalog's record and, when the disk is open, from the disk itself.
 
+import type { Pauses } from '../chain/disk.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { LayerRecord } from './catalog.ts'
 import type { FailedDisk, ManagedDisk } from './context.ts'
@@ -24,6 +25,8 @@ export interface DiskStatus {
   readonly layers: readonly LayerRecord[]
   readonly bitmaps: readonly BitmapStatus[]
   readonly cache: CacheMode
+  /** How long the guest was held for snapshots, moments and pivots; undefined when the disk is not open. */
+  readonly pauses?: Pauses
   /** Why it is not served on TCP. */
   readonly held?: string
   /** What is worth knowing of a disk that was added just now. */
@@ -39,7 +42,8 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
     dirtyBytes: bits.bytes,
   }))
   const { name, layers, cache = 'writeback' } = record
-  return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers, bitmaps, cache }
+  const { pauses } = disk
+  return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers, bitmaps, cache, pauses }
 }
 
 export function statusOfFailed({ record, error }: FailedDisk): DiskStatus {

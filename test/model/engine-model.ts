@@ -1,12 +1,14 @@
 // Random life of an engine on a simulated host that answers late, in an order that the seed makes: guests of several disks write,
-// zero, trim and read, while snapshots, reverts, deletions, commits, streams, mirrors, resizes, clones, exports and restarts happen;
-// every disk and every snapshot is held against a plain model. What the engine refuses must change nothing.
+// zero, trim and read, while snapshots, reverts, deletions, commits, streams, mirrors, backups, resizes, clones, exports and restarts
+// happen, a backup beside whatever else is done to its disk; every disk, snapshot, mirror and backup is held against a plain model. What
+// the engine refuses must change nothing.
 
 import assert from 'node:assert/strict'
 import { Random } from '../../src/base/random.ts'
+import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
-import { Lab } from '../support/lab.ts'
-import { assertEqual, ModelDisk, readStamps, SECTOR } from './model-disk.ts'
+import { Lab, LAB_REPOSITORY } from '../support/lab.ts'
+import { assertEqual, ModelDisk, readStamps, SECTOR, stampsOf } from './model-disk.ts'
 
 const SECTORS = 1024
 const SECTORS_MAX = 2048
@@ -30,8 +32,11 @@ const COMMANDS = [
     'stream',
     'stream',
   ] as const),
-  ...(['mirror', 'resize', 'clone', 'remove'] as const),
+  ...(['mirror', 'mirror', 'copy', 'backup', 'backup', 'backup', 'resize', 'clone', 'remove'] as const),
 ]
+
+/** What changes a disk in a way that its model's moment knows nothing of. */
+const UNSEEN: readonly string[] = ['revert', 'resize', 'remove']
 
 /** How often each command was done, and how often refused. */
 export type Tally = Map<string, { done: number; refused: number }>
@@ -40,8 +45,11 @@ export class EngineModel {
   readonly #lab: Lab
   readonly #random: Random
   readonly #disks = new Map<string, ModelDisk>()
-  /** Disks that a command is at. */
-  readonly #busy = new Map<string, Promise<void>>()
+  /** Disks that a command is at, and the command. */
+  readonly #busy = new Map<string, { readonly kind: string; readonly done: Promise<void> }>()
+  /** Disks that are backed up, beside another command; of these, those whose moment is not taken yet. */
+  readonly #backups = new Map<string, Promise<void>>()
+  readonly #unmomented = new Set<string>()
   readonly #begun: Promise<void>[] = []
   readonly tally: Tally = new Map()
   #names = 0
@@ -69,7 +77,7 @@ export class EngineModel {
     for (let operation = 0; operation < operations; operation++) {
       const disk = this.#random.pick([...this.#disks.values()])
       if (disk.requests >= REQUESTS_MAX) await disk.idle(false)
-      if (this.#random.chance(0.04) && !this.#busy.has(disk.name)) this.#command(disk)
+      if (this.#random.chance(0.04)) this.#command(disk)
       else if (this.#random.chance(0.01)) await this.#check(disk)
       else if (this.#random.chance(0.002)) await this.#restart()
       else disk.begin()
@@ -87,12 +95,13 @@ export class EngineModel {
   }
 
   async #quiet(): Promise<void> {
-    await Promise.all(this.#busy.values())
+    await Promise.all(this.#backups.values())
+    await Promise.all([...this.#busy.values()].map(({ done }) => done))
     for (const disk of this.#disks.values()) await disk.idle()
   }
 
   async #check(disk: ModelDisk): Promise<void> {
-    await this.#busy.get(disk.name)
+    await this.#busy.get(disk.name)?.done
     if (!this.#disks.has(disk.name)) return
     await disk.idle()
     await disk.check('check')
@@ -122,25 +131,64 @@ export class EngineModel {
     return `n${++this.#names}`
   }
 
-  /** Begins a command on a disk; the guests go on. */
+  /** Begins a command on a disk, unless one is at it that does not go with this; the guests go on. */
   #command(disk: ModelDisk): void {
     const kind = this.#random.pick(COMMANDS)
+    const other = this.#busy.get(disk.name)
+    if (kind === 'backup') {
+      if (this.#backups.has(disk.name) || UNSEEN.includes(other?.kind ?? '')) return
+      this.#begin(kind, () => this.#backUp(disk), this.#backups, disk.name, (done) => done)
+      return
+    }
+    if (other !== undefined || (UNSEEN.includes(kind) && this.#unmomented.has(disk.name))) return
+    this.#begin(kind, () => this.#commands[kind](disk), this.#busy, disk.name, (done) => ({ kind, done }))
+  }
+
+  #begin<T>(
+    kind: string,
+    command: () => Promise<boolean>,
+    places: Map<string, T>,
+    name: string,
+    place: (done: Promise<void>) => T,
+  ): void {
     const count = this.tally.get(kind) ?? { done: 0, refused: 0 }
     this.tally.set(kind, count)
     const work = async (): Promise<void> => {
       try {
-        if (await this.#commands[kind](disk)) count.done++
+        if (await command()) count.done++
       } catch (error) {
         if (!REFUSALS.some((refusal) => isBlockError(error, refusal))) throw error
         count.refused++
       } finally {
-        this.#busy.delete(disk.name)
+        places.delete(name)
       }
     }
     const done = work()
     done.catch(() => undefined)
-    this.#busy.set(disk.name, done)
+    places.set(name, place(done))
     this.#begun.push(done)
+  }
+
+  async #backUp(disk: ModelDisk): Promise<boolean> {
+    this.#unmomented.add(disk.name)
+    let id = ''
+    let check: (shown: Uint32Array, note: string) => void
+    try {
+      check = await disk.moment(async () => {
+        const request = { disks: [disk.name], repository: LAB_REPOSITORY, full: this.#random.chance(0.2) }
+        id = (await this.#lab.engine.backup(request)).id
+      })
+    } finally {
+      this.#unmomented.delete(disk.name)
+    }
+    await this.#ended(id)
+    const backup = String(this.#lab.engine.showJob(id).details['backup'])
+    const repository = await this.#lab.repository()
+    const reader = await repository.openBackup(backup)
+    check(await readStamps((reader.disks[0] as { readonly device: BlockDevice }).device), `${backup} of ${disk.name}`)
+    await reader.close()
+    await repository.close()
+    return true
   }
 
   /** Each command, on a disk that no other command is at; false when there is nothing it could be done to. */
@@ -153,7 +201,7 @@ export class EngineModel {
       const disks = [...new Set([disk, ...others])]
       const name = this.#name()
       const free = Promise.withResolvers<void>()
-      for (const other of disks.slice(1)) this.#busy.set(other.name, free.promise)
+      for (const other of disks.slice(1)) this.#busy.set(other.name, { kind: 'snapshot', done: free.promise })
       const together = (rest: readonly ModelDisk[]): Promise<unknown> => {
         const [first, ...others] = rest
         if (first === undefined) {
@@ -231,11 +279,31 @@ export class EngineModel {
         mode: this.#random.pick(['background', 'write-blocking', 'auto'] as const),
         existing: false,
         finish: 'pivot',
-        speed: 0,
       })
       await this.#ended(id)
       const left = new Set(this.#lab.engine.listSnapshots(disk.name).map(({ name }) => name))
       for (const name of disk.snapshots.keys()) if (!left.has(name)) disk.snapshots.delete(name)
+      return true
+    },
+    copy: async (disk: ModelDisk): Promise<boolean> => {
+      const target = `/images/${this.#name()}.raw`
+      const check = await disk.moment(async () => {
+        const { id } = await this.#lab.engine.mirror(disk.name, {
+          target,
+          format: 'raw',
+          sync: 'full',
+          mode: this.#random.pick(['background', 'write-blocking', 'auto'] as const),
+          existing: false,
+          finish: 'copy',
+        })
+        await this.#ended(id)
+      })
+      const file = await this.#lab.host.open(target, {})
+      const bytes = Buffer.alloc(file.size())
+      await file.read(0, bytes.length, bytes, 0)
+      await file.close()
+      await this.#lab.host.unlink(target)
+      check(stampsOf(bytes, target), `a copy of ${disk.name}`)
       return true
     },
     resize: async (disk: ModelDisk): Promise<boolean> => {

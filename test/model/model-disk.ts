@@ -145,7 +145,7 @@ function addTo(others: Map<number, Set<number>>, first: number, count: number, s
 }
 
 /** The stamp of each sector; fails when one is torn. */
-function stampsOf(bytes: Buffer, note: string): Uint32Array {
+export function stampsOf(bytes: Buffer, note: string): Uint32Array {
   return Uint32Array.from({ length: bytes.length / SECTOR }, (_, sector) => {
     const at = sector * SECTOR
     const stamp = getUint32(bytes, at)

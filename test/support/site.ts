@@ -160,7 +160,7 @@ export class Site {
     const disks = await this.daemon.api.call('listDisks', {}, {})
     const jobs = await this.daemon.api.call('listJobs', {}, {})
     return {
-      disks: disks.map(({ bitmaps: _bitmaps, ...rest }) => rest),
+      disks: disks.map(({ bitmaps: _bitmaps, pauses: _pauses, ...rest }) => rest),
       jobs: jobs.map(({ id, state }) => [id, state]),
     }
   }
