@@ -13,7 +13,8 @@ import { parseArgs } from 'node:util'
 import { type Daemon, startDaemon } from './daemon.ts'
 import { type Load, measureAll } from './fio.ts'
 import { makeImage, settle } from './images.ts'
-import { DISK_FOLDER, MIB } from './machine.ts'
+import { DISK_FOLDER } from './machine.ts'
+import { median } from './results.ts'
 import { makeSlowExport, makeSlowFolder, whyNoSlowTarget } from './slow-target.ts'
 
 const { values } = parseArgs({
@@ -53,7 +54,7 @@ try {
   const { uri } = await daemon.api.call('addDisk', {}, { name: 'vm1', image, format: 'raw' })
   if (uri === undefined) throw new Error('the disk is not served')
   console.log(`${os.availableParallelism()} cores, ${SIZE_MIB} MiB raw; p99 in ms, medians of ${ROUNDS} rounds`)
-  console.log('job                                  request   without      with     ratio     p50 of the storage’s sync')
+  console.log(`${'job'.padEnd(36)} request    without      with     ratio`)
   for (const one of await casesOf(daemon)) {
     if (one.name.includes(values.only)) for (const load of LOADS) await compare(daemon, uri, one, load)
   }
@@ -183,10 +184,6 @@ function syncOnce(): number {
 
 async function until(test: () => Promise<boolean>): Promise<void> {
   while (!(await test())) await new Promise((resolve) => setTimeout(resolve, 20))
-}
-
-function median(numbers: readonly number[]): number {
-  return numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)] ?? 0
 }
 
 function figure(value: number): string {

@@ -1,5 +1,5 @@
 // No space left: in the repository, under a commit's target, under the guest itself, in scratch, and at home. The guest is told
-// only of its own writes; a commit or stream waits for room; a backup fails, leaves nothing visible, and the next is incremental.
+// only of its own writes; a job waits for room, or, when told so, fails and leaves nothing behind.
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -72,7 +72,7 @@ async function checkRestore(site: Site, repository: string, id: string, guest: G
   guest.checkImage(image)
 }
 
-test('a backup to a full repository fails, shows nothing, and the next one is incremental', SKIP, async (t) => {
+test('a backup to a full repository that reports errors fails, shows nothing, and the next one is incremental', SKIP, async (t) => {
   const site = await startSite(t)
   const small = site.path('small')
   site.smallFileSystem(small, 12)
@@ -84,7 +84,8 @@ test('a backup to a full repository fails, shows nothing, and the next one is in
   assert.equal((await backUp(site, repository)).kind, 'full')
 
   await guest.fill(2 * MIB, 18 * MIB)
-  await site.refuses(['backup', 'vm1', '--repo', repository], STATUS.failed, /no space left/)
+  const report = ['backup', 'vm1', '--repo', repository, '--on-error', 'report']
+  await site.refuses(report, STATUS.failed, /no space left/)
   const listed = JSON.parse(await site.done('repo', 'list', repository, '--json')) as unknown[]
   assert.equal(listed.length, 1)
   await guest.fill(20 * MIB, 22 * MIB)
@@ -94,6 +95,40 @@ test('a backup to a full repository fails, shows nothing, and the next one is in
   const next = await backUp(site, repository)
   assert.equal(next.kind, 'incremental')
   await checkRestore(site, repository, next.id, guest)
+  await guest.client.close()
+})
+
+test('a backup to a full repository waits for room, and is of its own moment all the same', SKIP, async (t) => {
+  const site = await startSite(t)
+  const small = site.path('small')
+  site.smallFileSystem(small, 12)
+  const repository = path.join(small, 'repository')
+  await site.done('repo', 'init', repository)
+  await site.disk('vm1', '32M')
+  const guest = new Guest(await site.guest('vm1'))
+  await guest.fill(0, 20 * MIB)
+  const moment = Buffer.from(guest.content)
+
+  const follower = site.begin('backup', 'vm1', '--repo', repository, '--json')
+  const [job] = await site.running()
+  assert.ok(job !== undefined)
+  const waiting = await site.job(job.id, ({ state }) => state === 'paused')
+  assert.equal(waiting.error?.kind, 'no-space')
+  await guest.fill(0, 4 * MIB)
+  await guest.check()
+  // Without room it waits again.
+  await site.done('job', 'resume', job.id)
+  await site.job(job.id, ({ state }) => state === 'paused')
+
+  site.smallFileSystem(small, 64)
+  await site.done('job', 'resume', job.id)
+  const { status, stdout, stderr } = await follower.ended
+  assert.equal(status, STATUS.done, stderr)
+  assert.match(stderr, /waits: .*no space left.*varve job resume backup-/)
+  const { details } = JSON.parse(stdout) as { details: { backup: string } }
+  await guest.check()
+  moment.copy(guest.content)
+  await checkRestore(site, repository, details.backup, guest)
   await guest.client.close()
 })
 
