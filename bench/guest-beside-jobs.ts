@@ -110,7 +110,8 @@ async function compare({ api }: Daemon, uri: string, { name, begin, tidy }: Case
     await until(async () => (await api.call('showJob', { job: id }, {})).done > 0)
     beside.push(await measure())
     const { endedMs, guest } = await api.call('showJob', { job: id }, {})
-    if (endedMs !== undefined) console.error(`  ${name} ended while it was measured: take more --mib or fewer --seconds`)
+    if (endedMs !== undefined)
+      console.error(`  ${name} ended while it was measured: take more --mib or fewer --seconds`)
     else await api.call('sayToJob', { job: id, verb: 'cancel' }, {})
     if (guest !== undefined) console.error(`  ${name}: ${JSON.stringify(guest)}`)
     await until(async () => (await api.call('showJob', { job: id }, {})).endedMs !== undefined)
@@ -167,7 +168,9 @@ async function drains({ api }: Daemon, uri: string): Promise<void> {
     }
     await load
     const [most, mostOfSync] = [Math.max(...ms), Math.max(...syncs)]
-    console.log(`${name.padEnd(24)} ${figure(median(ms))} ${figure(most)} ${figure(median(syncs))} ${figure(mostOfSync)}`)
+    console.log(
+      `${name.padEnd(24)} ${figure(median(ms))} ${figure(most)} ${figure(median(syncs))} ${figure(mostOfSync)}`,
+    )
   }
 }
 

@@ -22,7 +22,9 @@ const terms = {
     .number()
     .nonnegative()
     .optional()
-    .describe('Milliseconds that a request of the guest takes at most, on the average; found out unless told, 0 does not look'),
+    .describe(
+      'Milliseconds that a request of the guest takes at most, on the average; found out unless told, 0 does not look',
+    ),
 }
 
 export const errorBody = z.object({ error: z.object({ kind: z.string(), message: z.string() }) })

@@ -63,11 +63,9 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     deleteSnapshot: ({ disk, snapshot }, { direction, ...terms }) =>
       engine.deleteSnapshot(disk, snapshot, direction, terms) as Promise<Reply<'deleteSnapshot'>>,
     planCommit: async ({ disk }, { from, to }) => ({ ends: [...(await engine.planCommit(disk, from, to))] }),
-    commit: ({ disk }, { from, to, ...terms }) =>
-      engine.commit(disk, from, to, terms) as Promise<Reply<'commit'>>,
+    commit: ({ disk }, { from, to, ...terms }) => engine.commit(disk, from, to, terms) as Promise<Reply<'commit'>>,
     planStream: async ({ disk }, { base, to }) => ({ ends: [...(await engine.planStream(disk, base, to))] }),
-    stream: ({ disk }, { base, to, ...terms }) =>
-      engine.stream(disk, base, to, terms) as Promise<Reply<'stream'>>,
+    stream: ({ disk }, { base, to, ...terms }) => engine.stream(disk, base, to, terms) as Promise<Reply<'stream'>>,
     mirror: ({ disk }, request) => engine.mirror(disk, request) as Promise<Reply<'mirror'>>,
     completeJob: ({ job }, body) => engine.completeJob(job, body.finish) as Promise<Reply<'completeJob'>>,
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,

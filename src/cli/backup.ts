@@ -37,9 +37,7 @@ export function addBackupCommands(program: Command): void {
     .description('back up disks at one moment, incrementally whenever it can be')
     .addOption(repoOption())
     .option('--full', 'copy all that is allocated, whatever changed')
-  addTermOptions(command, 'backup')
-    .option('--no-wait', 'return as soon as the moment is taken')
-    .action(backup)
+  addTermOptions(command, 'backup').option('--no-wait', 'return as soon as the moment is taken').action(backup)
   program
     .command('verify <backup>')
     .description('read and check every byte of a backup')

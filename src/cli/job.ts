@@ -25,7 +25,9 @@ export function addJobCommands(program: Command): void {
   const job = program.command('job').description('long work: merges, mirrors and backups')
   job
     .command('list')
-    .description('jobs that run, then those that ended and were not dismissed: by hand, or by themselves when all went well')
+    .description(
+      'jobs that run, then those that ended and were not dismissed: by hand, or by themselves when all went well',
+    )
     .option('--history', 'the dismissed ones too, as far back as they are kept')
     .action(async ({ history }: { readonly history?: boolean }, command: Command) => {
       const cli = cliOf(command)

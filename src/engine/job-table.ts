@@ -9,7 +9,15 @@ import { Courtesy } from '../job/courtesy.ts'
 import { Job, type JobStatus, type PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { checkTerms, type JobTerms } from '../job/terms.ts'
-import { type Catalog, type CatalogChange, disksOf, type HistoryRecord, type JobRecord, type JobSpec, type MirrorSpec } from './catalog.ts'
+import {
+  type Catalog,
+  type CatalogChange,
+  disksOf,
+  type HistoryRecord,
+  type JobRecord,
+  type JobSpec,
+  type MirrorSpec,
+} from './catalog.ts'
 import type { Turn } from './context.ts'
 
 /** What of a verb outlives a restart. */
@@ -31,7 +39,11 @@ export class JobTable {
   >()
 
   /** `disks` are those of this thread: a job makes way for the guests of these. */
-  constructor(catalog: Catalog, disks: ReadonlyMap<string, { readonly disk: Disk }>, report: (message: string) => void) {
+  constructor(
+    catalog: Catalog,
+    disks: ReadonlyMap<string, { readonly disk: Disk }>,
+    report: (message: string) => void,
+  ) {
     this.#catalog = catalog
     this.#disks = disks
     this.#report = report

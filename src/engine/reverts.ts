@@ -9,17 +9,10 @@ import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { backingPath, openLayer } from '../chain/open.ts'
 import type { BitmapChange } from '../dirtylog/changes.ts'
-import { Job } from '../job/job.ts'
+import type { Job } from '../job/job.ts'
 import { addHidden, addOwned } from '../job/merge.ts'
 import { pathTo, prune, sideOf } from './branches.ts'
-import {
-  type DiskRecord,
-  type GarbageRecord,
-  garbageRow,
-  type JobRecord,
-  type LayerRecord,
-  type SideLayer,
-} from './catalog.ts'
+import { type DiskRecord, type GarbageRecord, garbageRow, type LayerRecord, type SideLayer } from './catalog.ts'
 import { refuseClaimed, refuseExported } from './claims.ts'
 import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, imageHost, type ManagedDisk } from './context.ts'

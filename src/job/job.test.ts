@@ -437,7 +437,10 @@ test('an ended job leaves the list by itself unless it failed, or was to be dism
   const succeeds = (): void => undefined
   const fails = (job: Job): void => job.fail(new BlockError('io', 'the storage says so'))
   const isCancelled = (job: Job): void => job.cancel()
-  assert.deepEqual([succeeds, isCancelled, fails].map((end) => ended({}, end)), [true, true, false])
+  assert.deepEqual(
+    [succeeds, isCancelled, fails].map((end) => ended({}, end)),
+    [true, true, false],
+  )
   assert.deepEqual(
     [succeeds, isCancelled, fails].map((end) => ended({ dismiss: 'manual' }, end)),
     [false, false, false],

@@ -11,11 +11,18 @@ const PAGE = path.join(import.meta.dirname, '..', '..', 'docs', 'internals', 'jo
 
 /** The cells of the page's rows that begin with a word in backticks, by that word. */
 function rowsOf(section: string): Map<string, string[]> {
-  const text = fs.readFileSync(PAGE, 'utf8').split(/^## /m).find((part) => part.startsWith(section)) ?? ''
+  const text =
+    fs
+      .readFileSync(PAGE, 'utf8')
+      .split(/^## /m)
+      .find((part) => part.startsWith(section)) ?? ''
   const lines = text.split('\n').filter((line) => line.startsWith('| `') && !line.includes('--on-error'))
   return new Map(
     lines.map((line) => {
-      const [name = '', ...cells] = line.split('|').slice(1, -1).map((cell) => cell.trim())
+      const [name = '', ...cells] = line
+        .split('|')
+        .slice(1, -1)
+        .map((cell) => cell.trim())
       return [name.replaceAll('`', ''), cells]
     }),
   )

@@ -42,7 +42,8 @@ export const TERMS = {
 
 /** What is said of a policy that a kind of job does not have. */
 const NO_POLICY: Record<ErrorPolicy, string> = {
-  ignore: 'it takes effect only when all of it is copied, so there is nothing that it could pass over; stop waits for you',
+  ignore:
+    'it takes effect only when all of it is copied, so there is nothing that it could pass over; stop waits for you',
   report: 'it waits for you on every error',
   stop: 'it ends on every error',
   enospc: 'it ends on every error',

@@ -72,31 +72,35 @@ async function checkRestore(site: Site, repository: string, id: string, guest: G
   guest.checkImage(image)
 }
 
-test('a backup to a full repository that reports errors fails, shows nothing, and the next one is incremental', SKIP, async (t) => {
-  const site = await startSite(t)
-  const small = site.path('small')
-  site.smallFileSystem(small, 12)
-  const repository = path.join(small, 'repository')
-  await site.done('repo', 'init', repository)
-  await site.disk('vm1', '32M')
-  const guest = new Guest(await site.guest('vm1'))
-  await guest.fill(0, 4 * MIB)
-  assert.equal((await backUp(site, repository)).kind, 'full')
+test(
+  'a backup to a full repository that reports errors fails, shows nothing, and the next one is incremental',
+  SKIP,
+  async (t) => {
+    const site = await startSite(t)
+    const small = site.path('small')
+    site.smallFileSystem(small, 12)
+    const repository = path.join(small, 'repository')
+    await site.done('repo', 'init', repository)
+    await site.disk('vm1', '32M')
+    const guest = new Guest(await site.guest('vm1'))
+    await guest.fill(0, 4 * MIB)
+    assert.equal((await backUp(site, repository)).kind, 'full')
 
-  await guest.fill(2 * MIB, 18 * MIB)
-  const report = ['backup', 'vm1', '--repo', repository, '--on-error', 'report']
-  await site.refuses(report, STATUS.failed, /no space left/)
-  const listed = JSON.parse(await site.done('repo', 'list', repository, '--json')) as unknown[]
-  assert.equal(listed.length, 1)
-  await guest.fill(20 * MIB, 22 * MIB)
-  await guest.check()
+    await guest.fill(2 * MIB, 18 * MIB)
+    const report = ['backup', 'vm1', '--repo', repository, '--on-error', 'report']
+    await site.refuses(report, STATUS.failed, /no space left/)
+    const listed = JSON.parse(await site.done('repo', 'list', repository, '--json')) as unknown[]
+    assert.equal(listed.length, 1)
+    await guest.fill(20 * MIB, 22 * MIB)
+    await guest.check()
 
-  site.smallFileSystem(small, 64)
-  const next = await backUp(site, repository)
-  assert.equal(next.kind, 'incremental')
-  await checkRestore(site, repository, next.id, guest)
-  await guest.client.close()
-})
+    site.smallFileSystem(small, 64)
+    const next = await backUp(site, repository)
+    assert.equal(next.kind, 'incremental')
+    await checkRestore(site, repository, next.id, guest)
+    await guest.client.close()
+  },
+)
 
 test('a backup to a full repository waits for room, and is of its own moment all the same', SKIP, async (t) => {
   const site = await startSite(t)

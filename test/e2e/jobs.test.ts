@@ -43,7 +43,10 @@ test('a commit that is finalized by hand waits, says what for, and takes effect 
   await site.done('job', 'finalize', id)
   const { status, stderr } = await follower.ended
   assert.equal(status, STATUS.done, stderr)
-  assert.match(stderr, new RegExp(`job ${id} is done but its effect: varve job finalize ${id}, or varve job cancel ${id}`))
+  assert.match(
+    stderr,
+    new RegExp(`job ${id} is done but its effect: varve job finalize ${id}, or varve job cancel ${id}`),
+  )
   const { layers, pauses } = await site.daemon.api.call('showDisk', { disk: 'vm1' }, {})
   assert.equal(layers.length, 1)
   assert.ok((pauses?.count ?? 0) > 0 && (pauses?.longestMs ?? 0) >= (pauses?.lastMs ?? Infinity))
@@ -112,7 +115,12 @@ test('while a job runs on a disk a revert of it is refused by the job’s name, 
   const site = await setUp(t)
   const slow = ['--no-wait', '--json', '--speed', '100K']
   const copy = ['mirror', 'vm1', site.path('copy.raw'), '-f', 'raw']
-  const kinds = [copy, ['commit', 'vm1', '--yes'], ['stream', 'vm1', '--yes'], ['backup', 'vm1', '--repo', site.repository]]
+  const kinds = [
+    copy,
+    ['commit', 'vm1', '--yes'],
+    ['stream', 'vm1', '--yes'],
+    ['backup', 'vm1', '--repo', site.repository],
+  ]
   for (const kind of kinds) {
     const { id } = JSON.parse(await site.done(...kind, ...slow)) as JobReply
     await site.refuses(

@@ -137,11 +137,23 @@ export class EngineModel {
     const other = this.#busy.get(disk.name)
     if (kind === 'backup') {
       if (this.#backups.has(disk.name) || UNSEEN.includes(other?.kind ?? '')) return
-      this.#begin(kind, () => this.#backUp(disk), this.#backups, disk.name, (done) => done)
+      this.#begin(
+        kind,
+        () => this.#backUp(disk),
+        this.#backups,
+        disk.name,
+        (done) => done,
+      )
       return
     }
     if (other !== undefined || (UNSEEN.includes(kind) && this.#unmomented.has(disk.name))) return
-    this.#begin(kind, () => this.#commands[kind](disk), this.#busy, disk.name, (done) => ({ kind, done }))
+    this.#begin(
+      kind,
+      () => this.#commands[kind](disk),
+      this.#busy,
+      disk.name,
+      (done) => ({ kind, done }),
+    )
   }
 
   #begin<T>(

@@ -246,7 +246,10 @@ test('a mirror that ignores errors copies all else first, and at last what faile
   const { error, details } = await lab.engine.jobEnded(id)
   assert.equal(error, undefined)
   assert.equal(details['ignored'], 2)
-  assert.ok((before[1] ?? 0) > 10, `${before.join(', ')} writes between openings: the others do not wait for what failed`)
+  assert.ok(
+    (before[1] ?? 0) > 10,
+    `${before.join(', ')} writes between openings: the others do not wait for what failed`,
+  )
   const copy = await lab.host.open(target, {})
   const found = Buffer.alloc(SIZE)
   await copy.read(0, SIZE, found, 0)

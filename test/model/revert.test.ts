@@ -65,10 +65,7 @@ class Twin {
     const victim = this.#random.pick([...this.snapshots.keys()])
     try {
       const ends = kind === 'delete' ? [victim] : kind === 'commit' ? engine.planCommit('vm') : engine.planStream('vm')
-      const job =
-        kind === 'delete'
-          ? await engine.deleteSnapshot('vm', victim)
-          : await engine[kind]('vm', undefined, undefined, 0)
+      const job = kind === 'delete' ? await engine.deleteSnapshot('vm', victim) : await engine[kind]('vm')
       assert.equal((await engine.jobEnded(job.id)).error, undefined)
       for (const name of ends) this.snapshots.delete(name)
     } catch (error) {

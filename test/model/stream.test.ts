@@ -247,11 +247,7 @@ test('a stream with nothing to pull up is refused, and so is any other change of
       async () => work(),
       (error) => isBlockError(error, kind) && says.test(error.message),
     )
-  await refuses(
-    () => engine.stream('vm', 's2', undefined),
-    'invalid-argument',
-    /no layer between --base s2 and active/,
-  )
+  await refuses(() => engine.stream('vm', 's2', undefined), 'invalid-argument', /no layer between --base s2 and active/)
   await refuses(() => engine.stream('vm', 'active', 's1'), 'invalid-argument', /nothing to stream/)
   await refuses(() => engine.stream('vm', undefined, 'base'), 'invalid-argument', /no layer below base/)
   await refuses(() => engine.stream('vm', 'nope', undefined), 'not-found', /layers are base, s1, s2, active/)
