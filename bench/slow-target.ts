@@ -32,7 +32,7 @@ export async function makeSlowExport(folder: string, sizeMiB: number): Promise<S
 
 export async function makeSlowFolder(folder: string, sizeMiB: number): Promise<SlowTarget> {
   const [place, image] = [path.join(folder, 'slow'), path.join(folder, 'slow-image')]
-  const undo: (() => Promise<unknown> | unknown)[] = []
+  const undo: (() => unknown)[] = []
   const remove = async (): Promise<void> => {
     for (const step of undo.toReversed()) await step()
   }
