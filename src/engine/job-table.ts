@@ -93,9 +93,9 @@ export class JobTable {
     return this.#running.get(id)?.job.watch((job) => listener(job.status)) ?? (() => {})
   }
 
-  /** The job that works on a disk in the given way, if any. */
+  /** The job that works on a disk in the given way, if any; one that has concluded works on nothing, whatever the catalog says yet. */
   find(test: (record: JobRecord) => boolean): Job | undefined {
-    return [...this.#running.values()].find(({ record }) => test(record()))?.job
+    return [...this.#running.values()].find(({ job, record }) => job.state !== 'concluded' && test(record()))?.job
   }
 
   /** Resolves when the job is no longer running; a job that the daemon's stop suspended has not ended then. */

@@ -101,7 +101,11 @@ test('a job that cannot be run as asked is refused in one line, and nothing is c
     [['snapshot', 'delete', 'vm1', 'first'], busy, /held by disk web/],
     [['disk', 'remove', 'vm1'], busy, /held by disk web/],
     [['commit', 'web', '--yes'], busy, /vm1/],
-    [['stream', 'web', '--on-error', 'ignore'], usage, /a stream has no --on-error ignore: .*enospc, report, stop/],
+    [
+      ['stream', 'web', '--yes', '--on-error', 'ignore'],
+      usage,
+      /a stream has no --on-error ignore: .*enospc, report, stop/,
+    ],
     [['commit', 'vm1', '--yes', '--on-error', 'perhaps'], usage, /report, ignore, stop, enospc/],
     [[...copy, '--finalize', 'manual'], usage, /a mirror is not finalized by hand: .*varve job complete/],
     [[...copy, '--guest-latency', 'low'], usage, /"low" is no latency/],
