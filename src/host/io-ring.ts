@@ -37,9 +37,8 @@ const IORING_CQ_EVENTFD_DISABLED = 1
 const RETRY_MS = 1
 /** How long the waiting goes on after the last request: struct __kernel_timespec, seconds and nanoseconds of 64 bits each. */
 const LINGER = new BigInt64Array([0n, 250_000_000n])
-/** How long a call waits at most, likewise; and struct io_uring_getevents_arg, which leads to it. */
+/** How long a call waits at most, likewise. */
 const AT_MOST = new BigInt64Array([0n, BigInt(RING_WAIT_US) * 1000n])
-const BOUNDED = new BigUint64Array([0n, 0n, BigInt(addressOf(AT_MOST.buffer))])
 /** Added to the eventfd, a number of 64 bits. */
 const ONE = new Uint8Array(new BigUint64Array([1n]).buffer)
 
@@ -106,10 +105,12 @@ class IoRing {
     this.#event = checked(eventfd(0, EFD_CLOEXEC))
     checked(register(IO_URING_REGISTER, fd, IORING_REGISTER_EVENTFD, new Int32Array([this.#event]), 1))
     this.#canWait = ((params[AT_FEATURES] as number) & IORING_FEAT_EXT_ARG) !== 0
+    // struct io_uring_getevents_arg
+    const bounded = new BigUint64Array([0n, 0n, BigInt(addressOf(AT_MOST.buffer))])
     this.#enter = (submit, wait) =>
       wait === 0
         ? Number(enter(IO_URING_ENTER, fd, submit, 0, 0, null, 0))
-        : Number(enter(IO_URING_ENTER, fd, submit, 1, WAITING, BOUNDED, BOUNDED.byteLength))
+        : Number(enter(IO_URING_ENTER, fd, submit, 1, WAITING, bounded, bounded.byteLength))
     for (let i = DIRECT_PIECES - 1; i >= 0; i--) this.#free.push(i)
   }
 
