@@ -199,6 +199,24 @@ export const NODE_WINDOWS = 64
 export const BLOBS_MAX = 2 ** 26
 /** Largest manifest or config, in bytes. */
 export const SEALED_BYTES_MAX = 16 * MIB
+/** How often a session in a repository gives a sign of life, and how long it may give none before a pruning gives it up, in milliseconds. */
+export const LEASE_BEAT_MS = 5 * 60_000
+export const LEASE_MS = 30 * 60_000
+/** How long what holds back a session that was given up is kept, in milliseconds. */
+export const FENCE_KEPT_MS = 30 * 24 * 3_600_000
+/** A pruning joins packs that are smaller than this, in bytes, when there are more than so many of them. */
+export const SMALL_PACK_BYTES = MIB
+export const SMALL_PACKS = 64
+/** A pruning writes indexes of at most about so many bytes, and joins those of less than a quarter when there are more than so many. */
+export const INDEX_OBJECT_BYTES = 4 * MIB
+export const SMALL_INDEXES = 32
+/** What a try of a passphrase costs: KiB of memory, passes over them, lanes; and the most memory that a key may ask for. */
+export const ARGON_MEMORY_KIB = 64 * KIB
+export const ARGON_PASSES = 3
+export const ARGON_LANES = 4
+export const ARGON_MEMORY_MAX_KIB = 1024 * KIB
+/** How often a reader of a backup looks whether its blobs have moved when they cannot be read, in milliseconds. */
+export const RENEW_EVERY_MS = 10_000
 /** Damaged ranges that one verification lists; it counts the rest. */
 export const DAMAGED_RANGES_MAX = 10_000
 /** One write of a store to a host file, in bytes: what blocks the thread at most. */

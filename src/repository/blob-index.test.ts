@@ -5,6 +5,7 @@ import { isBlockError } from '../block/error.ts'
 import { BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { decodeIndex, encodeIndex } from './index-object.ts'
 import { newPackName, type PackDirectory, writeRecord } from './pack.ts'
+import { PLAIN_VAULT } from './vault.ts'
 import { BLOB_CHUNK, CODEC_RAW, CODEC_ZSTD, ID_BYTES, RECORD_BYTES } from './spec.ts'
 
 /** A directory of blobs with random ids; every other one is compressed. */
@@ -93,16 +94,16 @@ suite('index objects', () => {
   test('an index gives back the directories that it was made of', () => {
     const random = new Random(5)
     const directories = [directoryOf(random, 3), directoryOf(random, 0), directoryOf(random, 100)]
-    const decoded = decodeIndex(encodeIndex(directories), 'index/x')
+    const decoded = decodeIndex(PLAIN_VAULT, encodeIndex(PLAIN_VAULT, directories), 'index/x')
     assert.deepEqual(
       decoded.map(({ pack, count, records }) => ({ pack, count, records: Buffer.from(records) })),
       directories.map(({ pack, count, records }) => ({ pack, count, records: Buffer.from(records) })),
     )
-    assert.deepEqual(decodeIndex(encodeIndex([]), 'index/x'), [])
+    assert.deepEqual(decodeIndex(PLAIN_VAULT, encodeIndex(PLAIN_VAULT, []), 'index/x'), [])
   })
 
   test('an index that is cut or changed is refused by name', () => {
-    const bytes = encodeIndex([directoryOf(new Random(6), 3)])
+    const bytes = encodeIndex(PLAIN_VAULT, [directoryOf(new Random(6), 3)])
     for (const bad of [
       new Uint8Array(0),
       bytes.subarray(0, 40),
@@ -111,7 +112,7 @@ suite('index objects', () => {
       bytes.with(9, 1),
     ]) {
       assert.throws(
-        () => decodeIndex(bad, 'index/x'),
+        () => decodeIndex(PLAIN_VAULT, bad, 'index/x'),
         (error) => isBlockError(error, 'corrupt') && error.message.includes('index/x'),
       )
     }

@@ -1,5 +1,6 @@
 // Where each blob of a repository is: a hash table from id to pack, offset and lengths, in typed arrays, so that a million
-// blobs are a few arrays and no objects. Entries are numbered from 0 as they come and never go.
+// blobs are a few arrays and no objects. Entries are numbered from 0 as they come and never change or go: a blob that is in
+// a pack which is about to be removed gets a second entry when it is stored again, and is found by that one from then on.
 //
 //   slots    [ - | 7 | - | 0 | ... ]      open addressing by the first 4 bytes of the id; entry + 1, or 0
 //   entries  pages of 65,536: ids (32 bytes each) and 5 numbers each
@@ -9,14 +10,14 @@ import { getUint32 } from '../base/bytes.ts'
 import { BLOBS_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import { type PackDirectory, visitRecords } from './pack.ts'
-import { ID_BYTES } from './spec.ts'
+import { ID_BYTES, PACK_HEADER_BYTES } from './spec.ts'
 
 const PAGE_ENTRIES = 65_536
 const FIELDS = 5
 const PACK = 0
 const OFFSET = 1
 const STORED = 2
-const PLAIN_CODEC = 3 // plain length * 2 + codec
+const PLAIN_CODEC = 3 // plain length * 4 + codec
 const CRC = 4
 const SLOTS_MIN = 1024
 
@@ -31,6 +32,7 @@ export class BlobIndex {
   readonly #packs: string[] = []
   readonly #packEnds: number[] = []
   readonly #packNumbers = new Map<string, number>()
+  readonly #condemned = new Set<number>()
 
   /** Blobs known. */
   get count(): number {
@@ -50,6 +52,16 @@ export class BlobIndex {
     return this.#packNumbers.has(pack)
   }
 
+  /** True for a pack that is about to be removed: what is in it can be read, and is not to be relied on. */
+  isCondemned(pack: string): boolean {
+    return this.#condemned.has(this.#packNumbers.get(pack) ?? NO_ENTRY)
+  }
+
+  /** Names of all packs. */
+  packNames(): Iterable<string> {
+    return this.#packs
+  }
+
   /** The entry of the id of 32 bytes at `ids[at]`, or NO_ENTRY. */
   find(ids: Uint8Array, at: number): number {
     const mask = this.#slots.length - 1
@@ -60,8 +72,17 @@ export class BlobIndex {
     }
   }
 
-  /** Adds the blobs of a pack that are not known from another. Kind 'corrupt' when a record cannot be right. */
-  addPack(directory: PackDirectory): void {
+  /** As `find`, but not a blob in a condemned pack. */
+  findLasting(ids: Uint8Array, at: number): number {
+    const entry = this.find(ids, at)
+    return entry !== NO_ENTRY && this.#condemned.has(this.packNumber(entry)) ? NO_ENTRY : entry
+  }
+
+  /**
+   * Adds the blobs of a pack that are not known from another, or only from a condemned one. Kind 'corrupt' when a record cannot
+   * be right.
+   */
+  addPack(directory: PackDirectory, isCondemned = false): void {
     if (this.hasPack(directory.pack)) return
     // Looked at as a whole first: a bad directory adds nothing.
     let end = 0
@@ -70,15 +91,17 @@ export class BlobIndex {
     this.#packs.push(directory.pack)
     this.#packEnds.push(end)
     this.#packNumbers.set(directory.pack, number)
+    if (isCondemned) this.#condemned.add(number)
     visitRecords(directory, (idAt, offset, record) => {
-      if (this.find(directory.records, idAt) !== NO_ENTRY) return
+      if ((isCondemned ? this.find(directory.records, idAt) : this.findLasting(directory.records, idAt)) !== NO_ENTRY)
+        return
       const entry = this.#insert(directory.records, idAt)
       const fields = this.#fields[Math.floor(entry / PAGE_ENTRIES)] as Uint32Array
       const at = (entry % PAGE_ENTRIES) * FIELDS
       fields[at + PACK] = number
       fields[at + OFFSET] = offset
       fields[at + STORED] = record.stored
-      fields[at + PLAIN_CODEC] = record.plain * 2 + record.codec
+      fields[at + PLAIN_CODEC] = record.plain * 4 + record.codec
       fields[at + CRC] = record.crc
     })
   }
@@ -103,6 +126,11 @@ export class BlobIndex {
     return this.#packEnds[this.packNumber(entry)] as number
   }
 
+  /** Length of all blobs of the pack with this number, in bytes. */
+  packBytes(number: number): number {
+    return Math.max(0, (this.#packEnds[number] as number) - PACK_HEADER_BYTES)
+  }
+
   offset(entry: number): number {
     return this.#field(entry, OFFSET)
   }
@@ -112,11 +140,11 @@ export class BlobIndex {
   }
 
   plain(entry: number): number {
-    return this.#field(entry, PLAIN_CODEC) >>> 1
+    return this.#field(entry, PLAIN_CODEC) >>> 2
   }
 
   codec(entry: number): number {
-    return this.#field(entry, PLAIN_CODEC) & 1
+    return this.#field(entry, PLAIN_CODEC) & 3
   }
 
   crc(entry: number): number {
@@ -158,7 +186,9 @@ export class BlobIndex {
   #place(page: Uint8Array, idAt: number, entry: number): void {
     const mask = this.#slots.length - 1
     let slot = getUint32(page, idAt) & mask
-    while (this.#slots[slot] !== 0) slot = (slot + 1) & mask
+    // An older entry of the same id makes room: entries are placed in their order, so the last one is found.
+    while (this.#slots[slot] !== 0 && !this.#isId((this.#slots[slot] as number) - 1, page, idAt))
+      slot = (slot + 1) & mask
     this.#slots[slot] = entry + 1
   }
 

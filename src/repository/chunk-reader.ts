@@ -6,7 +6,7 @@ import { BlockError, toBlockError } from '../block/error.ts'
 import type { BlobIndex } from './blob-index.ts'
 import { packKey, readBlobs } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
-import { EXPAND_FIELDS, PIECE_CHECKSUM, PIECE_CODEC, PIECE_GOOD, PIECE_ID, type Squeezer } from './squeezer.ts'
+import { EXPAND_FIELDS, PIECE_GOOD, PIECE_REASONS, type Squeezer } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 
 /** A chunk's plain bytes, or why there are none. */
@@ -17,12 +17,6 @@ interface Fetch {
   readonly start: number
   end: number
   readonly entries: number[]
-}
-
-const REASONS: Readonly<Record<number, string>> = {
-  [PIECE_CHECKSUM]: 'its stored bytes have another checksum',
-  [PIECE_CODEC]: 'it does not decompress',
-  [PIECE_ID]: 'its content has another digest',
 }
 
 export class ChunkReader {
@@ -143,7 +137,7 @@ export class ChunkReader {
   #damage(entry: number, outcome: number): BlockError {
     const key = packKey(this.#index.pack(entry))
     const name = Buffer.from(this.#index.id(entry)).toString('hex').slice(0, 16)
-    const what = `chunk ${name} at byte ${this.#index.offset(entry)} of ${key} is damaged: ${REASONS[outcome] ?? ''}`
+    const what = `chunk ${name} at byte ${this.#index.offset(entry)} of ${key} is damaged: ${PIECE_REASONS[outcome] ?? ''}`
     return new BlockError('corrupt', what, { path: key })
   }
 

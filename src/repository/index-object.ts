@@ -14,9 +14,9 @@ import {
   PACK_NAME_BYTES,
   RECORD_BYTES,
 } from './spec.ts'
-import { idOf } from './squeezer.ts'
+import type { Vault } from './vault.ts'
 
-export function encodeIndex(directories: readonly PackDirectory[]): Uint8Array {
+export function encodeIndex(vault: Vault, directories: readonly PackDirectory[]): Uint8Array {
   const header = new Uint8Array(INDEX_HEADER_BYTES)
   header.set(utf8.encode(INDEX_MAGIC))
   setUint32(header, 8, FORMAT_VERSION)
@@ -29,14 +29,14 @@ export function encodeIndex(directories: readonly PackDirectory[]): Uint8Array {
     parts.push(head, records)
   }
   const body = Buffer.concat(parts)
-  return Buffer.concat([body, idOf(body)])
+  return Buffer.concat([body, vault.proofOf(body)])
 }
 
 /** The directories in an index. Kind 'corrupt', or 'invalid-format' for another version; `where` names it. */
-export function decodeIndex(bytes: Uint8Array, where: string): PackDirectory[] {
+export function decodeIndex(vault: Vault, bytes: Uint8Array, where: string): PackDirectory[] {
   const damaged = new BlockError('corrupt', `${where} is damaged`, { path: where })
   const end = bytes.length - ID_BYTES
-  if (end < INDEX_HEADER_BYTES || !equalBytes(idOf(bytes.subarray(0, end)), bytes.subarray(end))) throw damaged
+  if (end < INDEX_HEADER_BYTES || !equalBytes(vault.proofOf(bytes.subarray(0, end)), bytes.subarray(end))) throw damaged
   const version = getUint32(bytes, 8)
   if (utf8.decode(bytes.subarray(0, 8)) !== INDEX_MAGIC || version !== FORMAT_VERSION) {
     const message = `${where} has format version ${version}; this Varve reads version ${FORMAT_VERSION}`

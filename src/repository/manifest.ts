@@ -3,9 +3,24 @@
 
 import crypto from 'node:crypto'
 import { BlockError } from '../block/error.ts'
-import { seal, unseal } from './sealed.ts'
+import { seal, sealFor, unseal, unsealFor } from './sealed.ts'
+import {
+  fitted,
+  isCount,
+  isId,
+  isLabels,
+  isListOf,
+  isObject,
+  isOneOf,
+  isText,
+  isUuid,
+  matches,
+  misfit,
+  type Shape,
+} from './shape.ts'
 import { BACKUPS, CHUNK_BYTES, CONFIG_KEY, FANOUT, FORMAT_VERSION, GRANULE_BYTES } from './spec.ts'
 import { DISK_BYTES_MAX, levelsFor } from './tree.ts'
+import type { Vault } from './vault.ts'
 
 /** What `config` holds: the version and the sizes of the format, and who this repository is. */
 export interface RepositoryConfig {
@@ -17,6 +32,8 @@ export interface RepositoryConfig {
   readonly fanout: number
   readonly digest: string
   readonly compression: string
+  /** 'none', or the cipher: then the keys are behind those in `keys/`. */
+  readonly encryption: 'none' | 'aes-256-gcm'
 }
 
 /** One disk in a backup. */
@@ -42,6 +59,8 @@ export interface BackupInfo {
   readonly format: typeof FORMAT_VERSION
   readonly id: string
   readonly repository: string
+  /** What this is a copy of, when it came from another repository. */
+  readonly origin?: { readonly repository: string; readonly backup: string }
   readonly machine: string
   /** When the disks were so, in milliseconds since 1970. */
   readonly moment: number
@@ -55,26 +74,6 @@ export interface BackupInfo {
   readonly disks: readonly BackupDiskInfo[]
 }
 
-type Check = (value: unknown) => boolean
-/** One check for each field of T: a field that is added to T does not compile without one. */
-type Shape<T> = { readonly [field in keyof Required<T>]: Check }
-
-const isText: Check = (value) => typeof value === 'string' && value !== ''
-const isCount: Check = (value) => Number.isSafeInteger(value) && (value as number) >= 0
-const matches =
-  (pattern: RegExp): Check =>
-  (value) =>
-    typeof value === 'string' && pattern.test(value)
-const isOneOf =
-  (...values: readonly unknown[]): Check =>
-  (value) =>
-    values.includes(value)
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value)
-const isLabels: Check = (value) => isObject(value) && Object.values(value).every((each) => typeof each === 'string')
-const isUuid = matches(/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
-const isId = matches(/^\d{8}T\d{9}Z-[0-9a-f]{8}$/)
-
 const CONFIG: Shape<RepositoryConfig> = {
   format: isOneOf(FORMAT_VERSION),
   id: isUuid,
@@ -84,6 +83,7 @@ const CONFIG: Shape<RepositoryConfig> = {
   fanout: isOneOf(FANOUT),
   digest: isOneOf('sha256'),
   compression: isOneOf('zstd'),
+  encryption: isOneOf('none', 'aes-256-gcm'),
 }
 
 const DISK: Shape<BackupDiskInfo> = {
@@ -101,6 +101,7 @@ const MANIFEST: Shape<BackupInfo> = {
   format: isOneOf(FORMAT_VERSION),
   id: isId,
   repository: isUuid,
+  origin: (value) => value === undefined || (isObject(value) && isUuid(value['repository']) && isId(value['backup'])),
   machine: isText,
   moment: isCount,
   kind: isOneOf('full', 'incremental'),
@@ -109,16 +110,18 @@ const MANIFEST: Shape<BackupInfo> = {
   finishedMs: isCount,
   storedBytes: isCount,
   labels: isLabels,
-  disks: (value) => Array.isArray(value) && value.every((disk) => misfit(DISK, disk) === undefined),
+  disks: isListOf((disk) => misfit(DISK, disk) === undefined),
 }
 
-/** The first field that does not fit, or undefined when all do. */
-function misfit<T>(shape: Shape<T>, value: unknown): string | undefined {
-  if (!isObject(value)) return 'the whole'
-  return Object.entries<Check>(shape).find(([field, check]) => !check(value[field]))?.[0]
+/** In place of the manifest of a backup that was given up as dead: it can never become visible. */
+interface Fence {
+  readonly format: typeof FORMAT_VERSION
+  readonly fenced: string
 }
 
-export function newConfig(nowMs: number): RepositoryConfig {
+const FENCE: Shape<Fence> = { format: isOneOf(FORMAT_VERSION), fenced: isId }
+
+export function newConfig(nowMs: number, encryption: RepositoryConfig['encryption']): RepositoryConfig {
   return {
     format: FORMAT_VERSION,
     id: crypto.randomUUID(),
@@ -128,39 +131,34 @@ export function newConfig(nowMs: number): RepositoryConfig {
     fanout: FANOUT,
     digest: 'sha256',
     compression: 'zstd',
+    encryption,
   }
 }
 
 export const encodeConfig = (config: RepositoryConfig): Uint8Array => seal(config)
-export const encodeManifest = (manifest: BackupInfo): Uint8Array => seal(manifest)
+export const encodeManifest = (vault: Vault, manifest: BackupInfo): Uint8Array =>
+  sealFor(vault, BACKUPS + manifest.id, manifest)
+export const encodeFence = (vault: Vault, id: string): Uint8Array =>
+  sealFor(vault, BACKUPS + id, { format: FORMAT_VERSION, fenced: id } satisfies Fence)
 
 /** Kind 'corrupt', or 'invalid-format' for what this Varve does not read. */
 export function decodeConfig(content: Uint8Array, store: string): RepositoryConfig {
-  return decode(CONFIG, content, `${store}: ${CONFIG_KEY}`)
+  const where = `${store}: ${CONFIG_KEY}`
+  return fitted(CONFIG, unseal(content, where), where)
 }
 
-/** As decodeConfig; the manifest must also be the one that its key says. */
-export function decodeManifest(content: Uint8Array, id: string, store: string): BackupInfo {
+/** The manifest, which must be the one that its key says, or undefined for a fence in its place. As decodeConfig. */
+export function decodeManifest(vault: Vault, content: Uint8Array, id: string, store: string): BackupInfo | undefined {
   const where = `${store}: ${BACKUPS}${id}`
-  const manifest = decode(MANIFEST, content, where)
+  const value = unsealFor(vault, BACKUPS + id, content, where)
+  if (isObject(value) && value['fenced'] === id && misfit(FENCE, value) === undefined) return undefined
+  const manifest = fitted(MANIFEST, value, where)
   const wrongDisk = manifest.disks.find((disk) => disk.levels !== levelsFor(disk.size))
   if (manifest.id !== id || wrongDisk !== undefined) {
     const what = wrongDisk === undefined ? `calls itself ${manifest.id}` : `has wrong levels for disk ${wrongDisk.name}`
     throw new BlockError('corrupt', `${where} ${what}`, { path: where })
   }
   return manifest
-}
-
-function decode<T>(shape: Shape<T>, content: Uint8Array, where: string): T {
-  const value = unseal(content, where)
-  const format = (value as { format?: unknown } | null)?.format
-  if (format !== FORMAT_VERSION) {
-    const message = `${where} has format version ${String(format)}; this Varve reads version ${FORMAT_VERSION}: use a newer one`
-    throw new BlockError('invalid-format', message, { path: where })
-  }
-  const field = misfit(shape, value)
-  if (field === undefined) return value as T
-  throw new BlockError('invalid-format', `${where} is not as this Varve expects it: see "${field}"`, { path: where })
 }
 
 /** Ids sort by moment. */
@@ -171,4 +169,9 @@ export function newBackupId(moment: number): string {
 
 export function isBackupId(id: string): boolean {
   return isId(id)
+}
+
+/** The id of the root of a disk's map. */
+export function rootOf(disk: BackupDiskInfo): Uint8Array | undefined {
+  return disk.root === null ? undefined : Buffer.from(disk.root, 'hex')
 }

@@ -7,13 +7,14 @@ import { roundDown } from '../base/round.ts'
 import { BlockError } from '../block/error.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { packKey, readBlobs } from './pack.ts'
-import { CODEC_RAW, ID_BYTES } from './spec.ts'
-import { idOf } from './squeezer.ts'
+import { CODEC_ZSTD, ID_BYTES } from './spec.ts'
 import type { ObjectStore } from './store.ts'
 import { checkNode } from './tree.ts'
+import type { Vault } from './vault.ts'
 
 export class NodeReader {
   readonly #store: ObjectStore
+  readonly #vault: Vault
   readonly #index: BlobIndex
   /** By entry of the index; the order is that of use, oldest first. */
   readonly #nodes = new Map<number, Uint8Array>()
@@ -21,8 +22,9 @@ export class NodeReader {
   readonly packs = new Set<string>()
   readonly #windows = new Map<string, Promise<Uint8Array>>()
 
-  constructor(store: ObjectStore, index: BlobIndex) {
+  constructor(store: ObjectStore, vault: Vault, index: BlobIndex) {
     this.#store = store
+    this.#vault = vault
     this.#index = index
   }
 
@@ -51,8 +53,12 @@ export class NodeReader {
     }
     this.packs.add(this.#index.pack(entry))
     const key = packKey(this.#index.pack(entry))
-    const bytes = await this.#bytes(entry)
-    if (this.#index.codec(entry) !== CODEC_RAW || !equalBytes(idOf(bytes), id)) {
+    const bytes = this.#vault.unlock(await this.#bytes(entry), id)
+    if (
+      (this.#index.codec(entry) & CODEC_ZSTD) !== 0 ||
+      bytes === undefined ||
+      !equalBytes(this.#vault.idOf(bytes), id)
+    ) {
       throw new BlockError('corrupt', `${this.#store.name}: ${nodeName(id)} in ${key} is damaged`, { path: key })
     }
     this.#nodes.set(entry, bytes)

@@ -2,6 +2,7 @@
 // to the repository's index only when its pack is durable, so no other backup can rely on what may yet be lost. Chunks and nodes
 // fill packs of their own (lanes).
 
+import zlib from 'node:zlib'
 import { assert } from '../base/assert.ts'
 import { INDEX_EVERY_BYTES, PACK_BYTES, PACKS_IN_FLIGHT } from '../base/limits.ts'
 import type { Pending } from '../block/device.ts'
@@ -17,8 +18,19 @@ import {
   recordId,
   writeRecord,
 } from './pack.ts'
-import { BLOB_CHUNK, BLOB_NODE, ID_BYTES, INDEXES, PACK_FOOTER_BYTES, PACK_HEADER_BYTES, RECORD_BYTES } from './spec.ts'
+import {
+  BLOB_CHUNK,
+  BLOB_NODE,
+  CODEC_LOCKED,
+  CODEC_RAW,
+  ID_BYTES,
+  INDEXES,
+  PACK_FOOTER_BYTES,
+  PACK_HEADER_BYTES,
+  RECORD_BYTES,
+} from './spec.ts'
 import { type ObjectSink, totalLength } from './store.ts'
+import type { Vault } from './vault.ts'
 
 const SMALL_BYTES = 4096
 const SMALL_BUFFER_BYTES = 64 * 1024
@@ -79,6 +91,7 @@ class Lane {
 
 export class PackWriter {
   readonly #store: ObjectSink
+  readonly #vault: Vault
   readonly #index: BlobIndex
   #chunks = new Lane()
   #nodes = new Lane()
@@ -88,10 +101,14 @@ export class PackWriter {
   #unindexed: PackDirectory[] = []
   #unindexedBytes = 0
   #storedBytes = 0
+  readonly #owner: string
   #failure: unknown
 
-  constructor(store: ObjectSink, index: BlobIndex) {
+  /** `owner` is the random end of the backup's id, 8 hexadecimal digits: its packs begin with it. */
+  constructor(store: ObjectSink, vault: Vault, index: BlobIndex, owner: string) {
     this.#store = store
+    this.#vault = vault
+    this.#owner = owner
     this.#index = index
   }
 
@@ -100,12 +117,15 @@ export class PackWriter {
     return this.#storedBytes
   }
 
+  /** True for a blob that is there, or on its way. */
+  has(ids: Uint8Array, at: number): boolean {
+    return this.#index.findLasting(ids, at) !== NO_ENTRY || this.#pending.has(textOf(ids, at))
+  }
+
   /** True when the blob is new; the caller must then `add` it. */
   reserve(ids: Uint8Array, at: number): boolean {
-    if (this.#index.find(ids, at) !== NO_ENTRY) return false
-    const text = textOf(ids, at)
-    if (this.#pending.has(text)) return false
-    this.#pending.add(text)
+    if (this.has(ids, at)) return false
+    this.#pending.add(textOf(ids, at))
     return true
   }
 
@@ -155,8 +175,8 @@ export class PackWriter {
   }
 
   async #putPack(lane: Lane): Promise<void> {
-    const directory: PackDirectory = { pack: newPackName(), count: lane.count, records: lane.records }
-    const parts = [packHeader(), ...lane.parts, directory.records, packFooter(directory, lane.bytes)]
+    const directory: PackDirectory = { pack: newPackName(this.#owner), count: lane.count, records: lane.records }
+    const parts = [packHeader(), ...lane.parts, directory.records, packFooter(this.#vault, directory, lane.bytes)]
     await this.#store.put(packKey(directory.pack), parts)
     this.#index.addPack(directory)
     for (let at = 0; at < directory.records.length; at += RECORD_BYTES) {
@@ -169,7 +189,7 @@ export class PackWriter {
   }
 
   async #putIndex(): Promise<void> {
-    const object = encodeIndex(this.#unindexed)
+    const object = encodeIndex(this.#vault, this.#unindexed)
     this.#unindexed = []
     this.#unindexedBytes = 0
     await this.#store.put(INDEXES + newPackName(), [object])
@@ -177,9 +197,10 @@ export class PackWriter {
   }
 }
 
-/** A node as a record: nodes are raw. */
-export function nodeRecord(length: number, crc: number): BlobRecord {
-  return { stored: length, plain: length, crc, type: BLOB_NODE, codec: 0 }
+/** A node as a record, from its plain length and its stored form: nodes are raw, and locked or not. */
+export function nodeRecord(plain: number, form: Uint8Array): BlobRecord {
+  const codec = form.length === plain ? CODEC_RAW : CODEC_RAW + CODEC_LOCKED
+  return { stored: form.length, plain, crc: zlib.crc32(form), type: BLOB_NODE, codec }
 }
 
 function textOf(ids: Uint8Array, at: number): string {

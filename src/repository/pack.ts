@@ -6,16 +6,17 @@
 import crypto from 'node:crypto'
 import { equalBytes, getUint16, getUint32, getUint64, setUint32, setUint64, utf8 } from '../base/bytes.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
-import { idOf } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 import {
   BLOB_CHUNK,
   BLOB_NODE,
   CHUNK_BYTES,
+  CODEC_LOCKED,
   CODEC_RAW,
   CODEC_ZSTD,
   FORMAT_VERSION,
   ID_BYTES,
+  LOCK_BYTES,
   PACK_FOOTER_BYTES,
   PACK_HEADER_BYTES,
   PACK_MAGIC,
@@ -24,6 +25,7 @@ import {
   PACKS,
   RECORD_BYTES,
 } from './spec.ts'
+import type { Vault } from './vault.ts'
 
 const DIGEST_AT = 32
 
@@ -48,8 +50,9 @@ export function packKey(pack: string): string {
   return PACKS + pack
 }
 
-export function newPackName(): string {
-  return crypto.randomBytes(PACK_NAME_BYTES).toString('hex')
+/** A new name, of 32 digits; it begins with those of `owner`. */
+export function newPackName(owner = ''): string {
+  return owner + crypto.randomBytes(PACK_NAME_BYTES - owner.length / 2).toString('hex')
 }
 
 export function packHeader(): Uint8Array {
@@ -60,13 +63,13 @@ export function packHeader(): Uint8Array {
 }
 
 /** `blobBytes` is the length of all blobs together. */
-export function packFooter(directory: PackDirectory, blobBytes: number): Uint8Array {
+export function packFooter(vault: Vault, directory: PackDirectory, blobBytes: number): Uint8Array {
   const footer = new Uint8Array(PACK_FOOTER_BYTES)
   setUint64(footer, 0, PACK_HEADER_BYTES + blobBytes)
   setUint32(footer, 8, directory.count)
   setUint32(footer, 12, FORMAT_VERSION)
   footer.set(utf8.encode(PACK_TAIL_MAGIC), 16)
-  footer.set(tailDigest(packHeader(), directory.records, footer), DIGEST_AT)
+  footer.set(tailDigest(vault, packHeader(), directory.records, footer), DIGEST_AT)
   return footer
 }
 
@@ -105,13 +108,18 @@ export function visitRecords(
 }
 
 function isPossible({ stored, plain, type, codec }: BlobRecord): boolean {
-  const lengths = stored > 0 && stored <= plain && plain <= CHUNK_BYTES
-  const form = (codec === CODEC_RAW && stored === plain) || (codec === CODEC_ZSTD && stored < plain)
-  return lengths && form && (type === BLOB_CHUNK || type === BLOB_NODE)
+  // Without its lock.
+  const form = stored - ((codec & CODEC_LOCKED) === 0 ? 0 : LOCK_BYTES)
+  const lengths = form > 0 && form <= plain && plain <= CHUNK_BYTES
+  const isRaw = (codec & ~CODEC_LOCKED) === CODEC_RAW
+  const isZstd = (codec & ~CODEC_LOCKED) === CODEC_ZSTD
+  return (
+    lengths && ((isRaw && form === plain) || (isZstd && form < plain)) && (type === BLOB_CHUNK || type === BLOB_NODE)
+  )
 }
 
 /** Reads and checks header, directory and footer of a pack. Kind 'corrupt', or 'invalid-format' for another version. */
-export async function readDirectory(store: ObjectStore, pack: string): Promise<PackDirectory> {
+export async function readDirectory(store: ObjectStore, vault: Vault, pack: string): Promise<PackDirectory> {
   const key = packKey(pack)
   const damaged = (what: string): BlockError =>
     new BlockError('corrupt', `${store.name}: ${what} of ${key} is damaged`, { path: key })
@@ -125,7 +133,8 @@ export async function readDirectory(store: ObjectStore, pack: string): Promise<P
   if (start < PACK_HEADER_BYTES || start + count * RECORD_BYTES + PACK_FOOTER_BYTES !== size)
     throw damaged('the footer')
   const records = await store.getRange(key, start, count * RECORD_BYTES)
-  if (!equalBytes(tailDigest(header, records, footer), footer.subarray(DIGEST_AT))) throw damaged('the directory')
+  if (!equalBytes(tailDigest(vault, header, records, footer), footer.subarray(DIGEST_AT)))
+    throw damaged('the directory')
   const version = getUint32(footer, 12)
   if (version !== FORMAT_VERSION || !equalBytes(header, packHeader())) {
     const message = `${store.name}: ${key} has format version ${version}; this Varve reads version ${FORMAT_VERSION}`
@@ -154,8 +163,8 @@ export async function readBlobs(store: ObjectStore, pack: string, start: number,
   }
 }
 
-function tailDigest(header: Uint8Array, records: Uint8Array, footer: Uint8Array): Uint8Array {
-  return idOf(Buffer.concat([header, records, footer.subarray(0, DIGEST_AT)]))
+function tailDigest(vault: Vault, header: Uint8Array, records: Uint8Array, footer: Uint8Array): Uint8Array {
+  return vault.proofOf(Buffer.concat([header, records, footer.subarray(0, DIGEST_AT)]))
 }
 
 export function recordId(records: Uint8Array, at: number): Uint8Array {

@@ -261,13 +261,24 @@ suite('repository: what it stores', () => {
     await backUp(repository, Buffer.alloc(5 * MIB))
     let stored = 0
     for (const key of await store.list('')) stored += (await store.get(key)).length
-    assert.deepEqual(await repository.stats(), {
+    const { each, ...stats } = await repository.stats()
+    const { neededBytes } = stats
+    assert.deepEqual(stats, {
       backups: 2,
-      logicalBytes: 8 * MIB,
-      storedBytes: stored,
       packs: 1,
       blobs: 48 + 12 + 1,
+      logicalBytes: 8 * MIB,
+      plainBytes: neededBytes,
+      storedBytes: stored,
+      neededBytes,
+      sharedBytes: 0,
+      unusedBytes: 0,
     })
+    assert.ok(neededBytes > 3 * MIB && neededBytes < 3 * MIB + 10 * KIB)
+    assert.deepEqual(
+      each.map(({ ownBytes }) => ownBytes),
+      [neededBytes, 0],
+    )
   })
 })
 

@@ -1,5 +1,6 @@
-// A repository: the backups in an object store. Opens it, begins and lists backups, opens and verifies one. It knows bytes,
-// offsets and sizes, and no devices or jobs: who writes a backup drives its writer, who restores one reads its devices.
+// A repository: the backups in an object store. Opens it, begins and lists backups, opens and verifies one, and hands the housekeeping
+// to whoever does it. It knows bytes, offsets and sizes, and no devices or jobs: who writes a backup drives its writer, who
+// restores one reads its devices.
 //
 //   const repository = await openRepository(store)
 //   const writer = await repository.begin({ machine, moment, kind: 'full', disks: [{ name, size }] })
@@ -7,50 +8,72 @@
 //   const { id } = await writer.finish()
 //   const reader = await repository.openBackup(id)          reader.disks[0].device is a read-only BlockDevice
 
+import os from 'node:os'
 import { systemClock } from '../base/clock.ts'
-import { STORE_REQUESTS } from '../base/limits.ts'
 import type { BlockDevice } from '../block/device.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { guard } from '../block/guard.ts'
 import { BackupDevice } from './backup-device.ts'
-import { BlobIndex } from './blob-index.ts'
+import { type BackupList, forgetBackup, listBackups, readBackup, tagBackup } from './backups.ts'
+import type { BlobIndex } from './blob-index.ts'
+import { type CheckOptions, type CheckReport, checkRepository } from './check.ts'
 import { ChunkReader } from './chunk-reader.ts'
+import { type CopiedBackup, copyBackups, type CopyOptions } from './copy.ts'
+import type { Core } from './core.ts'
 import { DiskMap } from './disk-map.ts'
-import { decodeIndex } from './index-object.ts'
+import { Inventory } from './inventory.ts'
+import { addKey, type Credential, type KeyInfo, listKeys, newSecret, openSecret, removeKey } from './key-box.ts'
 import {
   type BackupDiskInfo,
   type BackupInfo,
   decodeConfig,
-  decodeManifest,
   encodeConfig,
-  isBackupId,
   newBackupId,
   newConfig,
   type RepositoryConfig,
+  rootOf,
 } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
-import { packKey, readDirectory } from './pack.ts'
 import { PackWriter } from './pack-writer.ts'
-import { BACKUPS, CONFIG_KEY, FORMAT_VERSION, GRANULE_BYTES, INDEXES, PACKS } from './spec.ts'
+import { type PruneOptions, type PruneReport, prune } from './prune.ts'
+import { type RepairReport, repairRepository } from './repair.ts'
+import { RenewingDevice } from './renewing-device.ts'
+import { Session } from './session.ts'
+import { CONFIG_KEY, FORMAT_VERSION, GRANULE_BYTES } from './spec.ts'
 import type { Squeezer } from './squeezer.ts'
+import { repositoryStats, type RepositoryStats } from './stats.ts'
 import { mendedSink, type ObjectStore } from './store.ts'
+import { AppendOnlyStore } from './stores/append-only.ts'
 import { DISK_BYTES_MAX } from './tree.ts'
 import { TreeBuilder } from './tree-builder.ts'
-import { Verification, type VerifyProgress, type VerifyReport } from './verify.ts'
+import { PLAIN_VAULT, Vault } from './vault.ts'
+import { type VerifyProgress, type VerifyReport, verifyBackup } from './verify.ts'
 import { WorkerSqueezer } from './worker-squeezer.ts'
 import { type BackupWriter, beginBackup, type SessionDisk } from './writer.ts'
 
+export type { BackupList } from './backups.ts'
+export type { CheckOptions, CheckReport, HitBackup } from './check.ts'
+export type { CopiedBackup, CopyOptions } from './copy.ts'
+export type { Credential, KeyInfo } from './key-box.ts'
 export type { BackupDiskInfo, BackupInfo } from './manifest.ts'
+export type { PruneOptions, PruneReport } from './prune.ts'
+export type { RepairReport } from './repair.ts'
+export type { Retention } from './retention.ts'
+export type { RepositoryStats } from './stats.ts'
 export type { DamagedObject, DamagedRange, VerifyProgress, VerifyReport } from './verify.ts'
 export type { BackupNotes, BackupWriter, DiskWriter } from './writer.ts'
 
 export interface RepositoryOptions {
-  /** Does the hashing and compressing; threads of the repository's own unless told. The repository closes it. */
-  readonly squeezer?: Squeezer
+  /** Makes what does the hashing and compressing; threads of the repository's own unless told. The repository closes it. */
+  readonly squeezer?: (vault: Vault) => Squeezer
   /** Milliseconds since 1970. */
   readonly now?: () => number
   /** Written into manifests: program and version. */
   readonly tool?: string
+  /** What opens it when it is encrypted. A repository that is not is then refused: somebody may have put it in its place. */
+  readonly credential?: Credential
+  /** This client may add and not take away. */
+  readonly appendOnly?: boolean
 }
 
 /** A disk to be backed up. With a parent, what is not written stays as it is there, cut or followed by zeros. */
@@ -69,12 +92,6 @@ export interface BackupRequest {
   readonly disks: readonly BackupDisk[]
 }
 
-/** All manifests: the readable in the order of their moments, newest last, and those that are damaged. */
-export interface BackupList {
-  readonly backups: readonly BackupInfo[]
-  readonly damaged: readonly { readonly id: string; readonly reason: string }[]
-}
-
 /** An open backup. Its devices share caches; close it when they are no longer read. */
 export interface BackupReader {
   readonly info: BackupInfo
@@ -82,28 +99,29 @@ export interface BackupReader {
   close(): Promise<void>
 }
 
-export interface RepositoryStats {
-  readonly backups: number
-  /** Sizes of all disks in all backups, and of all objects in the store, in bytes. */
-  readonly logicalBytes: number
-  readonly storedBytes: number
-  readonly packs: number
-  readonly blobs: number
-}
-
-/** Makes a repository in an empty store. Kind 'exists' when there is one. */
+/** Makes a repository in an empty store, an encrypted one with a credential. Kind 'exists' when there is one. */
 export async function initRepository(store: ObjectStore, options: RepositoryOptions = {}): Promise<Repository> {
-  const config = newConfig(options.now?.() ?? systemClock.wall())
+  const { credential, now = () => systemClock.wall() } = options
+  const config = newConfig(now(), credential === undefined ? 'none' : 'aes-256-gcm')
+  const exists = (cause?: unknown): BlockError =>
+    new BlockError('exists', `${store.name} is a repository already: use it as it is`, { path: store.name }, cause)
+  if ((await store.status(CONFIG_KEY)) !== undefined) throw exists()
+  // The key is there before the config says that one is needed.
+  if (credential !== undefined) {
+    await addKey(store, config.id, newSecret(), { credential, label: 'first', nowMs: now() })
+  }
   try {
     await store.put(CONFIG_KEY, [encodeConfig(config)])
   } catch (error) {
-    if (!isBlockError(error, 'exists')) throw error
-    throw new BlockError('exists', `${store.name} is a repository already: use it as it is`, error.place, error)
+    throw isBlockError(error, 'exists') ? exists(error) : error
   }
   return openRepository(store, options)
 }
 
-/** Kinds 'not-found' when there is no repository, 'invalid-format' when this Varve cannot read it, 'corrupt'. */
+/**
+ * Kinds 'not-found' when there is no repository, 'invalid-format' when this Varve cannot read it, 'corrupt', 'permission' when it is
+ * encrypted and the credential is missing or another.
+ */
 export async function openRepository(store: ObjectStore, options: RepositoryOptions = {}): Promise<Repository> {
   let content: Uint8Array
   try {
@@ -113,46 +131,51 @@ export async function openRepository(store: ObjectStore, options: RepositoryOpti
     const message = `${store.name} is no repository: make one with \`varve repo init ${store.name}\``
     throw new BlockError('not-found', message, error.place, error)
   }
-  const repository = new Repository(store, decodeConfig(content, store.name), options)
-  await repository.refresh()
-  return repository
+  const config = decodeConfig(content, store.name)
+  const vault = await openVault(store, config, options.credential)
+  const core: Core = {
+    store: options.appendOnly === true ? new AppendOnlyStore(store) : store,
+    vault,
+    config,
+    inventory: new Inventory(store, vault),
+    squeezer: options.squeezer?.(vault) ?? new WorkerSqueezer(vault),
+    now: options.now ?? (() => systemClock.wall()),
+    tool: options.tool ?? 'varve',
+    holder: `process ${process.pid} on ${os.hostname()}`,
+  }
+  try {
+    await core.inventory.refresh()
+  } catch (error) {
+    await core.squeezer.close()
+    throw error
+  }
+  return new Repository(core)
+}
+
+async function openVault(store: ObjectStore, config: RepositoryConfig, credential?: Credential): Promise<Vault> {
+  const isEncrypted = config.encryption !== 'none'
+  if (isEncrypted && credential !== undefined) return new Vault(await openSecret(store, config.id, credential))
+  if (!isEncrypted && credential === undefined) return PLAIN_VAULT
+  const message = isEncrypted
+    ? `${store.name} is encrypted: give its passphrase with --passphrase-file or VARVE_PASSPHRASE_FILE, or its key with --key-file or VARVE_KEY_FILE`
+    : `${store.name} is not encrypted, and a passphrase or key was given for it: leave that out if it is meant to be so`
+  throw new BlockError('permission', message, { path: store.name })
 }
 
 export class Repository {
-  readonly store: ObjectStore
-  readonly #config: RepositoryConfig
-  readonly #squeezer: Squeezer
-  readonly #now: () => number
-  readonly #tool: string
-  readonly #blobs = new BlobIndex()
-  /** Indexes that were read, and which one names a pack. */
-  readonly #indexes = new Set<string>()
-  readonly #indexOfPack = new Map<string, string>()
-  /** Indexes and packs that cannot be used, and why. */
-  readonly #damaged = new Map<string, BlockError>()
+  readonly #core: Core
 
   /** Use initRepository or openRepository. */
-  constructor(store: ObjectStore, config: RepositoryConfig, options: RepositoryOptions) {
-    this.store = store
-    this.#config = config
-    this.#squeezer = options.squeezer ?? new WorkerSqueezer()
-    this.#now = options.now ?? (() => systemClock.wall())
-    this.#tool = options.tool ?? 'varve'
+  constructor(core: Core) {
+    this.#core = core
+  }
+
+  get store(): ObjectStore {
+    return this.#core.store
   }
 
   get id(): string {
-    return this.#config.id
-  }
-
-  /** Learns of the packs that came since: through indexes, and of packs that no index names from themselves. */
-  async refresh(): Promise<void> {
-    const indexes = (await this.store.list(INDEXES)).filter((key) => !this.#indexes.has(key) && !this.#damaged.has(key))
-    await inParallel(indexes, (key) => this.#orDamaged(key, () => this.#readIndex(key)))
-    const names = (await this.store.list(PACKS)).map((key) => key.slice(PACKS.length))
-    const packs = names.filter((pack) => !this.#blobs.hasPack(pack) && !this.#damaged.has(packKey(pack)))
-    await inParallel(packs, (pack) =>
-      this.#orDamaged(packKey(pack), async () => this.#blobs.addPack(await readDirectory(this.store, pack))),
-    )
+    return this.#core.config.id
   }
 
   /** The backups that can be read, newest last. Who shows them to people uses `list`, which names the damaged ones too. */
@@ -160,75 +183,76 @@ export class Repository {
     return (await this.list()).backups
   }
 
-  async list(): Promise<BackupList> {
-    const backups: BackupInfo[] = []
-    const damaged: { id: string; reason: string }[] = []
-    await inParallel(await this.store.list(BACKUPS), async (key) => {
-      const id = key.slice(BACKUPS.length)
-      try {
-        backups.push(decodeManifest(await this.store.get(key), id, this.store.name))
-      } catch (error) {
-        // Removed since it was listed: then it is no backup any more.
-        if (isBlockError(error, 'not-found')) return
-        if (!isBlockError(error)) throw error
-        damaged.push({ id, reason: error.message })
-      }
-    })
-    backups.sort((a, b) => a.moment - b.moment || (a.id < b.id ? -1 : 1))
-    return { backups, damaged }
+  list(): Promise<BackupList> {
+    return listBackups(this.#core)
   }
 
   /** What one backup says of itself. Kind 'not-found', or 'corrupt'. */
-  async backup(id: string): Promise<BackupInfo> {
-    const missing = `${this.store.name} has no backup ${id}: \`varve backups\` lists those that it has`
-    if (!isBackupId(id)) throw new BlockError('not-found', missing)
-    try {
-      return decodeManifest(await this.store.get(BACKUPS + id), id, this.store.name)
-    } catch (error) {
-      throw isBlockError(error, 'not-found') ? new BlockError('not-found', missing, error.place, error) : error
-    }
+  backup(id: string): Promise<BackupInfo> {
+    return readBackup(this.#core, id)
   }
 
   /**
-   * Begins a backup, which nobody sees before its `finish`. Several may be in the making at once. What the store cannot take is put
-   * again whenever `mend` resolves; when it throws, and unless told, the backup fails.
+   * Begins a backup, which nobody sees before its `finish`. Several may be in the making at once, in this process and in others, also
+   * while a pruning is at work. What the store cannot take is put again whenever `mend` resolves; when it throws, and unless told,
+   * the backup fails.
    */
   async begin(request: BackupRequest, mend?: (error: unknown) => Promise<void>): Promise<BackupWriter> {
     checkRequest(request)
-    await this.refresh()
-    const nodes = new NodeReader(this.store, this.#blobs)
-    const disks: SessionDisk[] = []
-    for (const disk of request.disks) disks.push(await this.#sessionDisk(disk, nodes))
+    const { store, vault, inventory, squeezer, now, tool } = this.#core
     const { machine, moment, kind } = request
-    const sink = mend === undefined ? this.store : mendedSink(this.store, mend)
-    return beginBackup({
-      store: sink,
-      squeezer: this.#squeezer,
-      packs: new PackWriter(sink, this.#blobs),
-      disks,
-      now: this.#now,
-      manifest: {
-        format: FORMAT_VERSION,
-        id: newBackupId(moment),
-        repository: this.id,
-        machine,
-        moment,
-        kind,
-        tool: this.#tool,
-        startedMs: this.#now(),
-      },
-    })
+    const id = newBackupId(moment)
+    const parents = [...new Set(request.disks.flatMap(({ parent }) => (parent === undefined ? [] : [parent.backup])))]
+    for (const parent of parents) await this.backup(parent)
+    const session = await Session.begin(this.#core, { id, kind: 'backup', parents })
+    try {
+      const { blobs, marks } = await inventory.refresh()
+      await session.sees([...marks.keys()])
+      const nodes = new NodeReader(store, vault, blobs)
+      const disks: SessionDisk[] = []
+      // Once more, now that the session is there to hold them.
+      for (const disk of request.disks) disks.push(await this.#sessionDisk(disk, nodes))
+      const sink = mend === undefined ? store : mendedSink(store, mend)
+      return await beginBackup({
+        store: sink,
+        vault,
+        squeezer,
+        packs: new PackWriter(sink, vault, blobs, id.slice(-8)),
+        presence: session,
+        disks,
+        now,
+        manifest: {
+          format: FORMAT_VERSION,
+          id,
+          repository: this.id,
+          machine,
+          moment,
+          kind,
+          tool,
+          startedMs: now(),
+        },
+      })
+    } catch (error) {
+      await session.end()
+      throw error
+    }
   }
 
   async openBackup(id: string): Promise<BackupReader> {
     const info = await this.backup(id)
-    await this.refresh()
-    const nodes = new NodeReader(this.store, this.#blobs)
-    const chunks = new ChunkReader(this.store, this.#blobs, this.#squeezer)
-    const disks = info.disks.map((disk) => {
-      const map = new DiskMap(disk.size, rootOf(disk), nodes)
-      const device = guard(new BackupDevice(`backup ${id}, disk ${disk.name}`, map, this.#blobs, chunks))
-      return { name: disk.name, size: disk.size, device }
+    const { inventory } = this.#core
+    let { blobs } = await inventory.refresh()
+    let devices = this.#devices(info, blobs)
+    const renew = async (index: number): Promise<BlockDevice | undefined> => {
+      const { blobs: newer } = await inventory.refresh()
+      if (newer === blobs) return undefined
+      blobs = newer
+      devices = this.#devices(info, newer)
+      return devices[index]
+    }
+    const disks = info.disks.map((disk, index) => {
+      const device = new RenewingDevice(devices[index] as BlockDevice, () => renew(index))
+      return { name: disk.name, size: disk.size, device: guard(device) }
     })
     const close = async (): Promise<void> => {
       for (const disk of disks) await disk.device.close()
@@ -237,77 +261,76 @@ export class Repository {
   }
 
   /** Reads all that the backup refers to. Damage is in the report; what fails is what cannot be looked at, the manifest above all. */
-  async verify(id: string, progress: VerifyProgress = () => undefined): Promise<VerifyReport> {
-    const info = await this.backup(id)
-    await this.refresh()
-    const nodes = new NodeReader(this.store, this.#blobs)
-    const verification = new Verification(this.#blobs, new ChunkReader(this.store, this.#blobs, this.#squeezer))
-    const total = info.disks.reduce((sum, disk) => sum + disk.size, 0)
-    let before = 0
-    for (const disk of info.disks) {
-      const map = new DiskMap(disk.size, rootOf(disk), nodes)
-      await verification.disk({ name: disk.name, map }, (done) => progress(before + done, total))
-      before += disk.size
-    }
-    const packs = [...new Set([...verification.packs, ...nodes.packs])]
-    const indexes = new Set(packs.map((pack) => this.#indexOfPack.get(pack)).filter((key) => key !== undefined))
-    const check = async (key: string, look: () => Promise<unknown>): Promise<void> => {
-      await look().catch((error: unknown) => verification.object(key, error))
-    }
-    await check(CONFIG_KEY, async () => decodeConfig(await this.store.get(CONFIG_KEY), this.store.name))
-    await inParallel(packs, (pack) => check(packKey(pack), () => readDirectory(this.store, pack)))
-    await inParallel([...indexes], (key) =>
-      check(key, async () => decodeIndex(await this.store.get(key), this.#where(key))),
-    )
-    for (const [key, error] of this.#damaged)
-      if (!packs.includes(key.slice(PACKS.length))) verification.object(key, error)
-    return verification.report(id)
+  verify(id: string, progress: VerifyProgress = () => undefined): Promise<VerifyReport> {
+    return verifyBackup(this.#core, id, progress)
   }
 
-  async stats(): Promise<RepositoryStats> {
-    const { backups, damaged } = await this.list()
-    await this.refresh()
-    let storedBytes = 0
-    await inParallel(await this.store.list(''), async (key) => {
-      const status = await this.store.status(key)
-      storedBytes += status?.size ?? 0
-    })
-    const disks = backups.flatMap((backup) => backup.disks)
-    return {
-      backups: backups.length + damaged.length,
-      logicalBytes: disks.reduce((sum, disk) => sum + disk.size, 0),
-      storedBytes,
-      packs: this.#blobs.packs,
-      blobs: this.#blobs.count,
+  /** The backup is none from now on; its space comes back with a pruning. Kind 'not-found'. */
+  forget(id: string): Promise<void> {
+    return forgetBackup(this.#core, id)
+  }
+
+  /** Adds and removes tags. Kind 'invalid-argument' for a word that is no tag, 'not-found'. */
+  tag(id: string, change: { readonly add?: readonly string[]; readonly remove?: readonly string[] }): Promise<void> {
+    return tagBackup(this.#core, id, change)
+  }
+
+  /** Forgets by a policy where one is given, and takes away what no backup needs. See prune.ts. */
+  prune(options: PruneOptions = {}): Promise<PruneReport> {
+    return prune(this.#core, options)
+  }
+
+  /** Checks every object, all maps, and what the options say of the data. See check.ts. */
+  check(options: CheckOptions = {}): Promise<CheckReport> {
+    return checkRepository(this.#core, options)
+  }
+
+  /** Moves what is good out of what a check found damaged. See repair.ts. */
+  repair(found: CheckReport): Promise<RepairReport> {
+    return repairRepository(this.#core, found)
+  }
+
+  stats(): Promise<RepositoryStats> {
+    return repositoryStats(this.#core)
+  }
+
+  /** Copies backups that the other does not have. See copy.ts. */
+  copyTo(target: Repository, options: CopyOptions = {}): Promise<readonly CopiedBackup[]> {
+    return copyBackups(this.#core, target.#core, options)
+  }
+
+  /** Keys of an encrypted repository; none of a plain one. */
+  keys(): Promise<readonly KeyInfo[]> {
+    return listKeys(this.#core.store)
+  }
+
+  /** Lets another credential open it; returns the key's name. Kind 'unsupported' for a plain one. */
+  addKey(credential: Credential, label: string): Promise<string> {
+    const { store, vault, config, now } = this.#core
+    if (vault.secret === undefined) {
+      throw new BlockError('unsupported', `${store.name} is not encrypted: copy its backups into one that is`)
     }
+    return addKey(store, config.id, vault.secret, { credential, label, nowMs: now() })
+  }
+
+  /** Kinds 'not-found', and 'invalid-argument' for the last one. */
+  removeKey(name: string): Promise<void> {
+    return removeKey(this.#core.store, name)
   }
 
   /** Ends the repository's threads. Backups in the making fail. */
   async close(): Promise<void> {
-    await this.#squeezer.close()
+    await this.#core.squeezer.close()
   }
 
-  #where(key: string): string {
-    return `${this.store.name}: ${key}`
-  }
-
-  async #readIndex(key: string): Promise<void> {
-    const directories = decodeIndex(await this.store.get(key), this.#where(key))
-    for (const directory of directories) {
-      this.#blobs.addPack(directory)
-      this.#indexOfPack.set(directory.pack, key)
-    }
-    this.#indexes.add(key)
-  }
-
-  /** One bad index or pack does not close the repository: what can be read without it can be read. `verify` tells of it. */
-  async #orDamaged(key: string, work: () => Promise<void>): Promise<void> {
-    try {
-      await work()
-    } catch (error) {
-      if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'not-found')) throw error
-      this.#damaged.set(key, error)
-    }
+  #devices(info: BackupInfo, blobs: BlobIndex): BlockDevice[] {
+    const { store, vault, squeezer } = this.#core
+    const nodes = new NodeReader(store, vault, blobs)
+    const chunks = new ChunkReader(store, blobs, squeezer)
+    return info.disks.map((disk) => {
+      const map = new DiskMap(disk.size, rootOf(disk), nodes)
+      return new BackupDevice(`backup ${info.id}, disk ${disk.name}`, map, blobs, chunks)
+    })
   }
 
   async #sessionDisk(disk: BackupDisk, nodes: NodeReader): Promise<SessionDisk> {
@@ -338,10 +361,6 @@ export class Repository {
   }
 }
 
-function rootOf(disk: BackupDiskInfo): Uint8Array | undefined {
-  return disk.root === null ? undefined : Buffer.from(disk.root, 'hex')
-}
-
 function checkRequest({ machine, moment, disks }: BackupRequest): void {
   const bad = (message: string): BlockError => new BlockError('invalid-argument', message)
   if (machine === '') throw bad('a backup needs the name of its machine')
@@ -356,13 +375,4 @@ function checkRequest({ machine, moment, disks }: BackupRequest): void {
     }
     names.add(name)
   }
-}
-
-/** Runs `work` on all items, a bounded number at a time. */
-async function inParallel<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
-  let next = 0
-  const runner = async (): Promise<void> => {
-    while (next < items.length) await work(items[next++] as T)
-  }
-  await Promise.all(Array.from({ length: Math.min(STORE_REQUESTS, items.length) }, runner))
 }

@@ -1,7 +1,7 @@
-// The constants of the repository format, version 1, by the names of docs/internals/repository-format.md. Nothing here
+// The constants of the repository format, version 2, by the names of docs/internals/repository-format.md. Nothing here
 // may change without a new version.
 
-export const FORMAT_VERSION = 1
+export const FORMAT_VERSION = 2
 
 /** Bytes of a digest: SHA-256. */
 export const ID_BYTES = 32
@@ -30,6 +30,13 @@ export const BLOB_NODE = 2
 /** Codecs of a blob. */
 export const CODEC_RAW = 0
 export const CODEC_ZSTD = 1
+/** Added to either of them when the form is locked. */
+export const CODEC_LOCKED = 2
+
+/** What encryption adds to the stored form of a blob: a nonce before it and a tag behind it, in bytes. */
+export const NONCE_BYTES = 12
+export const TAG_BYTES = 16
+export const LOCK_BYTES = NONCE_BYTES + TAG_BYTES
 
 export const PACK_MAGIC = 'VARVPACK'
 export const PACK_TAIL_MAGIC = 'VARVTAIL'
@@ -42,7 +49,16 @@ export const INDEX_MAGIC = 'VARVINDX'
 export const INDEX_HEADER_BYTES = 16
 export const INDEX_PACK_BYTES = 24
 
+/** Before an encrypted text. */
+export const SEAL_MAGIC = 'VARVSEAL'
+
 export const CONFIG_KEY = 'config'
 export const PACKS = 'packs/'
 export const INDEXES = 'index/'
 export const BACKUPS = 'backups/'
+/** Who is at work, what was forgotten, which packs are about to go, what is to be kept, and keys behind passphrases. */
+export const SESSIONS = 'sessions/'
+export const FORGOTTEN = 'forgotten/'
+export const MARKS = 'marks/'
+export const TAGS = 'tags/'
+export const KEYS = 'keys/'

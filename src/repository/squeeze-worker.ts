@@ -1,13 +1,14 @@
 // The thread behind WorkerSqueezer: answers each message in turn, and gives back the buffers that came with it.
 
-import { type MessagePort, parentPort } from 'node:worker_threads'
+import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import { compressPieces, expandPieces, hashPieces } from './squeezer.ts'
+import { Vault } from './vault.ts'
 
 /** One request; `job` comes back with the answer. */
 export type SqueezeRequest =
-  | { readonly op: 'hash' | 'compress'; readonly job: number; readonly bytes: Bytes; readonly pieces: Numbers }
+  | { readonly op: 'hash'; readonly job: number; readonly bytes: Bytes; readonly pieces: Numbers }
   | {
-      readonly op: 'expand'
+      readonly op: 'compress' | 'expand'
       readonly job: number
       readonly bytes: Bytes
       readonly pieces: Numbers
@@ -22,20 +23,22 @@ export type SqueezeReply =
   | { readonly job: number; readonly result: object }
   | { readonly job: number; readonly failure: string }
 
+const vault = new Vault((workerData as Uint8Array | null | undefined) ?? undefined)
+
 function answer(request: SqueezeRequest, port: MessagePort): void {
   const { job, bytes, pieces } = request
   switch (request.op) {
     case 'hash': {
-      const ids = hashPieces(bytes, pieces)
+      const ids = hashPieces(vault, bytes, pieces)
       return port.postMessage({ job, result: { bytes, ids } } satisfies SqueezeReply, [bytes.buffer, ids.buffer])
     }
     case 'compress': {
-      const { stored, records } = compressPieces(bytes, pieces)
+      const { stored, records } = compressPieces(vault, bytes, pieces, request.ids)
       const buffers = [bytes.buffer, stored.buffer, records.buffer]
       return port.postMessage({ job, result: { bytes, stored, records } } satisfies SqueezeReply, buffers)
     }
     case 'expand': {
-      const { plain, outcome } = expandPieces(bytes, pieces, request.ids)
+      const { plain, outcome } = expandPieces(vault, bytes, pieces, request.ids)
       return port.postMessage({ job, result: { plain, outcome } } satisfies SqueezeReply, [
         plain.buffer,
         outcome.buffer,

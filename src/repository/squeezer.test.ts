@@ -6,13 +6,13 @@ import { CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
 import {
   EXPAND_FIELDS,
   InlineSqueezer,
-  idOf,
   PIECE_CHECKSUM,
   PIECE_CODEC,
   PIECE_GOOD,
   PIECE_ID,
   type Squeezer,
 } from './squeezer.ts'
+import { PLAIN_VAULT } from './vault.ts'
 import { WorkerSqueezer } from './worker-squeezer.ts'
 
 /** Random bytes and text, side by side. */
@@ -32,7 +32,7 @@ async function roundTrip(
 ) {
   const hashed = await squeezer.hash(sample(), Uint32Array.from(PIECES))
   const ids = hashed.ids.slice()
-  const { bytes, stored, records } = await squeezer.compress(hashed.bytes, Uint32Array.from(PIECES))
+  const { bytes, stored, records } = await squeezer.compress(hashed.bytes, Uint32Array.from(PIECES), hashed.ids.slice())
   assert.deepEqual(bytes, sample())
   const pieces = new Uint32Array(3 * EXPAND_FIELDS)
   let at = 0
@@ -55,11 +55,11 @@ suite('squeezer', () => {
     assert.deepEqual(codecs, [CODEC_RAW, CODEC_ZSTD, CODEC_RAW])
     assert.deepEqual(plain.subarray(0, CHUNK_BYTES * 2), bytes)
     assert.equal(plain[CHUNK_BYTES * 2], bytes[10])
-    assert.deepEqual(ids.subarray(0, ID_BYTES), new Uint8Array(idOf(bytes.subarray(0, CHUNK_BYTES))))
+    assert.deepEqual(ids.subarray(0, ID_BYTES), new Uint8Array(PLAIN_VAULT.idOf(bytes.subarray(0, CHUNK_BYTES))))
   })
 
   test('threads give the same as the calling thread', async () => {
-    const threads = new WorkerSqueezer(2)
+    const threads = new WorkerSqueezer(PLAIN_VAULT, 2)
     const expected = await roundTrip(new InlineSqueezer())
     const results = await Promise.all(Array.from({ length: 12 }, () => roundTrip(threads)))
     for (const result of results) assert.deepEqual(result, expected)
@@ -79,7 +79,7 @@ suite('squeezer', () => {
   })
 
   test('when its threads end, what was asked fails, and what is asked next is done by new ones', async () => {
-    const threads = new WorkerSqueezer(1)
+    const threads = new WorkerSqueezer(PLAIN_VAULT, 1)
     await roundTrip(threads)
     const asked = Array.from({ length: 20 }, () => roundTrip(threads))
     const outcomes = Promise.allSettled(asked)

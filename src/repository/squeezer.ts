@@ -2,15 +2,17 @@
 // that it crosses to another thread as one message; the buffer is handed over and handed back.
 //
 //   hash      pieces (at, length)                       -> one id of 32 bytes each
-//   compress  pieces (at, length)                       -> their stored forms back to back, and a record of 3 numbers each
+//   compress  pieces (at, length) and their ids         -> their stored forms back to back, and a record of 3 numbers each
 //   expand    pieces (at, stored, plain, codec, crc)    -> plain bytes back to back, and which of them are damaged
+//
+// What makes an id, and the lock on a stored form, are the vault's.
 //
 // This file has the interface and the work itself, for the thread that calls; worker-squeezer.ts does it elsewhere.
 
-import crypto from 'node:crypto'
 import zlib from 'node:zlib'
 import { copyBytes } from '../base/bytes.ts'
-import { CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+import { PLAIN_VAULT, type Vault } from './vault.ts'
 
 /** Numbers per piece in the lists. */
 export const PLAIN_FIELDS = 2 // at, length
@@ -22,6 +24,15 @@ export const PIECE_GOOD = 0
 export const PIECE_CHECKSUM = 1 // the stored bytes do not have their CRC
 export const PIECE_CODEC = 2 // they do not decompress to the plain length
 export const PIECE_ID = 3 // the plain bytes are not those of the id
+export const PIECE_LOCK = 4 // they were not locked with this repository's key for this id
+
+/** The same for people. */
+export const PIECE_REASONS: Readonly<Record<number, string>> = {
+  [PIECE_CHECKSUM]: 'its stored bytes have another checksum',
+  [PIECE_CODEC]: 'it does not decompress',
+  [PIECE_ID]: 'its content has another digest',
+  [PIECE_LOCK]: 'it was not locked with the key of this repository',
+}
 
 export interface Hashed {
   readonly bytes: Uint8Array<ArrayBuffer>
@@ -43,7 +54,11 @@ export interface Expanded {
 /** The caller gives `bytes` away with the call, and gets them back with the answer of `hash` and `compress`. */
 export interface Squeezer {
   hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array<ArrayBuffer>): Promise<Hashed>
-  compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array<ArrayBuffer>): Promise<Compressed>
+  compress(
+    bytes: Uint8Array<ArrayBuffer>,
+    pieces: Uint32Array<ArrayBuffer>,
+    ids: Uint8Array<ArrayBuffer>,
+  ): Promise<Compressed>
   expand(
     bytes: Uint8Array<ArrayBuffer>,
     pieces: Uint32Array<ArrayBuffer>,
@@ -59,23 +74,23 @@ const COMPRESS_OPTIONS = {
 }
 const EXPAND_OPTIONS = { chunkSize: CHUNK_BYTES + 4096, maxOutputLength: CHUNK_BYTES }
 
-/** The id of plain bytes. */
-export function idOf(bytes: Uint8Array): Uint8Array {
-  return crypto.hash('sha256', bytes, 'buffer')
-}
-
-export function hashPieces(bytes: Uint8Array, pieces: Uint32Array): Uint8Array<ArrayBuffer> {
+export function hashPieces(vault: Vault, bytes: Uint8Array, pieces: Uint32Array): Uint8Array<ArrayBuffer> {
   const count = pieces.length / PLAIN_FIELDS
   const ids = new Uint8Array(count * ID_BYTES)
   for (let i = 0; i < count; i++) {
     const at = pieces[i * PLAIN_FIELDS] as number
     const length = pieces[i * PLAIN_FIELDS + 1] as number
-    ids.set(idOf(bytes.subarray(at, at + length)), i * ID_BYTES)
+    ids.set(vault.idOf(bytes.subarray(at, at + length)), i * ID_BYTES)
   }
   return ids
 }
 
-export function compressPieces(bytes: Uint8Array, pieces: Uint32Array): Omit<Compressed, 'bytes'> {
+export function compressPieces(
+  vault: Vault,
+  bytes: Uint8Array,
+  pieces: Uint32Array,
+  ids: Uint8Array,
+): Omit<Compressed, 'bytes'> {
   const count = pieces.length / PLAIN_FIELDS
   const records = new Uint32Array(count * STORED_FIELDS)
   const forms: Uint8Array[] = []
@@ -84,8 +99,10 @@ export function compressPieces(bytes: Uint8Array, pieces: Uint32Array): Omit<Com
     const at = pieces[i * PLAIN_FIELDS] as number
     const plain = bytes.subarray(at, at + (pieces[i * PLAIN_FIELDS + 1] as number))
     const packed = zlib.zstdCompressSync(plain, COMPRESS_OPTIONS)
-    const form = packed.length < plain.length ? packed : plain
-    records.set([form.length, form === plain ? CODEC_RAW : CODEC_ZSTD, zlib.crc32(form)], i * STORED_FIELDS)
+    const isShorter = packed.length < plain.length
+    const form = vault.lock(isShorter ? packed : plain, ids.subarray(i * ID_BYTES, (i + 1) * ID_BYTES))
+    const codec = (isShorter ? CODEC_ZSTD : CODEC_RAW) + (vault.isEncrypted ? CODEC_LOCKED : 0)
+    records.set([form.length, codec, zlib.crc32(form)], i * STORED_FIELDS)
     forms.push(form)
     total += form.length
   }
@@ -98,7 +115,7 @@ export function compressPieces(bytes: Uint8Array, pieces: Uint32Array): Omit<Com
   return { stored, records }
 }
 
-export function expandPieces(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Expanded {
+export function expandPieces(vault: Vault, bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Expanded {
   const count = pieces.length / EXPAND_FIELDS
   let total = 0
   for (let i = 0; i < count; i++) total += pieces[i * EXPAND_FIELDS + 2] as number
@@ -111,37 +128,46 @@ export function expandPieces(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8A
     const into = plain.subarray(end, end + (plainLength as number))
     end += plainLength as number
     const id = ids.subarray(i * ID_BYTES, (i + 1) * ID_BYTES)
-    outcome[i] = zlib.crc32(form) === crc ? expandPiece(form, codec as number, into, id) : PIECE_CHECKSUM
+    outcome[i] = zlib.crc32(form) === crc ? expandPiece(vault, form, codec as number, into, id) : PIECE_CHECKSUM
   }
   return { plain, outcome }
 }
 
-function expandPiece(form: Uint8Array, codec: number, into: Uint8Array, id: Uint8Array): number {
-  let found = form
-  if (codec === CODEC_ZSTD) {
+function expandPiece(vault: Vault, form: Uint8Array, codec: number, into: Uint8Array, id: Uint8Array): number {
+  const isLocked = (codec & CODEC_LOCKED) !== 0
+  const unlocked = isLocked === vault.isEncrypted ? vault.unlock(form, id) : undefined
+  if (unlocked === undefined) return PIECE_LOCK
+  let found = unlocked
+  if ((codec & CODEC_ZSTD) !== 0) {
     try {
-      found = zlib.zstdDecompressSync(form, EXPAND_OPTIONS)
+      found = zlib.zstdDecompressSync(unlocked, EXPAND_OPTIONS)
     } catch {
       return PIECE_CODEC
     }
   }
   if (found.length !== into.length) return PIECE_CODEC
   copyBytes(found, 0, into, 0, found.length)
-  return Buffer.compare(idOf(into), id) === 0 ? PIECE_GOOD : PIECE_ID
+  return Buffer.compare(vault.idOf(into), id) === 0 ? PIECE_GOOD : PIECE_ID
 }
 
 /** Does the work in the calling thread: for tests and simulations, where the order of events must not vary. */
 export class InlineSqueezer implements Squeezer {
-  async hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Hashed> {
-    return { bytes, ids: hashPieces(bytes, pieces) }
+  readonly #vault: Vault
+
+  constructor(vault: Vault = PLAIN_VAULT) {
+    this.#vault = vault
   }
 
-  async compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Compressed> {
-    return { bytes, ...compressPieces(bytes, pieces) }
+  async hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Hashed> {
+    return { bytes, ids: hashPieces(this.#vault, bytes, pieces) }
+  }
+
+  async compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array, ids: Uint8Array): Promise<Compressed> {
+    return { bytes, ...compressPieces(this.#vault, bytes, pieces, ids) }
   }
 
   async expand(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Promise<Expanded> {
-    return expandPieces(bytes, pieces, ids)
+    return expandPieces(this.#vault, bytes, pieces, ids)
   }
 
   async close(): Promise<void> {}

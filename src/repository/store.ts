@@ -1,5 +1,11 @@
 // Where a repository's objects are: the few verbs that a folder, S3 or memory can all keep. Objects are created whole and
-// never changed. What is in them is not this file's affair.
+// never changed; there is no rename. What is in them is not this file's affair.
+//
+// The store is one for all its clients: what one has done is what the next request of any other finds. The repository's locks
+// and its pruning stand on this and on `put` being exclusive.
+
+import { equalBytes } from '../base/bytes.ts'
+import { isBlockError } from '../block/error.ts'
 
 /** Keys are `name` or `folder/name`, of letters, digits, '.', '_' and '-'. Every failure is a BlockError that names the object. */
 export interface ObjectStore {
@@ -7,7 +13,8 @@ export interface ObjectStore {
   readonly name: string
   /**
    * Creates the object from `parts`, one after the other. When it resolves the object is durable; when it fails, or the host
-   * crashes before, there is no object of this name. Kind 'exists' when there is one already, which then stays as it is.
+   * crashes before, there is no object of this name, or, when the answer was lost (kinds 'io' and 'timeout'), the whole one.
+   * Kind 'exists' when there is one already, which then stays as it is.
    */
   put(key: string, parts: readonly Uint8Array[]): Promise<void>
   /** All bytes of the object. Kind 'not-found' when there is none. */
@@ -16,7 +23,10 @@ export interface ObjectStore {
   getRange(key: string, offset: number, length: number): Promise<Uint8Array>
   /** Undefined when there is no such object. */
   status(key: string): Promise<ObjectStatus | undefined>
-  /** The keys that start with `prefix`, '' or 'folder/', sorted. */
+  /**
+   * The keys that start with `prefix`, '' or 'folder/', sorted. All that were there before the call and still are; of what
+   * comes or goes meanwhile any part. A store that lists in pages asks for all of them.
+   */
   list(prefix: string): Promise<string[]>
   /** Removes the object, durably; no error when there is none. */
   remove(key: string): Promise<void>
@@ -25,15 +35,23 @@ export interface ObjectStore {
 /** Where objects are put. */
 export type ObjectSink = Pick<ObjectStore, 'put'>
 
-/** The same; what the store could not take is put again whenever `mend` resolves, and not when it throws. */
-export function mendedSink(store: ObjectSink, mend: (error: unknown) => Promise<void>): ObjectSink {
+/**
+ * The same; what the store could not take is put again whenever `mend` resolves, and not when it throws. A put whose answer was lost
+ * had been done: then the object that is there is the one.
+ */
+export function mendedSink(
+  store: Pick<ObjectStore, 'put' | 'get'>,
+  mend: (error: unknown) => Promise<void>,
+): ObjectSink {
   return {
     put: async (key, parts) => {
-      for (;;) {
+      for (let hasFailed = false; ; hasFailed = true) {
         try {
           return await store.put(key, parts)
         } catch (error) {
-          await mend(error)
+          if (!isBlockError(error, 'exists')) await mend(error)
+          else if (hasFailed && equalBytes(await store.get(key), Buffer.concat(parts))) return
+          else throw error
         }
       }
     },
@@ -43,6 +61,8 @@ export function mendedSink(store: ObjectSink, mend: (error: unknown) => Promise<
 export interface ObjectStatus {
   /** Bytes. */
   readonly size: number
+  /** When it was created, in milliseconds since 1970, by the store's clock: good to compare two objects of one store. */
+  readonly createdMs: number
 }
 
 const KEY = /^[A-Za-z0-9_-][A-Za-z0-9._-]*(\/[A-Za-z0-9_-][A-Za-z0-9._-]*)?$/

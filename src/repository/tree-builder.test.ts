@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { Random, seedOfRun } from '../base/random.ts'
 import { FANOUT, GRANULE_BYTES, ID_BYTES, LEAF_BYTES } from './spec.ts'
-import { idOf } from './squeezer.ts'
+import { PLAIN_VAULT } from './vault.ts'
 import { checkNode, childAt, DISK_BYTES_MAX, levelsFor, OpenNode, spanOf } from './tree.ts'
 import { type NodeStore, TreeBuilder, type TreeRoot } from './tree-builder.ts'
 
@@ -21,7 +21,7 @@ class Nodes implements NodeStore {
   }
 
   save(bytes: Uint8Array): Uint8Array {
-    const id = idOf(bytes)
+    const id = PLAIN_VAULT.idOf(bytes)
     this.#bytes.set(Buffer.from(id).toString('hex'), bytes)
     this.saves++
     return id
@@ -30,7 +30,7 @@ class Nodes implements NodeStore {
 
 /** A chunk id that tells which chunk it is. */
 function chunk(number: number): Uint8Array {
-  return idOf(Buffer.from(`chunk ${number}`))
+  return PLAIN_VAULT.idOf(Buffer.from(`chunk ${number}`))
 }
 
 /** What each granule shows, as text: '' for zeros, else the id and the granule in the chunk. */

@@ -1,13 +1,20 @@
 // Verifies one backup: reads all that it refers to, and tells what is damaged and which parts of which disks that takes along.
 // Each chunk is read once, however often the backup shows it.
 
-import { DAMAGED_RANGES_MAX, READ_AHEAD_BYTES } from '../base/limits.ts'
+import { DAMAGED_RANGES_MAX, READ_AHEAD_BYTES, STORE_REQUESTS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
+import { readBackup } from './backups.ts'
 import type { BlobIndex } from './blob-index.ts'
-import type { ChunkReader } from './chunk-reader.ts'
-import type { DiskMap, MapPiece } from './disk-map.ts'
+import { ChunkReader } from './chunk-reader.ts'
+import type { Core } from './core.ts'
+import { DiskMap, type MapPiece } from './disk-map.ts'
+import { decodeIndex } from './index-object.ts'
+import { decodeConfig, rootOf } from './manifest.ts'
+import { NodeReader } from './node-reader.ts'
+import { packKey, readDirectory } from './pack.ts'
+import { inParallel } from './parallel.ts'
 import { MISSING, type Segment, segmentsBetween } from './segments.ts'
-import { LEAF_BYTES } from './spec.ts'
+import { CONFIG_KEY, LEAF_BYTES, PACKS } from './spec.ts'
 
 /** A part of a disk that cannot be restored, in bytes. */
 export interface DamagedRange {
@@ -140,4 +147,40 @@ export class Verification {
     if (last?.disk === disk && last.reason === reason && last.offset + last.length === offset) last.length += length
     else if (this.#ranges.length < DAMAGED_RANGES_MAX) this.#ranges.push({ disk, offset, length, reason })
   }
+}
+
+/** Reads all that the backup refers to. Damage is in the report; what fails is what cannot be looked at, the manifest above all. */
+export async function verifyBackup(core: Core, id: string, progress: VerifyProgress): Promise<VerifyReport> {
+  const { store, vault, inventory, squeezer } = core
+  const info = await readBackup(core, id)
+  const { blobs } = await inventory.refresh()
+  const nodes = new NodeReader(store, vault, blobs)
+  const verification = new Verification(blobs, new ChunkReader(store, blobs, squeezer))
+  const total = info.disks.reduce((sum, disk) => sum + disk.size, 0)
+  let before = 0
+  for (const disk of info.disks) {
+    const map = new DiskMap(disk.size, rootOf(disk), nodes)
+    await verification.disk({ name: disk.name, map }, (done) => progress(before + done, total))
+    before += disk.size
+  }
+  const packs = new Set([...verification.packs, ...nodes.packs])
+  const check = async (key: string, look: () => Promise<unknown>): Promise<void> => {
+    await look().catch((error: unknown) => verification.object(key, error))
+  }
+  await check(CONFIG_KEY, async () => decodeConfig(await store.get(CONFIG_KEY), store.name))
+  await inParallel([...packs], STORE_REQUESTS, (pack) => check(packKey(pack), () => readDirectory(store, vault, pack)))
+  await inParallel(inventory.indexesOf(packs), STORE_REQUESTS, (key) =>
+    check(key, async () => {
+      const bytes = await store.get(key).catch((error: unknown) => {
+        // A copy of directories, which a pruning has put into another one meanwhile.
+        if (isBlockError(error, 'not-found')) return undefined
+        throw error
+      })
+      if (bytes !== undefined) decodeIndex(vault, bytes, `${store.name}: ${key}`)
+    }),
+  )
+  for (const [key, error] of inventory.damaged) {
+    if (!packs.has(key.slice(PACKS.length))) verification.object(key, error)
+  }
+  return verification.report(id)
 }

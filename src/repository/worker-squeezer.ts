@@ -7,12 +7,13 @@ import { SQUEEZE_WORKERS_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { SqueezeReply, SqueezeRequest } from './squeeze-worker.ts'
 import type { Compressed, Expanded, Hashed, Squeezer } from './squeezer.ts'
+import { PLAIN_VAULT, type Vault } from './vault.ts'
 
 type Bytes = Uint8Array<ArrayBuffer>
 type Numbers = Uint32Array<ArrayBuffer>
 type Work =
-  | { readonly op: 'hash' | 'compress'; readonly bytes: Bytes; readonly pieces: Numbers }
-  | { readonly op: 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
+  | { readonly op: 'hash'; readonly bytes: Bytes; readonly pieces: Numbers }
+  | { readonly op: 'compress' | 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
 
 interface Asker {
   resolve(result: object): void
@@ -21,12 +22,14 @@ interface Asker {
 
 /** One thread and what it was asked. */
 class Hand {
-  readonly #worker = new Worker(new URL('./squeeze-worker.ts', import.meta.url), { name: 'varve-squeeze' })
+  readonly #worker: Worker
   readonly #askers = new Map<number, Asker>()
   #jobs = 0
   #lost: BlockError | undefined
 
-  constructor() {
+  constructor(vault: Vault) {
+    const options = { name: 'varve-squeeze', workerData: vault.secret }
+    this.#worker = new Worker(new URL('./squeeze-worker.ts', import.meta.url), options)
     this.#worker.unref()
     this.#worker.on('message', (reply: SqueezeReply) => this.#settle(reply))
     this.#worker.on('error', (error) => this.#lose(error))
@@ -49,7 +52,7 @@ class Hand {
       this.#askers.set(job, { resolve, reject })
       this.#worker.ref()
       const moved = [work.bytes.buffer, work.pieces.buffer]
-      this.#worker.postMessage(request, work.op === 'expand' ? [...moved, work.ids.buffer] : moved)
+      this.#worker.postMessage(request, work.op === 'hash' ? moved : [...moved, work.ids.buffer])
     })
   }
 
@@ -75,8 +78,14 @@ class Hand {
 export class WorkerSqueezer implements Squeezer {
   readonly #hands: (Hand | undefined)[]
 
+  readonly #vault: Vault
+
   /** `threads` is one less than the processors have, at least one, unless told. */
-  constructor(threads = Math.min(SQUEEZE_WORKERS_MAX, Math.max(1, os.availableParallelism() - 1))) {
+  constructor(
+    vault: Vault = PLAIN_VAULT,
+    threads = Math.min(SQUEEZE_WORKERS_MAX, Math.max(1, os.availableParallelism() - 1)),
+  ) {
+    this.#vault = vault
     this.#hands = Array.from({ length: threads }, () => undefined)
   }
 
@@ -84,8 +93,8 @@ export class WorkerSqueezer implements Squeezer {
     return (await this.#hand().ask({ op: 'hash', bytes, pieces })) as Hashed
   }
 
-  async compress(bytes: Bytes, pieces: Numbers): Promise<Compressed> {
-    return (await this.#hand().ask({ op: 'compress', bytes, pieces })) as Compressed
+  async compress(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Compressed> {
+    return (await this.#hand().ask({ op: 'compress', bytes, pieces, ids })) as Compressed
   }
 
   async expand(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Expanded> {
@@ -103,7 +112,7 @@ export class WorkerSqueezer implements Squeezer {
     const best = alive.reduce<Hand | undefined>((a, b) => (a === undefined || b.load < a.load ? b : a), undefined)
     const free = this.#hands.findIndex((hand) => hand === undefined || hand.isLost)
     if (best !== undefined && (best.load === 0 || free < 0)) return best
-    const fresh = new Hand()
+    const fresh = new Hand(this.#vault)
     this.#hands[free] = fresh
     return fresh
   }

@@ -7,20 +7,21 @@
 // Batches are hashed and compressed elsewhere and at once; their ids come back here in order. A bounded number of batches
 // is in memory: a writer that is ahead of the store waits. After a failure nothing is stored any more, and nothing is visible.
 
-import zlib from 'node:zlib'
 import { assert } from '../base/assert.ts'
 import { copyBytes, isZero } from '../base/bytes.ts'
 import { BATCH_BYTES, BATCH_RUNS, BATCHES } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import type { Pending } from '../block/device.ts'
-import { BlockError } from '../block/error.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
 import { type BackupDiskInfo, type BackupInfo, encodeManifest } from './manifest.ts'
 import { nodeRecord, type PackWriter } from './pack-writer.ts'
+import type { Session } from './session.ts'
 import { BACKUPS, BLOB_CHUNK, CHUNK_BYTES, GRANULE_BYTES, ID_BYTES } from './spec.ts'
-import { type Hashed, idOf, PLAIN_FIELDS, type Squeezer, STORED_FIELDS } from './squeezer.ts'
+import { type Hashed, PLAIN_FIELDS, type Squeezer, STORED_FIELDS } from './squeezer.ts'
 import type { ObjectSink } from './store.ts'
 import { levelsFor } from './tree.ts'
 import type { TreeBuilder } from './tree-builder.ts'
+import type { Vault } from './vault.ts'
 
 /** One disk of a backup as it is given its content. One call at a time, or in order: calls are taken in the order they come. */
 export interface DiskWriter {
@@ -65,11 +66,14 @@ interface Batch {
   readonly runs: Run[]
 }
 
-/** What a session knows before it begins: the manifest but for what only its end can tell. */
-export interface Session {
+/** What is known before a backup begins: the manifest but for what only its end can tell. */
+export interface WriterSetup {
   readonly store: ObjectSink
+  readonly vault: Vault
   readonly squeezer: Squeezer
   readonly packs: PackWriter
+  /** What keeps prunings from what this backup needs, until it ends. */
+  readonly presence: Pick<Session, 'end' | 'abandon'>
   readonly manifest: Omit<BackupInfo, 'disks' | 'finishedMs' | 'storedBytes' | 'labels'>
   readonly disks: readonly SessionDisk[]
   now(): number
@@ -84,7 +88,7 @@ export interface SessionDisk {
 }
 
 /** Begins the backup that `session` describes. */
-export async function beginBackup(session: Session): Promise<BackupWriter> {
+export async function beginBackup(session: WriterSetup): Promise<BackupWriter> {
   const writer = new SessionWriter(session)
   await writer.begin()
   return writer
@@ -136,7 +140,7 @@ class DiskSink implements DiskWriter {
 
 class SessionWriter implements BackupWriter {
   readonly id: string
-  readonly #session: Session
+  readonly #session: WriterSetup
   readonly #disks: readonly DiskSink[]
   #state: 'open' | 'storing' | 'stored' | 'finishing' | 'done' | 'aborted' = 'open'
   #failure: unknown
@@ -148,7 +152,7 @@ class SessionWriter implements BackupWriter {
   #tail: Promise<void> = Promise.resolve()
   readonly #compressing = new Set<Promise<void>>()
 
-  constructor(session: Session) {
+  constructor(session: WriterSetup) {
     this.id = session.manifest.id
     this.#session = session
     this.#disks = session.disks.map((disk) => new DiskSink(this, disk))
@@ -193,7 +197,7 @@ class SessionWriter implements BackupWriter {
     if (this.#state !== 'stored') await this.store()
     this.#state = 'finishing'
     return this.#orSettle(async () => {
-      const { packs, store, manifest } = this.#session
+      const { packs, manifest } = this.#session
       const info: BackupInfo = {
         ...manifest,
         finishedMs: this.#session.now(),
@@ -201,8 +205,9 @@ class SessionWriter implements BackupWriter {
         labels: notes.labels ?? {},
         disks: this.#disks.map((disk, index) => infoOf(disk, notes.disks?.[index] ?? {})),
       }
-      await store.put(BACKUPS + this.id, [encodeManifest(info)])
+      await publish(this.#session, info)
       this.#state = 'done'
+      await this.#session.presence.end()
       return info
     })
   }
@@ -224,6 +229,7 @@ class SessionWriter implements BackupWriter {
     this.#fail(new BlockError('cancelled', `backup ${this.id} was given up`))
     await this.#settle().catch(() => undefined)
     await this.#session.packs.settle()
+    await this.#session.presence.end()
   }
 
   #check(): void {
@@ -358,7 +364,7 @@ class SessionWriter implements BackupWriter {
   async #compress(bytes: Uint8Array<ArrayBuffer>, runs: readonly Run[], ids: readonly Uint8Array[]): Promise<void> {
     const pieces = new Uint32Array(runs.length * PLAIN_FIELDS)
     for (const [i, run] of runs.entries()) pieces.set([run.at, run.length], i * PLAIN_FIELDS)
-    const result = await this.#session.squeezer.compress(bytes, pieces)
+    const result = await this.#session.squeezer.compress(bytes, pieces, joined(ids))
     let end = 0
     for (const [i, run] of runs.entries()) {
       const [stored, codec, crc] = result.records.subarray(i * STORED_FIELDS, (i + 1) * STORED_FIELDS) as unknown as [
@@ -375,11 +381,12 @@ class SessionWriter implements BackupWriter {
   }
 
   #saveNode(disk: DiskSink, bytes: Uint8Array): Uint8Array {
-    const id = idOf(bytes)
-    const { packs } = this.#session
+    const { packs, vault } = this.#session
+    const id = vault.idOf(bytes)
     if (packs.reserve(id, 0)) {
-      packs.add(id, bytes, nodeRecord(bytes.length, zlib.crc32(bytes)))
-      disk.storedBytes += bytes.length
+      const form = vault.lock(bytes, id)
+      packs.add(id, form, nodeRecord(bytes.length, form))
+      disk.storedBytes += form.length
     }
     return id
   }
@@ -416,5 +423,30 @@ function infoOf(
     changedBytes,
     storedBytes,
     labels,
+  }
+}
+
+/** The ids one after the other, in a buffer of their own, which can be handed to another thread. */
+function joined(ids: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
+  const all = new Uint8Array(ids.length * ID_BYTES)
+  for (const [i, id] of ids.entries()) all.set(id, i * ID_BYTES)
+  return all
+}
+
+/** Makes a backup visible of which all else is durable. Kind 'timeout' when a pruning has given up waiting for it. */
+export async function publish(
+  { store, vault, presence }: Pick<WriterSetup, 'store' | 'vault' | 'presence'>,
+  info: BackupInfo,
+): Promise<void> {
+  try {
+    await store.put(BACKUPS + info.id, [encodeManifest(vault, info)])
+  } catch (error) {
+    if (isBlockError(error, 'exists')) {
+      const message = `backup ${info.id} was silent for so long that a pruning gave it up: nothing of it is visible, make it again`
+      throw new BlockError('timeout', message, {}, error)
+    }
+    // It may be there, or come to be there late: so long as that is not known, what it needs must stay.
+    presence.abandon()
+    throw error
   }
 }

@@ -29,10 +29,10 @@ suite('repository: what it refuses', () => {
 
   test('a repository of another version is refused', async () => {
     const store = new MemoryStore()
-    await store.put('config', [seal({ format: 2, id: 'x' })])
-    await failsWith('invalid-format', () => openInline(store), /version 2; this Varve reads version 1/)
+    await store.put('config', [seal({ format: 3, id: 'x' })])
+    await failsWith('invalid-format', () => openInline(store), /version 3; this Varve reads version 2/)
     const other = new MemoryStore()
-    await other.put('config', [seal({ format: 1, id: 'x', chunk: 131072 })])
+    await other.put('config', [seal({ format: 2, id: 'x', chunk: 131072 })])
     await failsWith('invalid-format', () => openInline(other), /not as this Varve expects it: see "id"/)
     const whole = JSON.parse(
       Buffer.from(await (await madeStore()).get('config'))
@@ -45,6 +45,7 @@ suite('repository: what it refuses', () => {
       fanout: 32,
       digest: 'md5',
       compression: '',
+      encryption: 'rot13',
     })) {
       const changed = new MemoryStore()
       await changed.put('config', [seal({ ...whole, [field]: value })])
@@ -66,7 +67,7 @@ suite('repository: what it refuses', () => {
       ['see "labels"', { labels: { a: 1 } }],
       ['wrong levels for disk sda', { disks: [{ ...disk, levels: 3 }] }],
       ['calls itself', { id: '20260101T000000000Z-00000000' }],
-      ['version 2', { format: 2 }],
+      ['version 3', { format: 3 }],
     ]
     for (const [says, change] of changes) {
       await store.remove(`backups/${info.id}`)
@@ -138,7 +139,7 @@ suite('repository: what it refuses', () => {
         closed++
       }
     }
-    await (await initRepository(new MemoryStore(), { squeezer: new Watched() })).close()
+    await (await initRepository(new MemoryStore(), { squeezer: () => new Watched() })).close()
     assert.equal(closed, 1)
   })
 })

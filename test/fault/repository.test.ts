@@ -183,7 +183,7 @@ suite('repository under failing stores', () => {
     }
     const store = new MemoryStore()
     await initInline(store)
-    const repository = await openRepository(store, { squeezer: new Broken() })
+    const repository = await openRepository(store, { squeezer: () => new Broken() })
     await assert.rejects(backUp(repository, sample(4, 30 * MIB)), (error) => isBlockError(error, 'io'))
     assert.deepEqual(await store.list('backups/'), [])
     assert.deepEqual(await store.list('packs/'), [])

@@ -24,7 +24,7 @@ export interface Change {
 }
 
 // Hashing in the calling thread: no thread to start and to end for each of many small repositories.
-export const inline = (): RepositoryOptions => ({ squeezer: new InlineSqueezer() })
+export const inline = (): RepositoryOptions => ({ squeezer: (vault) => new InlineSqueezer(vault) })
 export const initInline = (store: ObjectStore): Promise<Repository> => initRepository(store, inline())
 export const openInline = (store: ObjectStore): Promise<Repository> => openRepository(store, inline())
 

@@ -34,7 +34,7 @@ export class Lab {
     await lab.host.makeFolder('/images')
     await lab.host.makeFolder('/home/run')
     const store = new DirectoryStore(lab.host, LAB_REPOSITORY)
-    await (await initRepository(store, { squeezer: new InlineSqueezer() })).close()
+    await (await initRepository(store, { squeezer: (vault) => new InlineSqueezer(vault) })).close()
     await lab.start()
     return lab
   }
@@ -70,7 +70,9 @@ export class Lab {
   }
 
   repository(): Promise<Repository> {
-    return openRepository(new DirectoryStore(this.host, LAB_REPOSITORY), { squeezer: new InlineSqueezer() })
+    return openRepository(new DirectoryStore(this.host, LAB_REPOSITORY), {
+      squeezer: (vault) => new InlineSqueezer(vault),
+    })
   }
 
   /** The disk as its guest has it. */

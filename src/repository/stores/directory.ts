@@ -62,7 +62,7 @@ export class DirectoryStore implements ObjectStore {
 
   async status(key: string): Promise<ObjectStatus | undefined> {
     const status = await this.#host.status(this.#path(key))
-    return status === undefined ? undefined : { size: status.size }
+    return status === undefined ? undefined : { size: status.size, createdMs: status.modifiedMs }
   }
 
   async list(prefix: string): Promise<string[]> {
