@@ -8,6 +8,7 @@ import { MemoryDevice } from '../../src/block/memory.ts'
 import { DelayFilter } from '../../src/filter/delay.ts'
 import { FaultFilter } from '../../src/filter/fault.ts'
 import { ReadonlyFilter } from '../../src/filter/readonly.ts'
+import { SalvageFilter } from '../../src/filter/salvage.ts'
 import { SliceFilter } from '../../src/filter/slice.ts'
 import { StallFilter } from '../../src/filter/stall.ts'
 import { deviceContract } from './device.ts'
@@ -15,6 +16,7 @@ import { deviceContract } from './device.ts'
 const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 
 deviceContract('slice filter', async (_t, size) => new SliceFilter(new MemoryDevice(size + 12_288), 8192, size))
+deviceContract('salvage filter', async (_t, size) => new SalvageFilter(new MemoryDevice(size), () => {}))
 deviceContract('stall filter', async (_t, size) => new StallFilter(new MemoryDevice(size), 60_000, () => {}))
 deviceContract('fault filter without rules', async (_t, size) => new FaultFilter(new MemoryDevice(size)))
 deviceContract('delay filter', async (_t, size) => {
