@@ -258,7 +258,7 @@ suite('repository: what it stores', () => {
     const store = new MemoryStore()
     const repository = await initInline(store)
     await backUp(repository, noise(new Random(5), 3 * MIB))
-    await backUp(repository, Buffer.alloc(5 * MIB))
+    await backUp(repository, Buffer.alloc(5 * MIB), undefined, 2000)
     let stored = 0
     for (const key of await store.list('')) stored += (await store.get(key)).length
     const { each, ...stats } = await repository.stats()
