@@ -22,6 +22,7 @@ import { CONVERT } from './parts/convert.ts'
 import { EIGHT_DISKS } from './parts/eight-disks.ts'
 import { HUNDRED_DISKS } from './parts/hundred-disks.ts'
 import { IN_PROCESS } from './parts/in-process.ts'
+import { JOBS } from './parts/jobs.ts'
 import { NETWORK } from './parts/network.ts'
 import { SLOW_NEIGHBOUR } from './parts/slow-neighbour.ts'
 import { UNCACHED } from './parts/uncached.ts'
@@ -38,6 +39,7 @@ const PARTS: readonly Part[] = [
   SLOW_NEIGHBOUR,
   HUNDRED_DISKS,
   CONVERT,
+  JOBS,
 ]
 
 const PUBLISHED: Extent = { rounds: 5, seconds: 1, imageMiB: 2048 }
