@@ -122,10 +122,15 @@ export const STORAGE_DAEMON_JOBS: Rival = {
     const running = await startProcess(
       [
         'qemu-storage-daemon',
-        ...['--chardev', `socket,id=qmp,path=${monitor},server=on,wait=off`, '--monitor', 'chardev=qmp'],
-        ...['--nbd-server', `addr.type=unix,addr.path=${nbd}`],
+        '--chardev',
+        `socket,id=qmp,path=${monitor},server=on,wait=off`,
+        '--monitor',
+        'chardev=qmp',
+        '--nbd-server',
+        `addr.type=unix,addr.path=${nbd}`,
         ...chainOptions(stage),
-        ...['--export', `type=nbd,id=disk,node-name=${node},name=disk,writable=on`],
+        '--export',
+        `type=nbd,id=disk,node-name=${node},name=disk,writable=on`,
       ],
       () => answers({ path: nbd }),
     )

@@ -32,7 +32,9 @@ interface Place {
 export const JOBS: Part = {
   name: 'jobs',
   title: 'Live commit, stream and mirror',
-  about: ({ extent }) => `A qcow2 disk of ${extent.imageMiB} MiB full of random data, all of it in the page cache: committed into a full base, streamed
+  about: ({
+    extent,
+  }) => `A qcow2 disk of ${extent.imageMiB} MiB full of random data, all of it in the page cache: committed into a full base, streamed
 into an empty overlay, mirrored to a new image on which it then goes on. A job counts as over when its result is synced. Idle: how fast it
 is. Under load: what ${GUEST.name}, from fio is served while the job runs, and how long it runs, of which ${JOB_MAX_SECONDS} s means that it was given up.`,
   async measure(bench) {

@@ -78,7 +78,12 @@ export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 
-/** The same for a stream, which a guest's write to the piece waits for, and how many it copies at once: they share the syncs. */
+/** Requests of a copy that are at least so long are made in the pool. */
+export const COPY_POOLED_MIN = 64 * KIB
+
+/** Pieces that a commit copies at once. */
+export const COMMIT_LANES = 4
+/** A stream has smaller pieces, since a guest's write to a piece waits for it, and more of them at once: they share the syncs. */
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
 

@@ -6,6 +6,7 @@ import { assert } from '../base/assert.ts'
 
 export class BufferPool {
   readonly #free = new Map<number, Uint8Array[]>()
+  readonly #made = new WeakSet<Uint8Array>()
   #freeBytes = 0
 
   /** A buffer of at least `length` bytes, with old content. Give it back with `give`. */
@@ -14,8 +15,7 @@ export class BufferPool {
     let size = POOL_BUFFER_MIN
     while (size < length) size *= 2
     const buffer = this.#free.get(size)?.pop()
-    // No Buffer: its `slice` is no copy, but a view of bytes that the next borrower writes over.
-    if (buffer === undefined) return new Uint8Array(Buffer.allocUnsafeSlow(size).buffer)
+    if (buffer === undefined) return this.#make(size)
     this.#freeBytes -= size
     return buffer
   }
@@ -28,7 +28,25 @@ export class BufferPool {
     list.push(buffer)
     this.#freeBytes += buffer.length
   }
+
+  /** True for a buffer that this pool has lent. */
+  lent(buffer: Uint8Array): boolean {
+    return this.#made.has(buffer)
+  }
+
+  #make(size: number): Uint8Array {
+    // No Buffer: its `slice` is no copy, but a view of bytes that the next borrower writes over.
+    const buffer = new Uint8Array(Buffer.allocUnsafeSlow(size).buffer)
+    this.#made.add(buffer)
+    return buffer
+  }
 }
 
 /** The pool of this thread. */
 export const pool = new BufferPool()
+
+/**
+ * Buffers of work that goes on beside the guests, a job's copies. A file reads into them and writes from them in threads of the pool,
+ * on another processor, and the event loop is free for the guests.
+ */
+export const copyPool = new BufferPool()

@@ -1,6 +1,7 @@
 // One of the two log areas of a disk: records from the front of a preallocated file, which never grows. Appending does not
 // sync. What a record means is not known here.
 
+import { isZero } from '../base/bytes.ts'
 import { DIRTYLOG_PIECE } from '../base/limits.ts'
 import type { Pending } from '../block/device.ts'
 import type { HostFile } from '../host/host.ts'
@@ -60,6 +61,8 @@ export class LogArea {
       const length = Math.min(piece.length, size - start)
       const read = this.file.read(start, length, piece, 0)
       if (read !== undefined) await read
+      // Most of an area was never written, and no record is all zeros.
+      if (isZero(piece, 0, length)) continue
       for (let at = 0; at < length; at += RECORD_BYTES) {
         const record = epochAt(piece, at) < least ? undefined : decodeRecord(piece, at)
         if (record !== undefined) visit(record, (start + at) / RECORD_BYTES)

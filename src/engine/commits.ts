@@ -105,6 +105,7 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
       to,
       bitmap,
       total: row.total,
+      pace: context.mergePaces.commit,
       began: (total) => {
         const record = { ...(context.catalog.get('job', row.id) ?? row), total }
         return context.catalog.commit([{ put: 'job', record }])

@@ -9,6 +9,7 @@ import { BlockError } from '../block/error.ts'
 import { withCacheMode } from '../host/cache-mode.ts'
 import type { Host } from '../host/host.ts'
 import type { MirrorPace } from '../job/mirror.ts'
+import type { MergePaces } from '../job/settler.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
 import type { Home } from './home.ts'
@@ -63,6 +64,7 @@ export interface EngineContext {
   readonly openRepository: (location: string) => Promise<Repository>
   readonly scratchBytes: number
   readonly mirrorPace: MirrorPace
+  readonly mergePaces: MergePaces
   readonly scratchBudget: ScratchBudget
   /** One backup at a time on this host. */
   readonly backupTurn: Turn

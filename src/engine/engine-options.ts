@@ -3,6 +3,7 @@
 
 import type { Host } from '../host/host.ts'
 import type { MirrorPace } from '../job/mirror.ts'
+import type { MergePaces } from '../job/settler.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { BackupParty } from './backup-party.ts'
 import type { Catalog } from './catalog.ts'
@@ -18,8 +19,9 @@ export interface EngineOptions {
   readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
   readonly report: (message: string, details?: Record<string, unknown>) => void
-  /** How mirrors copy; tests have small pieces. */
+  /** How mirrors and merges copy; tests have small pieces. */
   readonly mirrorPace?: MirrorPace
+  readonly mergePaces?: MergePaces
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number

@@ -16,6 +16,7 @@ import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import { MERGE_PACES } from '../job/settler.ts'
 import type { JobTerms } from '../job/terms.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
@@ -85,6 +86,7 @@ export class Engine {
       serveView: options.serveView,
       openRepository: options.openRepository,
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
+      mergePaces: options.mergePaces ?? MERGE_PACES,
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
       scratchBudget: new ScratchBudget(options.scratchHostBytes ?? SCRATCH_HOST_BYTES),
       backupTurn: shard?.backupTurn ?? new Mutex(),

@@ -94,6 +94,7 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
       to,
       bitmap,
       total: row.total,
+      pace: context.mergePaces.stream,
       began: (total) => {
         const record = { ...(context.catalog.get('job', row.id) ?? row), total }
         return context.catalog.commit([{ put: 'job', record }])

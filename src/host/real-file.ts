@@ -8,11 +8,15 @@
 //   judged      by the clock: within the call while that is quick (pace.ts)
 //   background  nobody waits for it: always in the pool
 //
+// What a job copies goes to the pool whatever the file, which its buffers tell (copyPool).
+//
 // Which of them a file is, and opening it, is the affair of real.ts.
 
 import fs from 'node:fs'
+import { COPY_POOLED_MIN } from '../base/limits.ts'
 import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import { copyPool } from '../block/pool.ts'
 import { Claim, type ClaimKind } from './claims.ts'
 import { GroupedSync } from './grouped-sync.ts'
 import type { HostFile } from './host.ts'
@@ -82,6 +86,7 @@ export class RealFile implements HostFile {
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
     if (this.#isClosed) throw this.#closedError('read')
+    if (isCopy(into, length)) return this.#transfer(fs.read, offset, length, into, at)
     if (this.#way === 'cached') {
       const found = syscalls?.readCached(this.#fd, into, at, length, offset) ?? 0
       if (found === length) return undefined
@@ -98,6 +103,7 @@ export class RealFile implements HostFile {
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     if (this.#isClosed) throw this.#closedError('write')
+    if (isCopy(from, length)) return this.#transfer(fs.write, offset, length, from, at)
     if (!this.#writePace.isQuick) return this.#transfer(fs.write, offset, length, from, at)
     if (this.#way === 'memory') return this.#writeNow(offset, length, from, at)
     const began = performance.now()
@@ -208,6 +214,7 @@ export class RealFile implements HostFile {
   #transfer(call: Transfer, offset: number, length: number, buffer: Uint8Array, at: number): Promise<void> {
     const isRead = call === fs.read
     const pace = isRead ? this.#readPace : this.#writePace
+    const isJudged = this.#way !== 'background' && !isCopy(buffer, length)
     return this.#inLane((resolve, reject) => {
       const began = performance.now()
       let done = 0
@@ -217,7 +224,7 @@ export class RealFile implements HostFile {
         done += count
         if (count === 0 && isRead) buffer.fill(0, at + done, at + length)
         else if (done < length) return next()
-        if (this.#way !== 'background') pace.tookInPool(began, performance.now(), length)
+        if (isJudged) pace.tookInPool(began, performance.now(), length)
         resolve()
       }
       next()
@@ -302,6 +309,11 @@ export class RealFile implements HostFile {
     const place = offset === undefined || length === undefined ? {} : { offset, length }
     return toBlockError(error, `${this.path}: ${doing}`, { path: this.path, ...place })
   }
+}
+
+/** True for a request of a job, unless it is too small to be worth a thread's attention. */
+function isCopy(buffer: Uint8Array, length: number): boolean {
+  return length >= COPY_POOLED_MIN && copyPool.lent(buffer)
 }
 
 /** A block device's length in bytes, from sysfs, which counts sectors of 512 bytes whatever the device's own. */

@@ -7,7 +7,6 @@
 //
 // What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
 
-import { CHECKPOINT_BYTES, CHECKPOINT_MS } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import type { Layer } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
@@ -18,6 +17,7 @@ import type { Job } from './job.ts'
 import { whileMendable } from './mend.ts'
 import { addHidden, addOwned, copyGranules } from './merge.ts'
 import { savedTodo, scanTodo } from './scanned-todo.ts'
+import { type MergePace, Settler } from './settler.ts'
 
 export interface CommitOptions {
   readonly job: Job
@@ -29,6 +29,7 @@ export interface CommitOptions {
   readonly bitmap: string
   /** Bytes to do when the job was first begun; 0 for a new job. */
   readonly total: number
+  readonly pace: MergePace
   /** Told once, when the to-do set is known. */
   readonly began: (total: number) => Promise<void>
   /** Makes the merge take effect: called with the target flushed, and the disk drained when the active layer goes down. */
@@ -91,26 +92,24 @@ async function findTodo(options: CommitOptions, isActive: boolean): Promise<Logg
 }
 
 async function attach(options: CommitOptions, todo: LoggedBitmap, target: Layer, isActive: boolean): Promise<Copier> {
-  const { job, disk } = options
+  const { job, disk, pace } = options
   const upper = new PaddedFilter(disk.chain.layers[options.from] as Layer, disk.size)
   const make = (): Copier => {
     const pending = new Bitmap(Math.min(disk.size, target.size))
     copyGranules(todo.bits, pending)
-    let sinceBytes = 0
-    let sinceMs = performance.now()
-    const copier = new Copier({
+    const settler = new Settler(pace, () => saveProgress(disk, todo, copier, target))
+    const copier: Copier = new Copier({
       job,
+      piece: pace.piece,
+      lanes: pace.lanes,
       source: isActive ? disk.chain : upper,
       target,
       todo: pending,
       mark: (offset, length) => disk.log.mark(offset, length),
       copied: (_offset, length) => {
         job.advance(length, pending.bytes)
-        sinceBytes += length
-        if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
-        sinceBytes = 0
-        sinceMs = performance.now()
-        return saveProgress(disk, todo, copier, target)
+        job.describe({ copied: copier.copiedBytes, rewritten: copier.dirtiedBytes })
+        return settler.copied(length)
       },
     })
     return copier

@@ -13,12 +13,12 @@
 import { COPY_PIECE } from '../base/limits.ts'
 import { Breather } from '../base/breather.ts'
 import { isZero } from '../base/bytes.ts'
-import { RangeLocks, type RangeToken } from '../base/mutex.ts'
+import { Mutex, RangeLocks, type RangeToken } from '../base/mutex.ts'
 import { divideUp, roundDown, roundUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import type { ExtentVisitor, Pending } from '../block/device.ts'
 import { MAY_UNMAP, ZERO } from '../block/device.ts'
-import { pool } from '../block/pool.ts'
+import { copyPool } from '../block/pool.ts'
 import type { Change, Interceptor } from '../chain/disk.ts'
 import type { Job } from './job.ts'
 
@@ -61,6 +61,8 @@ export class Copier implements Interceptor {
   readonly #todo: Bitmap
   /** Copied since the last checkpoint, by pieces or by writes that went to both. */
   #copied: Bitmap
+  /** One checkpoint at a time: a second one would take over what the first has not flushed. */
+  readonly #checkpoints = new Mutex()
   readonly #locks = new RangeLocks()
   readonly #breather = new Breather()
   readonly #held = new Map<Change, RangeToken>()
@@ -175,7 +177,11 @@ export class Copier implements Interceptor {
    * Flushes the target and then says through `settled` which ranges need not be copied again, whatever crashes: those copied
    * before the flush, less what was marked, copied or claimed since it began.
    */
-  async checkpoint(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
+  checkpoint(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
+    return this.#checkpoints.run(() => this.#settle(flush, settled))
+  }
+
+  async #settle(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
     const candidates = this.#copied
     this.#copied = new Bitmap(candidates.size, candidates.granule)
     try {
@@ -320,7 +326,7 @@ export class Copier implements Interceptor {
   }
 
   async #copyData(offset: number, length: number): Promise<void> {
-    const buffer = pool.take(length)
+    const buffer = copyPool.take(length)
     try {
       const read = this.#options.source.read(offset, length, buffer, 0)
       if (read !== undefined) await read
@@ -332,7 +338,7 @@ export class Copier implements Interceptor {
       if (done !== undefined) await done
       if (!isAllZero) this.writtenBytes += length
     } finally {
-      pool.give(buffer)
+      copyPool.give(buffer)
     }
   }
 }

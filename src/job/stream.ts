@@ -10,7 +10,6 @@
 // What the pivot means for the catalog and for files is the engine's: it is the `pivot` callback.
 
 import { assert } from '../base/assert.ts'
-import { CHECKPOINT_BYTES, CHECKPOINT_MS, STREAM_LANES, STREAM_PIECE } from '../base/limits.ts'
 import { roundDown, roundUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
@@ -21,6 +20,7 @@ import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 import { whileMendable } from './mend.ts'
 import { addHidden, addOwned, copyGranules } from './merge.ts'
+import { type MergePace, Settler } from './settler.ts'
 import { UnownedTarget } from './unowned-target.ts'
 
 export interface StreamOptions {
@@ -36,6 +36,7 @@ export interface StreamOptions {
   readonly bitmap: string
   /** Bytes to do when the job was first begun; 0 for a new job. */
   readonly total: number
+  readonly pace: MergePace
   /** Told once, when the to-do set is known. */
   readonly began: (total: number) => Promise<void>
   /** Makes the merge take effect: called with the target flushed, while the guest goes on. */
@@ -74,25 +75,20 @@ function saveProgress({ disk, bitmap }: StreamOptions, target: Layer, copier: Co
 
 /** A copier with nothing to do yet, which the guest's writes pass from now on. */
 async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
-  const { job, disk, base, to } = options
+  const { job, disk, base, to, pace } = options
   const isActive = target === disk.chain.active
-  let sinceBytes = 0
-  let sinceMs = performance.now()
+  const settler = new Settler(pace, () => saveProgress(options, target, copier))
   const copier: Copier = new Copier({
     job,
     mode: 'yielding',
-    piece: STREAM_PIECE,
-    lanes: STREAM_LANES,
+    piece: pace.piece,
+    lanes: pace.lanes,
     source: isActive ? disk.chain : target,
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
     todo: new Bitmap(Math.min(disk.size, target.size)),
     copied: (_offset, length) => {
       job.advance(length, copier.todo.bytes)
-      sinceBytes += length
-      if (sinceBytes < CHECKPOINT_BYTES && performance.now() - sinceMs < CHECKPOINT_MS) return undefined
-      sinceBytes = 0
-      sinceMs = performance.now()
-      return saveProgress(options, target, copier)
+      return settler.copied(length)
     },
   })
   // Under a drain, so that no write is in flight that does not pass the copier.

@@ -13,6 +13,8 @@ import { initRepository, openRepository, type Repository } from '../../src/repos
 import { InlineSqueezer } from '../../src/repository/squeezer.ts'
 import { DirectoryStore } from '../../src/repository/stores/directory.ts'
 
+const MERGE_PACE = { piece: 16_384, lanes: 2, settleBytes: 65_536, settleMs: Infinity }
+
 export const LAB_REPOSITORY = '/repository'
 
 export class Lab {
@@ -61,6 +63,7 @@ export class Lab {
       report: (message) => this.reports.push(message),
       // Small disks are many pieces all the same.
       mirrorPace: { piece: 16_384, settleBytes: 65_536 },
+      mergePaces: { commit: MERGE_PACE, stream: MERGE_PACE },
     })
   }
 
