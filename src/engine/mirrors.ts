@@ -177,6 +177,7 @@ async function work(
           },
           mode: () => current().mode,
           finish: () => current().finish,
+          copied: () => context.catalog.commit([{ remove: 'job', id: row.id }]),
           pivot: async () => {
             left = await pivot(context, managed, row, target?.layer as Layer)
           },

@@ -48,6 +48,8 @@ export interface MirrorOptions {
   /** What the user wants now; after a change the job is nudged. */
   readonly mode: () => MirrorMode
   readonly finish: () => MirrorFinish | undefined
+  /** Makes it known for good that the target is a copy: the to-do set, without which a restart could not go on, is dropped after it. */
+  readonly copied: () => Promise<void>
   /** Makes a pivot take effect: called with the target equal and flushed, and the disk drained. */
   readonly pivot: () => Promise<void>
 }
@@ -117,11 +119,12 @@ class Mirror {
   }
 
   async run(): Promise<void> {
-    const { job, disk, pivot, bitmap } = this.#options
+    const { job, disk, pivot, copied, bitmap } = this.#options
     try {
       const finish = await this.#follow()
       job.move('finalizing')
       if (finish === 'pivot') await this.#underDrain(pivot)
+      else await copied()
     } catch (error) {
       // The next run begins where a clean stop ended this one; what cannot be saved now is copied again.
       if (job.suspended) await this.#settle().catch(() => undefined)

@@ -5,7 +5,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
-import { type Format, openLayer } from '../../src/chain/open.ts'
+import { type Format, openChain, openLayer } from '../../src/chain/open.ts'
+import type { Layer } from '../../src/block/device.ts'
 import { createQcow2 } from '../../src/format/qcow2/create.ts'
 import type { MirrorRequest } from '../../src/engine/mirrors.ts'
 import type { MirrorFinish, MirrorMode } from '../../src/job/mirror.ts'
@@ -41,6 +42,7 @@ const SETTINGS: readonly Setting[] = [
     existing: true,
   },
   { title: 'with a pivot to a new image', format: 'qcow2', mode: 'auto', finish: 'pivot', left: [TARGET] },
+  { title: 'of the top to a copy', format: 'qcow2', mode: 'background', finish: 'copy', sync: 'top' },
   {
     title: 'of the top with a pivot',
     format: 'qcow2',
@@ -116,6 +118,7 @@ async function collect(random: Random, setting: Setting): Promise<Crash[]> {
     if (write % 5 === 4) await lab.disk('vm').log.fold()
   }
   assert.equal((await ended).error, undefined)
+  setAside('nothing', lab.host.operations)
   lab.host.beforeOperation = undefined
   await lab.stop()
   return crashes
@@ -141,11 +144,11 @@ async function checkCrash({ lab, note, oldest, newest }: Crash, setting: Setting
 }
 
 async function readTarget(lab: Lab, format: Format): Promise<Buffer> {
-  const layer = await openLayer(lab.host, TARGET, format, 'target')
+  const layers = await openChain({ host: lab.host, path: TARGET, format })
   try {
-    return await readWhole(layer)
+    return await readWhole(layers.at(-1) as Layer)
   } finally {
-    await layer.close()
+    for (const layer of layers.toReversed()) await layer.close()
   }
 }
 
