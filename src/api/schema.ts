@@ -5,6 +5,8 @@ import { z } from 'zod'
 
 /** Characters of the longest name that a request may have. */
 export const NAME_LENGTH_MAX = 1023
+/** Edits of bitmaps in one request. */
+const EDITS_MAX = 1000
 
 const name = z.string().min(1).max(NAME_LENGTH_MAX)
 const bytes = z.number().int().nonnegative()
@@ -43,6 +45,19 @@ const bitmap = z.object({
   state: z.enum(['valid', 'void']),
   dirtyBytes: bytes,
 })
+
+const bitmapEdit = z.union([
+  z.object({
+    edit: z.literal('add'),
+    name,
+    granule: bytes.optional(),
+    disabled: z.boolean().optional(),
+    from: name.optional().describe('A bitmap to copy'),
+  }),
+  z.object({ edit: z.enum(['remove', 'clear', 'enable', 'disable']), name }),
+  z.object({ edit: z.literal('rename'), name, to: name }),
+  z.object({ edit: z.literal('merge'), name, into: name }),
+])
 
 const cache = z.enum(['writeback', 'none', 'unsafe'])
 
@@ -158,6 +173,22 @@ export const routes = {
     params: onDisk,
     body: z.object({ size: bytes }),
     response: disk,
+  },
+  editBitmaps: {
+    method: 'POST',
+    path: '/v1/disks/:disk/bitmaps',
+    summary: 'Adds, removes, clears, enables, disables, renames and merges bitmaps: at one moment, all or none',
+    params: onDisk,
+    body: z.object({ edits: z.array(bitmapEdit).min(1).max(EDITS_MAX) }),
+    response: disk,
+  },
+  compareBitmaps: {
+    method: 'GET',
+    path: '/v1/disks/:disk/bitmaps/:first/compared-with/:second',
+    summary: 'How two bitmaps differ, in bytes of the disk',
+    params: z.object({ disk: name, first: name, second: name }),
+    body: nothing,
+    response: z.object({ both: bytes, onlyFirst: bytes, onlySecond: bytes }),
   },
   removeDisk: {
     method: 'DELETE',
@@ -367,5 +398,6 @@ export type Reply<K extends RouteName> = z.output<Routes[K]['response']>
 /** A job's progress as server-sent events: one `data:` line of JSON per change, the last one when it ended. */
 export const jobEventsPath = (id: string): string => `/v1/jobs/${encodeURIComponent(id)}/events`
 
+export type BitmapEditBody = z.input<typeof bitmapEdit>
 export type JobReply = z.output<typeof job>
 export type DiskReply = z.output<typeof disk>

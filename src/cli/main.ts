@@ -19,6 +19,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   disk: async () => (await import('./disk.ts')).addDiskCommands,
   snapshot: loadSnapshot,
   clone: loadSnapshot,
+  bitmap: async () => (await import('./bitmap.ts')).addBitmapCommands,
   commit: loadMerge,
   stream: loadMerge,
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,

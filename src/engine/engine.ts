@@ -1,5 +1,5 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
-// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims,
+// finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
 // reverts, branches, commits, streams, mirrors, deletion, conflicts, backups, backup-party, job-table.
 
 import path from 'node:path'
@@ -20,6 +20,7 @@ import { MERGE_PACES } from '../job/settler.ts'
 import type { JobTerms } from '../job/terms.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
 import { sideOf } from './branches.ts'
+import { type BitmapComparison, type BitmapEdit, compareBitmaps, editBitmaps } from './bitmaps.ts'
 import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
 import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { layersOf, refuseClaimed } from './claims.ts'
@@ -178,6 +179,15 @@ export class Engine {
   async resizeDisk(name: string, size: number): Promise<DiskStatus> {
     await resizeDisk(this.#context, findDisk(this.#context, name), size)
     return this.showDisk(name)
+  }
+
+  async editBitmaps(name: string, edits: readonly BitmapEdit[]): Promise<DiskStatus> {
+    await editBitmaps(findDisk(this.#context, name), edits)
+    return this.showDisk(name)
+  }
+
+  compareBitmaps(disk: string, first: string, second: string): BitmapComparison {
+    return compareBitmaps(findDisk(this.#context, disk), first, second)
   }
 
   /** Makes a new disk over a snapshot of another one, whose layers they then share; see `prepareClone`. */

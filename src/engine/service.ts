@@ -7,6 +7,7 @@ import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { BackupRequest } from './backups.ts'
+import type { BitmapComparison, BitmapEdit } from './bitmaps.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
 import type { MirrorRequest } from './mirrors.ts'
@@ -25,6 +26,9 @@ export interface EngineService {
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
   resizeDisk(name: string, size: number): Promise<DiskStatus>
   removeDisk(name: string): Promise<void>
+  /** At one moment, all or none. */
+  editBitmaps(disk: string, edits: readonly BitmapEdit[]): Promise<DiskStatus>
+  compareBitmaps(disk: string, first: string, second: string): Soon<BitmapComparison>
   /** Serves a disk on TCP again that is held since the host stopped uncleanly; kind 'invalid-argument' when it is not held. */
   releaseDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>

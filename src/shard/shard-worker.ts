@@ -87,6 +87,8 @@ const functions: ShardFunctions = {
   addDisk: (...args) => running().addDisk(...args),
   createDisk: (...args) => running().createDisk(...args),
   resizeDisk: (...args) => running().resizeDisk(...args),
+  editBitmaps: (...args) => running().editBitmaps(...args),
+  compareBitmaps: (...args) => running().compareBitmaps(...args),
   clone: (...args) => running().clone(...args),
   removeDisk: (name) => {
     views.checkFree(name)

@@ -11,6 +11,7 @@ import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import type { BackupRequest } from '../engine/backups.ts'
+import type { BitmapComparison, BitmapEdit } from '../engine/bitmaps.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
@@ -152,6 +153,14 @@ export class Shards implements EngineService {
 
   resizeDisk(name: string, size: number): Promise<DiskStatus> {
     return this.#of(name).then((remote) => remote.resizeDisk(name, size))
+  }
+
+  editBitmaps(disk: string, edits: readonly BitmapEdit[]): Promise<DiskStatus> {
+    return this.#of(disk).then((remote) => remote.editBitmaps(disk, edits))
+  }
+
+  compareBitmaps(disk: string, first: string, second: string): Promise<BitmapComparison> {
+    return this.#of(disk).then((remote) => remote.compareBitmaps(disk, first, second))
   }
 
   /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */

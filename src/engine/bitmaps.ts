@@ -1,0 +1,144 @@
+// The bitmaps that users keep of a disk: which granules changed since a moment of their choosing. Several edits are made at one moment,
+// all or none, while the guest is held for as long as a flush takes. Those that Varve keeps for itself have a colon in their
+// names and are none of the user's: backup:..., job:...
+
+import { GRANULE_MAX, USER_GRANULE_MIN } from '../base/limits.ts'
+import { isPowerOfTwo } from '../base/round.ts'
+import { Bitmap } from '../bitmap/bitmap.ts'
+import { BlockError } from '../block/error.ts'
+import type { Disk } from '../chain/disk.ts'
+import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import { checkName, type ManagedDisk } from './context.ts'
+
+/** What a user can do with bitmaps; as QMP's block-dirty-bitmap commands. */
+export type BitmapEdit =
+  | {
+      readonly edit: 'add'
+      readonly name: string
+      /** Bytes, a power of two from 4 KiB to 2 GiB; 4 KiB, or that of `from`, unless told. */
+      readonly granule?: number | undefined
+      /** Unless told it records from now on. */
+      readonly disabled?: boolean | undefined
+      /** A bitmap whose granules it has set to begin with. */
+      readonly from?: string | undefined
+    }
+  | { readonly edit: 'remove' | 'clear' | 'enable' | 'disable'; readonly name: string }
+  | { readonly edit: 'rename'; readonly name: string; readonly to: string }
+  | { readonly edit: 'merge'; readonly name: string; readonly into: string }
+
+/** How two bitmaps of a disk differ, in bytes of the disk. */
+export interface BitmapComparison {
+  readonly both: number
+  readonly onlyFirst: number
+  readonly onlySecond: number
+}
+
+/**
+ * Makes the edits at one moment, all or none, and resolves when they are durable. Kinds 'not-found', 'exists', 'invalid-argument'; 'timeout'
+ * when the guest's requests in flight do not end.
+ */
+export function editBitmaps({ disk, control }: ManagedDisk, edits: readonly BitmapEdit[]): Promise<void> {
+  return control.run(async () => {
+    for (const edit of edits) checkEdit(edit)
+    // A bitmap begins with what is on stable storage: what a power loss takes back after that would differ without a bit. Most of
+    // the flush happens before the guest has to wait for the rest.
+    await disk.flush()
+    await disk.drain()
+    let durable: Promise<void>
+    try {
+      await disk.chain.flush()
+      durable = disk.log.edit(edits.flatMap((edit) => changesOf(disk, edit)))
+      durable.catch(() => undefined)
+    } finally {
+      disk.undrain()
+    }
+    await durable
+  })
+}
+
+/** Kind 'not-found' when one of them is not there. */
+export function compareBitmaps({ disk }: ManagedDisk, first: string, second: string): BitmapComparison {
+  const [one, other] = inSameGranules(find(disk, first).bits, find(disk, second).bits)
+  const all = one.copy()
+  all.or(other)
+  const onlySecond = all.copy()
+  onlySecond.andNot(one)
+  const onlyFirst = all.copy()
+  onlyFirst.andNot(other)
+  return {
+    both: all.bytes - onlyFirst.bytes - onlySecond.bytes,
+    onlyFirst: onlyFirst.bytes,
+    onlySecond: onlySecond.bytes,
+  }
+}
+
+/** Both in granules of one size, the larger. */
+function inSameGranules(first: Bitmap, second: Bitmap): readonly [Bitmap, Bitmap] {
+  const granule = Math.max(first.granule, second.granule)
+  return [inGranules(first, granule), inGranules(second, granule)]
+}
+
+function inGranules(bitmap: Bitmap, granule: number): Bitmap {
+  if (bitmap.granule === granule) return bitmap
+  const found = new Bitmap(bitmap.size, granule)
+  bitmap.runs(0, bitmap.size, bitmap.size, (offset, length) => found.set(offset, length) >= 0)
+  return found
+}
+
+function checkEdit(edit: BitmapEdit): void {
+  for (const name of namesOf(edit)) {
+    if (name.includes(':')) {
+      const message = `bitmap "${name}" is Varve's own: it keeps those with a colon for its backups and jobs. Copy it with --from`
+      throw new BlockError('invalid-argument', message)
+    }
+  }
+  if (edit.edit === 'add') checkName('bitmap', edit.name)
+  if (edit.edit === 'rename') checkName('bitmap', edit.to)
+  const granule = edit.edit === 'add' ? edit.granule : undefined
+  if (granule === undefined) return
+  if (isPowerOfTwo(granule) && granule >= USER_GRANULE_MIN && granule <= GRANULE_MAX) return
+  throw new BlockError('invalid-argument', `a granule of ${granule} bytes: use a power of two from 4 KiB to 2 GiB`)
+}
+
+/** Those that the edit changes; what it only reads may be Varve's own. */
+function namesOf(edit: BitmapEdit): string[] {
+  if (edit.edit === 'merge') return [edit.into]
+  return edit.edit === 'rename' ? [edit.name, edit.to] : [edit.name]
+}
+
+function changesOf(disk: Disk, edit: BitmapEdit): BitmapChange[] {
+  const { name } = edit
+  switch (edit.edit) {
+    case 'add':
+      return addition(disk, edit)
+    case 'enable':
+    case 'disable':
+      return [{ kind: 'record', name, on: edit.edit === 'enable' }]
+    case 'rename':
+      return [{ kind: 'rename', name, to: edit.to }]
+    case 'merge':
+      return [{ kind: 'merge', from: name, into: edit.into }]
+    default:
+      return [{ kind: edit.edit, name }]
+  }
+}
+
+function addition(disk: Disk, edit: BitmapEdit & { readonly edit: 'add' }): BitmapChange[] {
+  const { name, from } = edit
+  const granule = edit.granule ?? (from === undefined ? undefined : find(disk, from).bits.granule)
+  const added: BitmapChange = {
+    kind: 'add',
+    name,
+    ...(granule === undefined ? {} : { granule }),
+    recording: edit.disabled !== true,
+    fill: 'none',
+  }
+  // By a merge, which makes the copy of a void bitmap void.
+  return from === undefined ? [added] : [added, { kind: 'merge', from, into: name }]
+}
+
+function find(disk: Disk, name: string): LoggedBitmap {
+  const bitmap = disk.log.bitmaps.get(name)
+  if (bitmap !== undefined) return bitmap
+  throw new BlockError('not-found', `disk ${disk.name} has no bitmap "${name}": varve bitmap list ${disk.name}`)
+}
