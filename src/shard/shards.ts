@@ -11,7 +11,6 @@ import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import type { BackupRequest } from '../engine/backups.ts'
-import type { BitmapComparison, BitmapEdit } from '../engine/bitmaps.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
@@ -21,7 +20,6 @@ import { dismissal } from '../engine/job-table.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
-import type { SnapshotInfo } from '../engine/snapshots.ts'
 import type { Host, HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
@@ -54,6 +52,11 @@ interface Shard {
   ready: Promise<void>
 }
 
+/** Those of a shard's functions that are about one disk, which they name first. */
+type OfDisk = {
+  [K in keyof ShardFunctions]: Parameters<ShardFunctions[K]> extends [disk: string, ...unknown[]] ? K : never
+}[keyof ShardFunctions]
+
 /** A shard's place: the thread that is there now, and the disks that belong to it. */
 interface Seat {
   readonly number: number
@@ -83,6 +86,22 @@ export class Shards implements EngineService {
   #lastTicket = 0
   #isClosing = false
   #closed: Promise<void> | undefined
+
+  // What one disk is asked goes to its shard as it is.
+  readonly resizeDisk = this.#passOn('resizeDisk')
+  readonly editBitmaps = this.#passOn('editBitmaps')
+  readonly compareBitmaps = this.#passOn('compareBitmaps')
+  readonly listSnapshots = this.#passOn('listSnapshots')
+  readonly createSnapshot = this.#passOn('createSnapshot')
+  readonly exportSnapshot = this.#passOn('exportSnapshot')
+  readonly unexportSnapshot = this.#passOn('unexportSnapshot')
+  readonly revert = this.#passOn('revert')
+  readonly deleteSnapshot = this.#passOn('deleteSnapshot')
+  readonly planCommit = this.#passOn('planCommit')
+  readonly commit = this.#passOn('commit')
+  readonly planStream = this.#passOn('planStream')
+  readonly stream = this.#passOn('stream')
+  readonly mirror = this.#passOn('mirror')
 
   private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
     this.#options = options
@@ -151,18 +170,6 @@ export class Shards implements EngineService {
     return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
   }
 
-  resizeDisk(name: string, size: number): Promise<DiskStatus> {
-    return this.#of(name).then((remote) => remote.resizeDisk(name, size))
-  }
-
-  editBitmaps(disk: string, edits: readonly BitmapEdit[]): Promise<DiskStatus> {
-    return this.#of(disk).then((remote) => remote.editBitmaps(disk, edits))
-  }
-
-  compareBitmaps(disk: string, first: string, second: string): Promise<BitmapComparison> {
-    return this.#of(disk).then((remote) => remote.compareBitmaps(disk, first, second))
-  }
-
   /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */
   clone(disk: string, ...args: [snapshot: string, name: string, image?: string]): Promise<DiskStatus> {
     return this.#control.run(async () => (await this.#of(disk)).clone(disk, ...args))
@@ -170,14 +177,6 @@ export class Shards implements EngineService {
 
   removeDisk(name: string): Promise<void> {
     return this.#control.run(async () => (await this.#of(name)).removeDisk(name))
-  }
-
-  listSnapshots(disk: string): Promise<SnapshotInfo[]> {
-    return this.#of(disk).then((remote) => remote.listSnapshots(disk))
-  }
-
-  createSnapshot(disk: string, name: string): Promise<NewSnapshot> {
-    return this.#of(disk).then((remote) => remote.createSnapshot(disk, name))
   }
 
   async createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
@@ -199,42 +198,6 @@ export class Shards implements EngineService {
         return this.#commit(undefined, changes)
       })
     })
-  }
-
-  exportSnapshot(disk: string, snapshot: string): Promise<string> {
-    return this.#of(disk).then((remote) => remote.exportSnapshot(disk, snapshot))
-  }
-
-  unexportSnapshot(disk: string, snapshot: string): Promise<void> {
-    return this.#of(disk).then((remote) => remote.unexportSnapshot(disk, snapshot))
-  }
-
-  revert(disk: string, snapshot: string, keep?: string): Promise<void> {
-    return this.#of(disk).then((remote) => remote.revert(disk, snapshot, keep))
-  }
-
-  deleteSnapshot(...args: Parameters<EngineService['deleteSnapshot']>): Promise<JobStatus> {
-    return this.#of(args[0]).then((remote) => remote.deleteSnapshot(...args))
-  }
-
-  planCommit(disk: string, from?: string, to?: string): Promise<readonly string[]> {
-    return this.#of(disk).then((remote) => remote.planCommit(disk, from, to))
-  }
-
-  commit(...args: Parameters<EngineService['commit']>): Promise<JobStatus> {
-    return this.#of(args[0]).then((remote) => remote.commit(...args))
-  }
-
-  planStream(disk: string, base?: string, to?: string): Promise<readonly string[]> {
-    return this.#of(disk).then((remote) => remote.planStream(disk, base, to))
-  }
-
-  stream(...args: Parameters<EngineService['stream']>): Promise<JobStatus> {
-    return this.#of(args[0]).then((remote) => remote.stream(...args))
-  }
-
-  mirror(...args: Parameters<EngineService['mirror']>): Promise<JobStatus> {
-    return this.#of(args[0]).then((remote) => remote.mirror(...args))
   }
 
   async completeJob(...args: Parameters<EngineService['completeJob']>): Promise<JobStatus> {
@@ -462,6 +425,14 @@ export class Shards implements EngineService {
     const seat = record === undefined ? undefined : this.#seats.find(({ disks }) => disks.has(record.id))
     if (seat !== undefined) return seat
     throw new BlockError('not-found', `there is no disk ${disk}: varve disk list shows those there are`)
+  }
+
+  #passOn<K extends OfDisk>(name: K): Remote<ShardFunctions>[K] {
+    const passOn = async (disk: string, ...args: readonly unknown[]): Promise<unknown> => {
+      const call = (await this.#of(disk))[name] as (...given: unknown[]) => Promise<unknown>
+      return call(disk, ...args)
+    }
+    return passOn as Remote<ShardFunctions>[K]
   }
 
   /** The shard of a disk, when its disks are open. */
