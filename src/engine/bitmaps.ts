@@ -118,7 +118,8 @@ function changesOf(disk: Disk, edit: BitmapEdit): BitmapChange[] {
       return [{ kind: 'rename', name, to: edit.to }]
     case 'merge':
       return [{ kind: 'merge', from: name, into: edit.into }]
-    default:
+    case 'remove':
+    case 'clear':
       return [{ kind: edit.edit, name }]
   }
 }
