@@ -222,6 +222,10 @@ export const ARGON_MEMORY_KIB = 64 * KIB
 export const ARGON_PASSES = 3
 export const ARGON_LANES = 4
 export const ARGON_MEMORY_MAX_KIB = 1024 * KIB
+/** Largest file with a passphrase or key that is read, in bytes. */
+export const CREDENTIAL_FILE_BYTES_MAX = 4 * KIB
+/** Differences between a backup and a disk that are listed; the rest is counted. */
+export const DIFFERENCES_MAX = 1000
 /** How often a reader of a backup looks whether its blobs have moved when they cannot be read, in milliseconds. */
 export const RENEW_EVERY_MS = 10_000
 /** Damaged ranges that one verification lists; it counts the rest. */

@@ -1,76 +1,55 @@
-// varve repo, backup, backups, verify and restore. Only `backup` needs the daemon: what is in a repository can be listed,
-// verified and restored by anybody who can read it.
+// varve backup, backups, verify and restore. Only `backup` needs the daemon: what is in a repository can be listed, verified and
+// restored by anybody who can read it.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
+import { IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
+import type { BlockDevice } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import { absoluteLocation, initRepositoryAt, openRepositoryAt } from '../shard/repositories.ts'
-import type { BackupReader, Repository } from '../repository/repository.ts'
-import { print, table } from './context.ts'
+import { SalvageFilter } from '../filter/salvage.ts'
+import { absoluteLocation } from '../shard/repositories.ts'
+import type { BackupReader, VerifyReport } from '../repository/repository.ts'
+import { print } from './context.ts'
 import { Progress } from './progress.ts'
 import { cliOf, followJob } from './daemon-context.ts'
+import { listBackups } from './repo.ts'
+import { repoOption, type RepositoryFlags, withKeys, withRepository } from './repository.ts'
 import { restoreToImage } from './restore-image.ts'
 import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
-
-const repoOption = (): Option => new Option('--repo <folder>', 'the repository').makeOptionMandatory()
+import { compareWith } from './verify-against.ts'
 
 export function addBackupCommands(program: Command): void {
-  const repo = program.command('repo').description('backup repositories')
-  repo
-    .command('init <folder>')
-    .description('make a repository in an empty or new folder')
-    .action(async (folder: string, _options: unknown, command: Command) => {
-      const repository = await initRepositoryAt(folder)
-      await repository.close()
-      print(cliOf(command), { id: repository.id, location: absoluteLocation(folder) }, ({ id }) => `repository ${id}`)
-    })
-  repo.command('list <folder>').description('the backups in it, newest last').action(listBackups)
-  program
-    .command('backups')
-    .description('the backups in a repository, newest last')
-    .addOption(repoOption())
-    .action((options: { repo: string }, command: Command) => listBackups(options.repo, options, command))
+  withKeys(
+    program.command('backups').description('the backups in a repository, newest last').addOption(repoOption()),
+  ).action((options: RepositoryFlags & { repo: string }, command: Command) =>
+    listBackups(options.repo, options, command),
+  )
   const command = program
     .command('backup <disk...>')
     .description('back up disks at one moment, incrementally whenever it can be')
     .addOption(repoOption())
     .option('--full', 'copy all that is allocated, whatever changed')
   addTermOptions(command, 'backup').option('--no-wait', 'return as soon as the moment is taken').action(backup)
-  program
-    .command('verify <backup>')
-    .description('read and check every byte of a backup')
-    .addOption(repoOption())
+  withKeys(
+    program.command('verify <backup>').description('read and check every byte of a backup').addOption(repoOption()),
+  )
+    .option('--against <image>', 'compare a disk of it with an image, or with a disk by its NBD URI')
+    .addOption(new Option('-f, --format <format>', 'the format of that image').choices(FORMATS))
+    .option('--disk <name>', 'which disk, when the backup has several')
     .action(verify)
-  program
-    .command('restore <backup>')
-    .description('restore a disk of a backup to a new image')
-    .addOption(repoOption())
+  withKeys(
+    program
+      .command('restore <backup>')
+      .description('restore a disk of a backup to a new image')
+      .addOption(repoOption()),
+  )
     .requiredOption('--to <image>', 'the image to make')
     .addOption(new Option('-f, --format <format>', 'its format').choices(FORMATS).default('raw'))
     .option('--disk <name>', 'which disk, when the backup has several')
+    .option('--salvage', 'go on over what is damaged, as zeros; ends with status 5 when there was any')
     .action(restore)
-}
-
-async function listBackups(folder: string, _options: unknown, command: Command): Promise<void> {
-  const cli = cliOf(command)
-  const { backups, damaged } = await withRepository(folder, (repository) => repository.list())
-  print(cli, backups, () =>
-    table(
-      ['BACKUP', 'MOMENT', 'KIND', 'DISKS', 'SIZE', 'STORED'],
-      backups.map((row) => [
-        row.id,
-        new Date(row.moment).toISOString(),
-        row.kind,
-        row.disks.map((disk) => disk.name).join(' '),
-        formatSize(row.disks.reduce((sum, disk) => sum + disk.size, 0)),
-        formatSize(row.storedBytes),
-      ]),
-    ),
-  )
-  const [first] = damaged
-  if (first !== undefined) throw new BlockError('corrupt', `${damaged.length} more cannot be read: ${first.reason}`)
 }
 
 interface BackupOptions extends TermOptions {
@@ -99,55 +78,104 @@ async function backup(disks: string[], options: BackupOptions, command: Command)
   })
 }
 
-async function verify(id: string, options: { repo: string }, command: Command): Promise<void> {
+interface VerifyOptions extends RepositoryFlags {
+  readonly repo: string
+  readonly against?: string
+  readonly format?: Format
+  readonly disk?: string
+}
+
+async function verify(id: string, options: VerifyOptions, command: Command): Promise<void> {
+  if (options.against !== undefined) return verifyAgainst(id, options.against, options, command)
   const cli = cliOf(command)
   const progress = new Progress('verify')
-  const report = await withRepository(options.repo, (repository) =>
+  const report = await withRepository(options.repo, options, (repository) =>
     repository.verify(id, (done, total) => progress.update(done, total)),
   )
   progress.end()
-  const findings = [
-    ...report.ranges.map((range) => `${range.disk}: ${range.length} bytes at ${range.offset}: ${range.reason}`),
-    ...report.objects.map((object) => `${object.key}: ${object.reason}`),
-  ]
+  const findings = findingsOf(report)
   print(cli, report, () => [`${id}: ${report.isGood ? 'whole' : 'damaged'}`, ...findings].join('\n'))
   if (report.isGood) return
   throw new BlockError('corrupt', `backup ${id} is damaged: ${findings[0] ?? 'see the report'}`)
 }
 
-/** Opens a repository for one piece of work and closes it. */
-async function withRepository<T>(folder: string, work: (repository: Repository) => Promise<T>): Promise<T> {
-  const repository = await openRepositoryAt(folder)
-  try {
-    return await work(repository)
-  } finally {
-    await repository.close()
-  }
+function findingsOf(report: VerifyReport): string[] {
+  return [
+    ...report.ranges.map((range) => `${range.disk}: ${range.length} bytes at ${range.offset}: ${range.reason}`),
+    ...report.objects.map((object) => `${object.key}: ${object.reason}`),
+  ]
 }
 
-interface RestoreOptions {
-  readonly repo: string
-  readonly to: string
-  readonly format: Format
-  readonly disk?: string
-}
-
-async function restore(id: string, options: RestoreOptions, command: Command): Promise<void> {
-  const cli = cliOf(command)
-  const image = path.resolve(options.to)
-  const result = await withRepository(options.repo, async (repository) => {
+async function verifyAgainst(id: string, against: string, options: VerifyOptions, command: Command): Promise<void> {
+  const progress = new Progress('verify')
+  const result = await withRepository(options.repo, options, async (repository) => {
     const reader = await repository.openBackup(id)
-    const progress = new Progress('restore')
     try {
       const disk = chooseDisk(reader, options.disk)
       const report = (done: number, total: number): void => progress.update(done, total)
-      return { image, size: disk.size, copied: await restoreToImage(disk.device, image, options.format, report) }
+      const found = await compareWith(disk.device, against, options.format, report)
+      return { backup: id, disk: disk.name, against, ...found }
     } finally {
       progress.end()
       await reader.close()
     }
   })
-  print(cli, result, () => result.image)
+  const ranges = result.ranges.map(({ offset, length }) => `${length} bytes at ${offset} differ`)
+  const isSame = result.differentBytes === 0
+  print(cliOf(command), result, () =>
+    [`${id}, disk ${result.disk}: ${isSame ? 'equal' : 'different'}`, ...ranges].join('\n'),
+  )
+  if (isSame) return
+  throw new BlockError(
+    'corrupt',
+    `disk ${result.disk} of ${id} differs from ${against} in ${result.differentBytes} bytes`,
+  )
+}
+
+interface RestoreOptions extends RepositoryFlags {
+  readonly repo: string
+  readonly to: string
+  readonly format: Format
+  readonly disk?: string
+  readonly salvage?: boolean
+}
+
+async function restore(id: string, options: RestoreOptions, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const image = path.resolve(options.to)
+  const lost = new LostRanges()
+  const result = await withRepository(options.repo, options, async (repository) => {
+    const reader = await repository.openBackup(id)
+    const progress = new Progress('restore')
+    try {
+      const disk = chooseDisk(reader, options.disk)
+      const source: BlockDevice =
+        options.salvage === true ? new SalvageFilter(disk.device, (...range) => lost.add(...range)) : disk.device
+      const report = (done: number, total: number): void => progress.update(done, total)
+      return { image, size: disk.size, copied: await restoreToImage(source, image, options.format, report) }
+    } finally {
+      progress.end()
+      await reader.close()
+    }
+  })
+  const lines = lost.ranges.map(({ offset, length, reason }) => `lost: ${length} bytes at ${offset}: ${reason}`)
+  const shown = options.salvage === true ? { ...result, lostBytes: lost.bytes, lost: lost.ranges } : result
+  print(cli, shown, () => [result.image, ...lines].join('\n'))
+  if (lost.bytes === 0) return
+  throw new BlockError('corrupt', `${lost.bytes} bytes of ${id} could not be read, and are zeros in ${image}`)
+}
+
+/** Neighbours are one range; so many are listed, and all bytes are counted. */
+class LostRanges {
+  readonly ranges: { offset: number; length: number; reason: string }[] = []
+  bytes = 0
+
+  add(offset: number, length: number, reason: string): void {
+    this.bytes += length
+    const last = this.ranges.at(-1)
+    if (last !== undefined && last.offset + last.length === offset) last.length += length
+    else if (this.ranges.length < IMAGE_LOST_RANGES_MAX) this.ranges.push({ offset, length, reason })
+  }
 }
 
 function chooseDisk(reader: BackupReader, wanted: string | undefined): BackupReader['disks'][number] {

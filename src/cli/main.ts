@@ -23,7 +23,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   commit: loadMerge,
   stream: loadMerge,
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,
-  repo: loadBackup,
+  repo: async () => (await import('./repo.ts')).addRepoCommands,
   backup: loadBackup,
   backups: loadBackup,
   verify: loadBackup,
@@ -58,8 +58,7 @@ const program = new Command('varve')
 const wanted = GROUPS[process.argv[2] ?? '']
 for (const load of wanted === undefined ? new Set(Object.values(GROUPS)) : [wanted]) (await load())(program)
 
-for (const command of [...program.commands, ...program.commands.flatMap((group) => group.commands)])
-  command.exitOverride()
+overrideExit(program.commands)
 
 try {
   await program.parseAsync()
@@ -67,4 +66,9 @@ try {
   // Commander has printed its usage error; 0 is for --help and --version.
   if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2
   else process.exitCode = reportError(error, program.opts<GlobalOptions>().json === true)
+}
+
+/** Of all commands and those below them: none ends the process by itself. */
+function overrideExit(commands: readonly Command[]): void {
+  for (const command of commands) overrideExit(command.exitOverride().commands)
 }

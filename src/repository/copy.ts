@@ -37,14 +37,15 @@ export async function copyBackups(source: Core, target: Core, options: CopyOptio
     throw new BlockError('invalid-argument', `${source.store.name} and ${target.store.name} are one repository`)
   }
   const chosen = await choose(source, options.backups)
-  const there = await copiesIn(source.config.id, target)
+  const { backups, forgotten } = await readBackups(target)
+  const there = new Set(backups.filter(({ id }) => !forgotten.has(id)).map(originOf))
   const { tags } = await readBackups(source)
   const { blobs } = await source.inventory.refresh()
   const done: CopiedBackup[] = []
   const run = new CopyRun(source, target, blobs)
   for (const info of chosen) {
     options.progress?.(done.length, chosen.length)
-    if (there.has(info.id)) done.push({ from: info.id, storedBytes: 0 })
+    if (there.has(originOf(info))) done.push({ from: info.id, storedBytes: 0 })
     else {
       const copied = await run.backup(info)
       await tagBackup(target, copied.id, { add: tags.get(info.id) ?? [] })
@@ -63,11 +64,9 @@ async function choose(source: Core, ids: readonly string[] | undefined): Promise
   return backups.filter(({ id }) => !forgotten.has(id))
 }
 
-/** Backups of the source that the target has copies of. */
-async function copiesIn(repository: string, target: Core): Promise<Set<string>> {
-  const { backups, forgotten } = await readBackups(target)
-  const copies = backups.filter(({ id, origin }) => origin?.repository === repository && !forgotten.has(id))
-  return new Set(copies.map(({ origin }) => origin?.backup ?? ''))
+/** Where a backup was first made, however often it was copied since. */
+function originOf({ origin, repository, id }: BackupInfo): string {
+  return origin === undefined ? `${repository}/${id}` : `${origin.repository}/${origin.backup}`
 }
 
 /** Several backups in a row: what one of them brought over is not looked at again for the next. */
