@@ -1,7 +1,7 @@
-// Talks to a daemon over its Unix socket, typed by the table of routes. Errors come back as the BlockErrors that they were.
+// Talks to a daemon, over its Unix socket or elsewhere, typed by the table of routes. Errors come back as the BlockErrors that they were.
 
 import http from 'node:http'
-import { BlockError, ERROR_KINDS, type ErrorKind } from '../block/error.ts'
+import { BlockError, ERROR_KINDS, type ErrorKind, toBlockError } from '../block/error.ts'
 import { REPLY_BYTES_MAX } from '../base/limits.ts'
 import {
   type BodyInput,
@@ -14,20 +14,41 @@ import {
   routes,
 } from './schema.ts'
 
-export class ApiClient {
-  readonly #socket: string
+/** A daemon elsewhere: how it is called in messages, how it is reached, and what goes with each request. */
+export interface DistantDaemon {
+  readonly name: string
+  readonly agent: http.Agent
+  readonly headers: () => http.OutgoingHttpHeaders
+}
 
-  constructor(socket: string) {
-    this.#socket = socket
+export class ApiClient {
+  readonly #where: string | DistantDaemon
+
+  /** The path of a daemon's socket, or a daemon elsewhere. */
+  constructor(where: string | DistantDaemon) {
+    this.#where = where
   }
 
-  /** Calls a route. Kind 'not-found' with how to start it when no daemon listens. */
-  async call<K extends RouteName>(name: K, params: Params<K>, body: BodyInput<K>): Promise<Reply<K>> {
+  /**
+   * Calls a route. Kind 'not-found' with how to start it when no daemon listens, 'timeout' when it has not answered after `timeoutMs`
+   * milliseconds; it has no limit unless told.
+   */
+  async call<K extends RouteName>(
+    name: K,
+    params: Params<K>,
+    body: BodyInput<K>,
+    timeoutMs?: number,
+  ): Promise<Reply<K>> {
     const route = routes[name]
     const path = route.path.replace(/:(\w+)/g, (_, key: string) =>
       encodeURIComponent(String((params as Record<string, unknown>)[key])),
     )
-    const { status, text } = await this.#request(route.method, path, route.method === 'GET' ? undefined : body)
+    const { status, text } = await this.#request(
+      route.method,
+      path,
+      route.method === 'GET' ? undefined : body,
+      timeoutMs,
+    )
     const answer = parseJson(text)
     if (status === 200) return route.response.parse(answer) as Reply<K>
     throw errorFrom(answer, status)
@@ -68,33 +89,67 @@ export class ApiClient {
     throw leftBehind()
   }
 
-  async #request(method: string, path: string, body: unknown): Promise<{ status: number; text: string }> {
-    const response = await this.#open(method, path, body)
-    return { status: response.statusCode ?? 0, text: await readText(response) }
+  async #request(
+    method: string,
+    path: string,
+    body: unknown,
+    timeoutMs: number | undefined,
+  ): Promise<{ status: number; text: string }> {
+    if (timeoutMs === undefined) {
+      const response = await this.#open(method, path, body)
+      return { status: response.statusCode ?? 0, text: await readText(response) }
+    }
+    const signal = AbortSignal.timeout(timeoutMs)
+    try {
+      const response = await this.#open(method, path, body, signal)
+      return { status: response.statusCode ?? 0, text: await readText(response) }
+    } catch (error) {
+      if (!signal.aborted) throw toBlockError(error, `the daemon at ${this.#name}`)
+      throw new BlockError('timeout', `the daemon at ${this.#name} has not answered for ${timeoutMs / 1000} s`)
+    }
   }
 
-  #open(method: string, path: string, body: unknown): Promise<http.IncomingMessage> {
+  get #name(): string {
+    return typeof this.#where === 'string' ? this.#where : this.#where.name
+  }
+
+  #open(method: string, path: string, body: unknown, signal?: AbortSignal): Promise<http.IncomingMessage> {
     const payload = body === undefined ? undefined : JSON.stringify(body)
-    const headers =
+    const content =
       payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }
+    const where = this.#where
+    const reach =
+      typeof where === 'string'
+        ? { socketPath: where, agent: false, headers: content }
+        : { agent: where.agent, headers: { ...where.headers(), ...content } }
     return new Promise((resolve, reject) => {
-      const request = http.request({ socketPath: this.#socket, method, path, headers, agent: false }, resolve)
-      request.on('error', (error: NodeJS.ErrnoException) => reject(this.#unreachable(error)))
+      const request = http.request({ ...reach, method, path, ...(signal === undefined ? {} : { signal }) }, resolve)
+      request.on('error', (error: NodeJS.ErrnoException) => {
+        // The other side closed a connection that was kept, which says nothing of it: what is asked of a daemon elsewhere may be asked twice.
+        const isStale = request.reusedSocket && error.code === 'ECONNRESET' && typeof where !== 'string'
+        if (isStale) resolve(this.#open(method, path, body, signal))
+        else reject(this.#unreachable(error))
+      })
       request.end(payload)
     })
   }
 
   #unreachable(error: NodeJS.ErrnoException): BlockError {
+    if (error instanceof BlockError) return error
     const isAbsent = error.code === 'ENOENT' || error.code === 'ECONNREFUSED'
-    if (isAbsent) {
-      const message = `no daemon listens at ${this.#socket}: start one with varve serve, or name its home with --home`
-      return new BlockError('not-found', message, { path: this.#socket }, error)
+    if (typeof this.#where !== 'string') {
+      const remedy = isAbsent ? ': does it run, with --api-port where it is reached by TCP?' : ''
+      return new BlockError('io', `the daemon at ${this.#name} cannot be reached: ${error.message}${remedy}`, {}, error)
     }
-    return new BlockError('io', `the daemon at ${this.#socket}: ${error.message}`, { path: this.#socket }, error)
+    if (isAbsent) {
+      const message = `no daemon listens at ${this.#where}: start one with varve serve, or name its home with --home`
+      return new BlockError('not-found', message, { path: this.#where }, error)
+    }
+    return new BlockError('io', `the daemon at ${this.#where}: ${error.message}`, { path: this.#where }, error)
   }
 }
 
-async function readText(response: http.IncomingMessage): Promise<string> {
+export async function readText(response: http.IncomingMessage): Promise<string> {
   const chunks: Buffer[] = []
   let length = 0
   for await (const chunk of response) {
@@ -105,7 +160,7 @@ async function readText(response: http.IncomingMessage): Promise<string> {
   return Buffer.concat(chunks).toString('utf8')
 }
 
-function parseJson(text: string): unknown {
+export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text)
   } catch {
@@ -113,7 +168,7 @@ function parseJson(text: string): unknown {
   }
 }
 
-function errorFrom(answer: unknown, status: number): BlockError {
+export function errorFrom(answer: unknown, status: number): BlockError {
   const parsed = errorBody.safeParse(answer)
   if (!parsed.success) return new BlockError('protocol', `the daemon answered with status ${status}`)
   const { kind, message } = parsed.data.error

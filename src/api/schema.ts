@@ -63,7 +63,8 @@ const cache = z.enum(['writeback', 'none', 'unsafe'])
 
 const disk = z.object({
   name: z.string(),
-  state: z.enum(['open', 'failed']),
+  state: z.enum(['open', 'failed', 'incoming', 'handed-over', 'moved']),
+  migration: z.string().optional().describe('Where it is in a migration, and the command that ends that'),
   error: z.string().optional(),
   size: bytes,
   uri: z.string().optional(),
@@ -112,6 +113,29 @@ const job = z.object({
 
 const mirrorMode = z.enum(['auto', 'background', 'write-blocking'])
 const finish = z.enum(['copy', 'pivot'])
+
+const migrationToken = z.string().regex(/^[0-9a-f]{32}$/)
+const shape = z.object({ name, granule: bytes, recording: z.boolean(), meta: z.string() })
+const piece = z.object({ name, first: bytes, bits: z.base64() })
+const incomingStep = z.discriminatedUnion('step', [
+  z.object({ step: z.literal('state') }),
+  z.object({ step: z.literal('freeze'), snapshot: name, createdMs: z.number(), size: bytes }),
+  z.object({ step: z.literal('bits'), anew: z.boolean(), shapes: z.array(shape), pieces: z.array(piece) }),
+  z.object({
+    step: z.literal('seal'),
+    shapes: z.array(shape),
+    pieces: z.array(piece),
+    bitmapsLost: z.object({ atMs: z.number(), reason: z.string() }).optional(),
+  }),
+  z.object({ step: z.literal('take') }),
+  z.object({ step: z.literal('refuse') }),
+  z.object({ step: z.literal('release') }),
+])
+const incomingReply = z.object({
+  home: z.string(),
+  state: z.enum(['unknown', 'copying', 'sealed', 'taken']),
+  snapshots: z.array(z.string()),
+})
 
 const onDisk = z.object({ disk: name })
 const onSnapshot = z.object({ disk: name, snapshot: name })
@@ -322,6 +346,57 @@ export const routes = {
       ...terms,
     }),
     response: job,
+  },
+  migrate: {
+    method: 'POST',
+    path: '/v1/disks/:disk/migrate',
+    summary: 'Moves a disk with its snapshots and bitmaps to another daemon while the guest writes, as a job',
+    params: onDisk,
+    body: z.object({
+      target: z.string().min(1).describe('The URI of the other daemon: varve+unix: or varve+tls:'),
+      name: name.optional().describe('The name of the disk there; the same unless told'),
+      format: z.enum(['raw', 'qcow2']).optional().describe('Of the image that is made there; as here unless told'),
+      image: z.string().min(1).optional().describe('Absolute path of the image that is made there'),
+      mode: mirrorMode.default('auto'),
+      complete: z.boolean().default(true).describe('Switches over as soon as it can; else when the job is completed'),
+      forward: z.boolean().default(true).describe('Passes the guests on afterwards; else they are hung up on'),
+      ...terms,
+    }),
+    response: job,
+  },
+  settleDisk: {
+    method: 'POST',
+    path: '/v1/disks/:disk/settle',
+    summary: 'Ends what a migration left of a disk, by asking the other side; by force without its word',
+    params: onDisk,
+    body: z.object({ force: z.boolean().default(false) }),
+    response: disk,
+  },
+  prepareIncoming: {
+    method: 'POST',
+    path: '/v1/incoming',
+    summary: 'For another daemon: makes a disk that it will copy one of its own to',
+    params: nothing,
+    body: z.object({
+      protocol: z.number(),
+      token: migrationToken,
+      disk: name,
+      size: bytes,
+      format: z.enum(['raw', 'qcow2']),
+      image: z.string().min(1).optional(),
+      cache,
+      home: z.string(),
+      from: z.string(),
+    }),
+    response: incomingReply,
+  },
+  stepIncoming: {
+    method: 'POST',
+    path: '/v1/incoming/:token',
+    summary: 'For another daemon: a step of the migration with this token',
+    params: z.object({ token: migrationToken }),
+    body: incomingStep,
+    response: incomingReply,
   },
   completeJob: {
     method: 'POST',

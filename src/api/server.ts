@@ -1,4 +1,4 @@
-// Serves the table of routes over HTTP on a Unix socket, with its OpenAPI document at /v1/openapi.json. Translates between
+// Serves the table of routes over HTTP, with its OpenAPI document at /v1/openapi.json. Translates between
 // requests and the engine, nothing more.
 
 import Swagger from '@fastify/swagger'
@@ -11,9 +11,12 @@ import {
 } from 'fastify-type-provider-zod'
 import { BODY_BYTES_MAX, EVENTS_EVERY_MS } from '../base/limits.ts'
 import { type ErrorKind, toBlockError } from '../block/error.ts'
+import type { IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
+import { Door } from './door.ts'
 import { type Body, errorBody, NAME_LENGTH_MAX, type Params, type Reply, type RouteName, routes } from './schema.ts'
 import { HTTP_STATUS } from './status-codes.ts'
+import { addTunnel, type FindSocket } from './tunnel.ts'
 
 type Handlers = { [K in RouteName]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K> }
 
@@ -21,6 +24,10 @@ export interface ServerOptions {
   readonly engine: EngineService
   readonly version: string
   readonly home: string
+  /** Where requests from the network come in. */
+  readonly door?: Door
+  /** The socket for another daemon's token. */
+  readonly findSocket?: FindSocket
 }
 
 function handlersOf({ engine, version, home }: ServerOptions): Handlers {
@@ -69,6 +76,11 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     planStream: async ({ disk }, { base, to }) => ({ ends: [...(await engine.planStream(disk, base, to))] }),
     stream: ({ disk }, { base, to, ...terms }) => engine.stream(disk, base, to, terms) as Promise<Reply<'stream'>>,
     mirror: ({ disk }, request) => engine.mirror(disk, request) as Promise<Reply<'mirror'>>,
+    migrate: ({ disk }, request) => engine.migrate(disk, request) as Promise<Reply<'migrate'>>,
+    settleDisk: ({ disk }, { force }) => engine.settleDisk(disk, force) as Promise<Reply<'settleDisk'>>,
+    prepareIncoming: (_params, request) => engine.prepareIncoming(request) as Promise<Reply<'prepareIncoming'>>,
+    stepIncoming: ({ token }, step) =>
+      engine.stepIncoming(token, step as IncomingStep) as Promise<Reply<'stepIncoming'>>,
     completeJob: ({ job }, body) => engine.completeJob(job, body.finish) as Promise<Reply<'completeJob'>>,
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
@@ -102,6 +114,11 @@ export async function makeServer(options: ServerOptions): Promise<FastifyInstanc
     openapi: { info: { title: 'Varve', version: options.version } },
     transform: jsonSchemaTransform,
   })
+  const { door = new Door(), findSocket } = options
+  server.addHook('onRequest', async (request) => door.check(request.raw))
+  const hangUp = findSocket === undefined ? undefined : addTunnel(server.server, door, findSocket)
+  // Else the server would wait for them.
+  server.addHook('preClose', async () => hangUp?.())
   const handlers = handlersOf(options)
   for (const name of Object.keys(routes) as RouteName[]) addRoute(server, name, handlers)
   addJobEvents(server, options.engine)

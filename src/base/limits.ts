@@ -106,6 +106,25 @@ export const MIRROR_STALL_MS = 10_000
 /** Connections to a target over the network. */
 export const MIRROR_CONNECTIONS = 2
 
+/** Pieces that a migration copies at once: over a long line each granule that the guest changed takes a round trip. */
+export const MIGRATE_LANES = 32
+/** Bits of a bitmap on their way to another daemon, in bytes: a piece, and about the most in one request, as base64. */
+export const MIGRATE_BITS_PIECE = 4 * KIB
+export const MIGRATE_BITS_BYTES = 256 * KIB
+/** The API on TCP: where it is unless told, and its connections at once. */
+export const API_DEFAULT_PORT = 10_810
+export const API_CONNECTIONS = 256
+/** How long another daemon may take to be connected to, in milliseconds. */
+export const PEER_CONNECT_MS = 10_000
+/** How long another daemon may take to answer, in milliseconds: any question, and those for which a guest waits. */
+export const PEER_ANSWER_MS = 30_000
+export const PEER_SWITCH_MS = 5000
+/** How often a source that has handed over asks again, in milliseconds. */
+export const MIGRATE_ASK_MS = 1000
+/** The wait between attempts to reach the daemon that guests are passed on to, in milliseconds: at first, and at most, after doubling. */
+export const FORWARD_RETRY_MIN_MS = 20
+export const FORWARD_RETRY_MAX_MS = 1000
+
 /** A copy makes its progress durable after so many bytes or milliseconds: what a crash has it copy again at most. */
 export const CHECKPOINT_BYTES = 64 * MIB
 export const CHECKPOINT_MS = 500

@@ -57,7 +57,7 @@ function addViews(disk: Command): void {
             row.held === undefined ? row.state : 'held',
             formatSize(row.size),
             String(row.layers.length),
-            row.uri ?? row.error ?? '',
+            row.uri ?? row.error ?? row.migration ?? '',
           ]),
         ),
       )
@@ -123,6 +123,7 @@ function describeDisk(disk: DiskReply): string {
   return [
     `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,
     ...(disk.uri === undefined ? [] : [disk.uri]),
+    ...(disk.migration === undefined ? [] : [`migration: ${disk.migration}`]),
     ...(disk.held === undefined ? [] : [`held: ${disk.held}`]),
     `cache: ${disk.cache}`,
     'layers, from the active one to the base:',

@@ -9,6 +9,7 @@ import { MIRROR_MODES } from '../job/mirror.ts'
 import { confirm } from './confirm.ts'
 import { print, sizeArgument, table } from './context.ts'
 import { cliOf, followJob } from './daemon-context.ts'
+import { describeMigration } from './migrate.ts'
 import { describeMirror } from './mirror.ts'
 import { restOf } from './progress.ts'
 
@@ -19,6 +20,12 @@ const WHAT: Record<PlainVerb, string> = {
   resume: 'go on copying, also after what stopped it was mended',
   cancel: 'undo what can be undone, and end',
   finalize: 'let the result of a job that is pending take effect',
+}
+
+/** Jobs of which there is more to say than their progress. */
+const DESCRIBE: Readonly<Record<string, (status: JobReply) => string>> = {
+  mirror: describeMirror,
+  migrate: describeMigration,
 }
 
 export function addJobCommands(program: Command): void {
@@ -40,11 +47,10 @@ export function addJobCommands(program: Command): void {
     .description('one job')
     .action(async (id: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
-      print(cli, await cli.api.call('showJob', { job: id }, {}), (status) =>
-        status.kind === 'mirror'
-          ? `${table(HEADS, [row(status)])}\n${describeMirror(status)}`
-          : table(HEADS, [row(status)]),
-      )
+      print(cli, await cli.api.call('showJob', { job: id }, {}), (status) => {
+        const more = DESCRIBE[status.kind]
+        return [table(HEADS, [row(status)]), ...(more === undefined ? [] : [more(status)])].join('\n')
+      })
     })
   for (const verb of PLAIN_VERBS) {
     job
@@ -65,7 +71,9 @@ export function addJobCommands(program: Command): void {
     })
   job
     .command('complete <job>')
-    .description('end a mirror that is ready: its target stays a copy of that moment, unless the disk goes on there')
+    .description(
+      'end a mirror that is ready: its target stays a copy of that moment, unless the disk goes on there; a migration switches over',
+    )
     .option('--pivot', 'the disk goes on at the target')
     .option('-y, --yes', 'end the snapshots that a pivot leaves behind without asking')
     .option('--no-wait', 'return at once')
@@ -104,7 +112,7 @@ async function complete(id: string, options: CompleteOptions, command: Command):
   if (isPivot && ends.length > 0 && options.yes !== true)
     await confirm(cli, `The pivot ends the snapshots ${ends.join(', ')}`)
   const asked = cli.api.call('completeJob', { job: id }, { finish: isPivot ? 'pivot' : 'copy' })
-  print(cli, await followJob(cli, asked, options), describeMirror)
+  print(cli, await followJob(cli, asked, options), (status) => (DESCRIBE[status.kind] ?? describeMirror)(status))
 }
 
 function row(job: JobReply): string[] {

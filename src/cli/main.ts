@@ -23,6 +23,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   commit: loadMerge,
   stream: loadMerge,
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,
+  migrate: async () => (await import('./migrate.ts')).addMigrateCommand,
   repo: async () => (await import('./repo.ts')).addRepoCommands,
   backup: loadBackup,
   backups: loadBackup,

@@ -1,8 +1,9 @@
 // varve serve: the daemon, in the foreground, until a signal ends it.
 
 import type { Command } from 'commander'
+import { API_DEFAULT_PORT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
-import type { NbdOptions } from '../daemon/daemon.ts'
+import type { ApiOptions, NbdOptions } from '../daemon/daemon.ts'
 import { NBD_DEFAULT_PORT } from '../nbd/spec.ts'
 import { metadataCacheOption, portArgument, sizeArgument } from './context.ts'
 import { cliOf } from './daemon-context.ts'
@@ -16,6 +17,8 @@ interface ServeOptions extends TlsOptions {
   readonly metadataCache?: number
   readonly nbdPort?: number
   readonly nbdAddress?: string
+  readonly apiPort?: number
+  readonly apiAddress?: string
 }
 
 export function addServeCommand(program: Command): void {
@@ -31,6 +34,12 @@ export function addServeCommand(program: Command): void {
       portArgument,
     )
     .option('--nbd-address <address>', 'serve all disks on this address; beyond loopback only with TLS')
+    .option(
+      '--api-port <number>',
+      'answer the API on this TCP port too, by TLS and with the token in api.token of the home: for migrations from other hosts',
+      portArgument,
+    )
+    .option('--api-address <address>', 'on this address; loopback unless told')
     .action(async (options: ServeOptions, command: Command) => {
       const cli = cliOf(command)
       // Loaded here alone: the other commands start in half the time without it.
@@ -39,6 +48,7 @@ export function addServeCommand(program: Command): void {
         home: cli.home,
         version: VERSION,
         ...nbdOf(options),
+        ...apiOf(options),
         ...(options.shards === undefined ? {} : { shards: options.shards }),
         ...(options.scratch === undefined ? {} : { scratchBytes: options.scratch }),
         ...(options.scratchHost === undefined ? {} : { scratchHostBytes: options.scratchHost }),
@@ -67,8 +77,10 @@ function nbdOf(options: ServeOptions): { nbd?: NbdOptions } {
   const tls = tlsOptionsOf(options)
   const { nbdPort, nbdAddress } = options
   if (nbdPort === undefined && nbdAddress === undefined) {
-    if (tls === undefined && options.insecure !== true) return {}
-    throw new BlockError('invalid-argument', 'the options of TLS are for TCP: give --nbd-port or --nbd-address too')
+    const isForApi = options.apiPort !== undefined || options.apiAddress !== undefined
+    if (options.insecure !== true && (tls === undefined || isForApi)) return {}
+    const message = 'the options of TLS are for TCP: give --nbd-port, --nbd-address, --api-port or --api-address too'
+    throw new BlockError('invalid-argument', message)
   }
   return {
     nbd: {
@@ -78,6 +90,16 @@ function nbdOf(options: ServeOptions): { nbd?: NbdOptions } {
       ...(tls === undefined ? {} : { tls }),
     },
   }
+}
+
+/** Where to answer the API on TCP; nothing unless one of its options is there. Kind 'permission' without TLS. */
+function apiOf(options: ServeOptions): { api?: ApiOptions } {
+  const { apiPort, apiAddress } = options
+  if (apiPort === undefined && apiAddress === undefined) return {}
+  const tls = tlsOptionsOf(options)
+  if (tls === undefined)
+    throw new BlockError('permission', 'the API on TCP needs TLS: give --tls-certificates or --tls-psk')
+  return { api: { address: apiAddress ?? '127.0.0.1', port: apiPort ?? API_DEFAULT_PORT, tls } }
 }
 
 /** A number of threads. Kind 'invalid-argument' when it is none. */

@@ -5,7 +5,10 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { type Logger, pino } from 'pino'
+import { Door } from '../api/door.ts'
+import { ApiPeers } from '../api/peers.ts'
 import { makeServer } from '../api/server.ts'
+import type { FindSocket } from '../api/tunnel.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { type Home, homeAt } from '../engine/home.ts'
 import { SqliteCatalog } from '../engine/sqlite-catalog.ts'
@@ -28,6 +31,14 @@ export interface DaemonOptions {
   readonly shards?: number
   /** Serve all disks on TCP too. */
   readonly nbd?: NbdOptions
+  /** Answer the API on TCP too, always with TLS, to whoever has the token of the home. */
+  readonly api?: ApiOptions
+}
+
+export interface ApiOptions {
+  readonly address: string
+  readonly port: number
+  readonly tls: ServerTlsOptions
 }
 
 export interface NbdOptions {
@@ -41,13 +52,15 @@ export interface Daemon {
   readonly apiSocket: string
   /** Where all disks are served on TCP, if anywhere. */
   readonly nbdPort: number | undefined
+  /** Where the API is answered on TCP, if anywhere. */
+  readonly apiPort: number | undefined
   /** Resolves when the daemon has ended. */
   close(): Promise<void>
 }
 
 /** Starts a daemon. Kind 'busy' when another one has the home. */
 export async function startDaemon(options: DaemonOptions, log: Logger = pino(pino.destination(2))): Promise<Daemon> {
-  const { version, home: folder, nbd, shards = os.availableParallelism(), ...budgets } = options
+  const { version, home: folder, nbd, api, shards = os.availableParallelism(), ...budgets } = options
   sizePool(shards)
   const home = homeAt(folder)
   checkSocketPath(home.apiSocket)
@@ -56,15 +69,22 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
     path.dirname(home.lock),
     path.dirname(home.nbdSocket('x')),
     path.dirname(home.viewSocket('x')),
+    path.dirname(home.incomingSocket('x')),
+    path.dirname(home.outgoingSocket('x')),
   ]) {
     await realHost.makeFolder(folder)
   }
   // Before anything is opened: credentials that cannot be used stop the start and change nothing.
   const tls = nbd?.tls === undefined ? undefined : await loadServerTls(nbd.tls)
-  const engine = await openEngine(home, { shards, ...budgets }, log)
-  const server = await makeServer({ engine, version, home: folder })
+  const apiTls = api === undefined ? undefined : await loadServerTls(api.tls)
+  const peers = new ApiPeers((token) => home.outgoingSocket(token))
+  const engine = await openEngine(home, { shards, peers, ...budgets }, log)
+  const door = new Door()
+  const findSocket: FindSocket = (token, isDistant) => engine.incomingSocket(token, isDistant)
+  const server = await makeServer({ engine, version, home: folder, door, findSocket })
   const gate = makeGate(engine, home)
   let nbdPort: number | undefined
+  let apiPort: number | undefined
   try {
     if (nbd !== undefined) {
       const { address, port, insecure = false } = nbd
@@ -74,30 +94,38 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
     fs.rmSync(home.apiSocket, { force: true })
     await server.listen({ path: home.apiSocket })
     fs.chmodSync(home.apiSocket, 0o600)
+    if (api !== undefined && apiTls !== undefined)
+      apiPort = await door.listen(server.server, { ...api, tls: apiTls, tokenFile: home.tokenFile })
   } catch (error) {
+    await server.close()
     await gate.close()
+    peers.close()
     await engine.close()
     throw toBlockError(error, `${home.apiSocket}: listen`, { path: home.apiSocket })
   }
   const disks = (await engine.listDisks()).length
-  log.info(
-    { version, home: home.folder, api: home.apiSocket, ...(nbdPort === undefined ? {} : { nbdPort }), disks },
-    'varve serves',
-  )
+  const ports = { ...(nbdPort === undefined ? {} : { nbdPort }), ...(apiPort === undefined ? {} : { apiPort }) }
+  log.info({ version, home: home.folder, api: home.apiSocket, ...ports, disks }, 'varve serves')
   return {
     apiSocket: home.apiSocket,
     nbdPort,
+    apiPort,
     close: async () => {
+      door.close()
       await server.close()
       await gate.close()
       await engine.close()
+      peers.close()
       fs.rmSync(home.apiSocket, { force: true })
       log.info('varve ended cleanly')
     },
   }
 }
 
-type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes'> & { shards: number }
+type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes'> & {
+  readonly shards: number
+  readonly peers: ApiPeers
+}
 
 async function openEngine(home: Home, { shards, ...budgets }: Budgets, log: Logger): Promise<Shards> {
   try {

@@ -19,7 +19,9 @@ import { Scratch, ScratchBudget } from '../chain/scratch.ts'
 import type { BitmapChange } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
 import type { BackupInfo } from '../repository/repository.ts'
+import { refuseAway } from './authority.ts'
 import type { DiskRecord } from './catalog.ts'
+import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 
 /** What of a repository's backups a party needs to know. */
@@ -95,11 +97,11 @@ export class LocalParty implements BackupParty {
     const known = new Map(backups.map((info) => [info.id, info]))
     const managed = this.#managed
     // A resize that is under way ends first; a later one waits for the backup, whose job is there by now.
-    return managed.control.run(async () => ({
-      size: managed.disk.size,
-      bitmap,
-      ...findParent(managed, bitmap, known, full),
-    }))
+    return managed.control.run(async () => {
+      refuseAway(managed.record)
+      refuseConflict(this.#context, this.disk, 'backup')
+      return { size: managed.disk.size, bitmap, ...findParent(managed, bitmap, known, full) }
+    })
   }
 
   async freeze(): Promise<void> {

@@ -6,6 +6,7 @@ import type { Format } from '../chain/open.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { JobTerms } from '../job/terms.ts'
+import type { AwayMark, IncomingMark } from './authority.ts'
 
 /** One layer of a chain. */
 export interface LayerRecord {
@@ -42,6 +43,12 @@ export interface DiskRecord {
   readonly exports?: readonly string[]
   /** When and why its bitmaps were given up last: what a backup that must be a full for that says. */
   readonly bitmapsLost?: { readonly atMs: number; readonly reason: string }
+  /** Another daemon's disk that is being copied to here: it is not ours yet. */
+  readonly incoming?: IncomingMark
+  /** It came from another daemon, which may still ask about this token or pass guests on by it. */
+  readonly arrival?: { readonly token: string; readonly from: string }
+  /** It was handed over to another daemon. */
+  readonly away?: AwayMark
 }
 
 export interface CommitSpec {
@@ -82,6 +89,23 @@ export interface MirrorSpec {
 export const MIRROR_SYNCS = ['full', 'top', 'none', 'bitmap'] as const
 export type MirrorSync = (typeof MIRROR_SYNCS)[number]
 
+export interface MigrateSpec {
+  readonly kind: 'migrate'
+  readonly disk: string
+  /** The URI of the target's API. */
+  readonly to: string
+  readonly token: string
+  /** Identity of the target's home, once it has answered. */
+  readonly home?: string
+  readonly mode: MirrorMode
+  /** 'pivot' once it is to switch over as soon as it can. */
+  readonly finish?: MirrorFinish
+  /** Guests are passed on afterwards. */
+  readonly forward: boolean
+  /** The to-do set of the present state was once whole. */
+  readonly begun: boolean
+}
+
 export interface BackupSpec {
   readonly kind: 'backup'
   readonly disks: readonly string[]
@@ -89,7 +113,7 @@ export interface BackupSpec {
   readonly full: boolean
 }
 
-export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | BackupSpec
+export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {
@@ -145,12 +169,21 @@ export interface GuestRecord {
   readonly heldMs?: number
 }
 
+/** Which home this is, among all that there are. */
+export interface IdentityRecord {
+  /** Always the same: there is one. */
+  readonly id: string
+  readonly identity: string
+  readonly createdMs: number
+}
+
 export interface Records {
   disk: DiskRecord
   guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord
   history: HistoryRecord
+  identity: IdentityRecord
 }
 
 export type RecordKind = keyof Records

@@ -7,14 +7,17 @@ import type { EngineContext } from './context.ts'
 
 /** Each work on a chain, and the jobs that it has to wait for: those that change the chain too, or what a revert would change. */
 const WAITS_FOR = {
-  'snapshot create': ['commit', 'stream', 'mirror'],
-  'snapshot export': ['commit', 'stream', 'mirror'],
-  resize: ['commit', 'stream', 'mirror', 'backup'],
-  clone: ['commit', 'stream', 'mirror'],
-  commit: ['commit', 'stream', 'mirror'],
-  stream: ['commit', 'stream', 'mirror'],
-  mirror: ['commit', 'stream', 'mirror'],
-  revert: ['commit', 'stream', 'mirror', 'backup'],
+  'snapshot create': ['commit', 'stream', 'mirror', 'migrate'],
+  'snapshot export': ['commit', 'stream', 'mirror', 'migrate'],
+  resize: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
+  clone: ['commit', 'stream', 'mirror', 'migrate'],
+  commit: ['commit', 'stream', 'mirror', 'migrate'],
+  stream: ['commit', 'stream', 'mirror', 'migrate'],
+  mirror: ['commit', 'stream', 'mirror', 'migrate'],
+  // The bitmaps go along as they are: no backup has some of their bits for itself.
+  migrate: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
+  backup: ['migrate'],
+  revert: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
 } as const satisfies Record<string, readonly JobSpec['kind'][]>
 
 export type ChainWork = keyof typeof WAITS_FOR

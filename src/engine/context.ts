@@ -11,18 +11,24 @@ import type { Host } from '../host/host.ts'
 import type { MirrorPace } from '../job/mirror.ts'
 import type { MergePaces } from '../job/settler.ts'
 import type { Repository } from '../repository/repository.ts'
+import { refuseAway } from './authority.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
 import type { Home } from './home.ts'
 import type { JobTable } from './job-table.ts'
+import type { Peers } from './peers.ts'
 
 /** A disk's export while it is served. */
 export interface Served {
   /** Where a guest attaches. */
   readonly uri: string
+  /** Answers what is in flight, then hangs up. */
   close(): Promise<void>
+  /** Hangs up at once, without an answer to what is in flight: a client that reconnects asks again. */
+  sever(): void
 }
 
-export type ServeDisk = (disk: Disk, socket: string) => Promise<Served>
+/** Serves a disk under its name, or another one. */
+export type ServeDisk = (disk: Disk, socket: string, name?: string) => Promise<Served>
 
 /** Serves a device for reading only, under its own name. */
 export type ServeView = (device: BlockDevice, socket: string) => Promise<Served>
@@ -35,7 +41,10 @@ export interface Turn {
 /** An open disk. */
 export interface ManagedDisk {
   readonly disk: Disk
-  readonly served: Served
+  /** Its guests' export; undefined while it is not ours. */
+  served: Served | undefined
+  /** What the daemon has of it that it comes, or came, from. */
+  peerServed: Served | undefined
   /** The snapshots that are served, by name. */
   readonly exports: Map<string, Served>
   /** Held by whatever changes the chain or the catalog's record of it. */
@@ -62,6 +71,9 @@ export interface EngineContext {
   readonly serve: ServeDisk
   readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
+  readonly peers: Peers
+  /** Tokens of migrations whose disks an operator takes back without the target's word. */
+  readonly takenBack: Set<string>
   readonly scratchBytes: number
   readonly mirrorPace: MirrorPace
   readonly mergePaces: MergePaces
@@ -79,8 +91,15 @@ export function imageHost(context: EngineContext, record: DiskRecord): Host {
   return withCacheMode(context.host, record.cache ?? 'writeback')
 }
 
-/** Kind 'not-found' when there is no such disk; the reason when it could not be opened. */
+/** A disk that is ours. Kind 'not-found' when there is no such disk, 'busy' when it is not, or not yet; the reason when it could not be opened. */
 export function findDisk(context: EngineContext, name: string): ManagedDisk {
+  const managed = findAny(context, name)
+  refuseAway(managed.record)
+  return managed
+}
+
+/** A disk that is open, whoever has the authority over it. */
+export function findAny(context: EngineContext, name: string): ManagedDisk {
   const managed = context.disks.get(name)
   if (managed !== undefined) return managed
   const failed = context.failed.get(name)

@@ -14,6 +14,7 @@ import { readQcow2Info } from '../format/qcow2/image.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { isServed } from './authority.ts'
 import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
@@ -56,11 +57,30 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     if (settled !== noted) chain.replaceLayers(layers)
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
-    const served = await context.serve(disk, context.home.nbdSocket(record.name))
+    const serving = await serveManaged(context, disk, settled)
     const exports = await openExports(context, settled)
-    return { disk, served, exports, control: new Mutex(), moment: new Mutex(), record: settled }
+    return { disk, ...serving, exports, control: new Mutex(), moment: new Mutex(), record: settled }
   } catch (error) {
     await closeUnserved(context, layers, log)
+    throw error
+  }
+}
+
+/** Serves a disk to whoever may use it: its guests, and the daemon that it comes, or came, from. */
+export async function serveManaged(
+  context: EngineContext,
+  disk: Disk,
+  record: DiskRecord,
+): Promise<Pick<ManagedDisk, 'served' | 'peerServed'>> {
+  const { name } = record
+  const token = (record.incoming ?? record.arrival)?.token
+  const peerServed =
+    token === undefined ? undefined : await context.serve(disk, context.home.incomingSocket(name), token)
+  if (!isServed(record)) return { served: undefined, peerServed }
+  try {
+    return { served: await context.serve(disk, context.home.nbdSocket(name)), peerServed }
+  } catch (error) {
+    await peerServed?.close()
     throw error
   }
 }
@@ -77,11 +97,15 @@ async function closeUnserved(context: EngineContext, layers: readonly Layer[], l
 
 /** Stops serving, and leaves images and log clean for any other program. */
 export async function closeManagedDisk(context: EngineContext, managed: ManagedDisk): Promise<void> {
-  for (const served of [...managed.exports.values(), managed.served]) await served.close()
+  // What is passed on may never be answered: guests ask again, there or here.
+  if (managed.record.away !== undefined) {
+    for (const one of [managed.served, managed.peerServed]) one?.sever()
+    await managed.disk.close()
+  }
+  for (const served of [...managed.exports.values(), managed.peerServed, managed.served]) await served?.close()
   await managed.disk.drain()
-  const active = managed.disk.chain.active
   await managed.disk.close()
-  await managed.disk.log.close(await lineage(context, active))
+  await managed.disk.log.close(await lineage(context, managed.record.layers.at(-1) as LayerRecord))
 }
 
 /** What a clean close says of the active image and its data file; another writer since then changes it. */
@@ -176,8 +200,7 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     lost = `its dirty log was damaged: ${error.message}`
     await closeFiles(files)
   }
-  for (const name of LOG_FILES) await context.host.unlink(path.join(folder, name))
-  return { log: await createLog(context, folder, size, bootId), isClean, lost }
+  return { log: await makeLogAnew(context, record, size), isClean, lost }
 }
 
 /** Keeps for the next backup why it must be a full. */
@@ -186,6 +209,14 @@ async function noteLoss(context: EngineContext, record: DiskRecord, reason: stri
   const noted: DiskRecord = { ...record, bitmapsLost: { atMs: Date.now(), reason } }
   await context.catalog.commit([{ put: 'disk', record: noted }])
   return noted
+}
+
+/** A log without bitmaps, whatever was there. */
+export async function makeLogAnew(context: EngineContext, record: DiskRecord, size: number): Promise<DirtyLog> {
+  const folder = context.home.diskFolder(record.id)
+  await context.host.makeFolder(folder)
+  for (const name of LOG_FILES) await context.host.unlink(path.join(folder, name))
+  return createLog(context, folder, size, context.host.bootId())
 }
 
 async function createLog(context: EngineContext, folder: string, size: number, bootId: string): Promise<DirtyLog> {
@@ -210,7 +241,10 @@ async function closeFiles(files: DirtyLogFiles): Promise<void> {
 
 /** Removes files of ended layers that are not to stay, and the to-do sets of jobs that are no more. */
 async function removeLeftovers(context: EngineContext, record: DiskRecord, log: DirtyLog): Promise<void> {
-  const used = new Set(context.catalog.list('disk').flatMap((one) => layersOf(one).map((layer) => layer.path)))
+  // A new disk may not be in the catalog yet.
+  const used = new Set(
+    [...context.catalog.list('disk'), record].flatMap((one) => layersOf(one).map((layer) => layer.path)),
+  )
   for (const garbage of context.catalog.list('garbage')) {
     if (garbage.disk === record.id && !used.has(garbage.id)) await removeGarbage(context, garbage.id)
   }

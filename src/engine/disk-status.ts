@@ -2,7 +2,8 @@
 
 import type { Pauses } from '../chain/disk.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
-import type { LayerRecord } from './catalog.ts'
+import { authorityOf, migrationNote } from './authority.ts'
+import type { DiskRecord, LayerRecord } from './catalog.ts'
 import type { FailedDisk, ManagedDisk } from './context.ts'
 
 export interface BitmapStatus {
@@ -16,7 +17,8 @@ export interface BitmapStatus {
 
 export interface DiskStatus {
   readonly name: string
-  readonly state: 'open' | 'failed'
+  /** 'open' is a disk that guests may use here; see docs/internals/migration.md for those that come from elsewhere, or went there. */
+  readonly state: 'open' | 'failed' | 'incoming' | 'handed-over' | 'moved'
   readonly error: string | undefined
   /** Bytes; 0 when the disk is not open. */
   readonly size: number
@@ -27,6 +29,8 @@ export interface DiskStatus {
   readonly cache: CacheMode
   /** How long the guest was held for snapshots, moments and pivots; undefined when the disk is not open. */
   readonly pauses?: Pauses
+  /** Where it is in a migration, and the command that ends that. */
+  readonly migration?: string
   /** Why it is not served on TCP. */
   readonly held?: string
   /** What is worth knowing of a disk that was added just now. */
@@ -42,11 +46,39 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
     dirtyBytes: bits.bytes,
   }))
   const { name, layers, cache = 'writeback' } = record
-  const { pauses } = disk
-  return { name, state: 'open', error: undefined, size: disk.size, uri: served.uri, layers, bitmaps, cache, pauses }
+  const { state } = authorityOf(record)
+  return {
+    name,
+    state: state === 'here' ? 'open' : state,
+    error: undefined,
+    size: disk.size,
+    uri: served?.uri,
+    layers,
+    bitmaps: record.away === undefined ? bitmaps : [],
+    cache,
+    pauses: disk.pauses,
+    ...noteOf(record),
+  }
 }
 
 export function statusOfFailed({ record, error }: FailedDisk): DiskStatus {
   const { name, layers, cache = 'writeback' } = record
-  return { name, state: 'failed', error: error.message, size: 0, uri: undefined, layers, bitmaps: [], cache }
+  const { state } = authorityOf(record)
+  const isGone = state === 'handed-over' || state === 'moved'
+  return {
+    name,
+    state: isGone ? state : 'failed',
+    error: isGone ? undefined : error.message,
+    size: record.away?.size ?? 0,
+    uri: undefined,
+    layers,
+    bitmaps: [],
+    cache,
+    ...noteOf(record),
+  }
+}
+
+function noteOf(record: DiskRecord): Pick<DiskStatus, 'migration'> {
+  const migration = migrationNote(record)
+  return migration === undefined ? {} : { migration }
 }

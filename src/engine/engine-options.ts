@@ -9,6 +9,7 @@ import type { BackupParty } from './backup-party.ts'
 import type { Catalog } from './catalog.ts'
 import type { ServeDisk, ServeView, Turn } from './context.ts'
 import type { Home } from './home.ts'
+import type { Peers } from './peers.ts'
 
 export interface EngineOptions {
   readonly host: Host
@@ -18,6 +19,8 @@ export interface EngineOptions {
   readonly serve: ServeDisk
   readonly serveView: ServeView
   readonly openRepository: (location: string) => Promise<Repository>
+  /** Other daemons, to migrate disks to; none unless given. */
+  readonly peers?: Peers
   readonly report: (message: string, details?: Record<string, unknown>) => void
   /** How mirrors and merges copy; tests have small pieces. */
   readonly mirrorPace?: MirrorPace

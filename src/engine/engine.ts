@@ -1,16 +1,14 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
-// reverts, branches, commits, streams, mirrors, deletion, conflicts, backups, backup-party, job-table.
+// reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, job-table.
 
-import path from 'node:path'
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { ScratchBudget } from '../chain/scratch.ts'
-import { type Format, openChain } from '../chain/open.ts'
+import type { Format } from '../chain/open.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
-import { readQcow2Info } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import { type CacheMode, warningOf } from '../host/cache-mode.ts'
 import type { Host, HostFile } from '../host/host.ts'
@@ -19,26 +17,32 @@ import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { MERGE_PACES } from '../job/settler.ts'
 import type { JobTerms } from '../job/terms.ts'
 import { type BackupParty, LocalParty } from './backup-party.ts'
+import { diskOfToken, ensureIdentity } from './authority.ts'
 import { sideOf } from './branches.ts'
 import { type BitmapComparison, type BitmapEdit, compareBitmaps, editBitmaps } from './bitmaps.ts'
 import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
 import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
-import { layersOf, refuseClaimed } from './claims.ts'
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
-import { checkName, type EngineContext, findDisk, type ManagedDisk } from './context.ts'
+import { checkName, type EngineContext, findAny, findDisk, type ManagedDisk } from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import type { Home } from './home.ts'
+import { checkIncoming, Incoming } from './incoming.ts'
 import { JobTable } from './job-table.ts'
+import { type MigrateRequest, startMigration } from './migrations.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
+import { noteOnImage, readLayers } from './new-disk.ts'
+import { type IncomingReply, type IncomingRequest, type IncomingStep, noPeers } from './peers.ts'
+import { removeDisk, removeFolder } from './removal.ts'
 import { resizeDisk } from './resize.ts'
 import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
+import { openForwarded, settleDisk } from './settling.ts'
 import { LocalSnapshotParty, type NewSnapshot, type SnapshotParty, snapshotTogether } from './snapshot-party.ts'
 import { listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
@@ -49,11 +53,13 @@ export class Engine {
   readonly #lock: HostFile | undefined
   readonly #shard: EngineShard | undefined
   readonly #control = new Mutex()
+  readonly #incoming: Incoming
 
   private constructor(context: EngineContext, lock: HostFile | undefined, shard: EngineShard | undefined) {
     this.#context = context
     this.#lock = lock
     this.#shard = shard
+    this.#incoming = new Incoming(context, (name) => this.removeDisk(name))
   }
 
   /** Opens the home. Kind 'busy' when another daemon has it. A disk that cannot be opened does not stop the others. */
@@ -76,6 +82,8 @@ export class Engine {
     const { host, home, shard } = options
     const catalog = options.openCatalog()
     const disks = new Map<string, ManagedDisk>()
+    // Of several engines in one home the control plane sees to it.
+    if (shard === undefined) await ensureIdentity(catalog)
     const context: EngineContext = {
       host,
       home,
@@ -86,6 +94,8 @@ export class Engine {
       serve: options.serve,
       serveView: options.serveView,
       openRepository: options.openRepository,
+      peers: options.peers ?? noPeers,
+      takenBack: new Set(),
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
       mergePaces: options.mergePaces ?? MERGE_PACES,
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
@@ -112,7 +122,7 @@ export class Engine {
   /** Kind 'not-found' when there is no such disk. */
   showDisk(name: string): DiskStatus {
     const failed = this.#context.failed.get(name)
-    return failed === undefined ? statusOf(findDisk(this.#context, name)) : statusOfFailed(failed)
+    return failed === undefined ? statusOf(findAny(this.#context, name)) : statusOfFailed(failed)
   }
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
@@ -129,26 +139,18 @@ export class Engine {
   ): Promise<DiskStatus> {
     return this.#control.run(async () => {
       await this.#checkNewDisk(name)
-      const layers = (await this.#readLayers(name, image, format)).map((layer) => ({ ...layer, ...by }))
+      const layers = (await readLayers(this.#context, name, image, format)).map((layer) => ({ ...layer, ...by }))
       const id = randomBytes(8).toString('hex')
       const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache }
       try {
         await this.#openNew(record)
       } catch (error) {
-        await this.#removeFolder(record)
+        await removeFolder(this.#context, record)
         throw error
       }
-      const note = warningOf(cache) ?? (await this.#noteOn(image, format))
+      const note = warningOf(cache) ?? (await noteOnImage(this.#context, image, format))
       return { ...this.showDisk(name), ...(note === undefined ? {} : { note }) }
     })
-  }
-
-  async #noteOn(image: string, format: Format): Promise<string | undefined> {
-    if (format !== 'qcow2' || (await readQcow2Info(this.#context.host, image)).version !== 2) return undefined
-    return (
-      `${image} has version 2 of qcow2: what a crash leaks there is found only by varve image check -r leaks, and zeros over ` +
-      `a backing file take space. To upgrade it while no disk uses it: qemu-img amend -f qcow2 -o compat=1.1 ${image}`
-    )
   }
 
   /** Makes an image and adds it. Kind 'exists' when there is something at the path. */
@@ -203,7 +205,7 @@ export class Engine {
         try {
           await this.#openNew(record, [{ remove: 'garbage', id: file }])
         } catch (error) {
-          await this.#removeFolder(record)
+          await removeFolder(this.#context, record)
           await removeGarbage(context, file)
           throw error
         }
@@ -212,31 +214,9 @@ export class Engine {
     })
   }
 
-  /** Takes a disk out of the catalog. Its images stay where they are, clean for any other program. */
+  /** See `removeDisk`. */
   removeDisk(name: string): Promise<void> {
-    return this.#control.run(async () => {
-      const context = this.#context
-      const failed = context.failed.get(name)
-      const record = failed?.record ?? findDisk(context, name).record
-      const job = context.jobs.find(({ spec }) => disksOf(spec).includes(name))
-      if (job !== undefined)
-        throw new BlockError('busy', `disk ${name} is in use by job ${job.id}: varve job cancel ${job.id}`)
-      const own = layersOf(record).filter(({ of }) => of === undefined)
-      refuseClaimed(context.catalog, record, own, `removal of disk ${name}`)
-      const managed = context.disks.get(name)
-      if (managed !== undefined) await this.#close(managed)
-      const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
-      // Merges of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
-      const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind !== 'backup' && spec.disk === name)
-      await context.catalog.commit([
-        { remove: 'disk', id: record.id },
-        { remove: 'guest', id: record.id },
-        ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
-        ...jobs.map(({ id }) => ({ remove: 'job' as const, id })),
-      ])
-      context.failed.delete(name)
-      await this.#removeFolder(record)
-    })
+    return this.#control.run(() => removeDisk(this.#context, name))
   }
 
   /** Freezes the disk's present state under a name. Kinds 'exists' for a name in use, 'busy' while layers are merged. */
@@ -309,6 +289,33 @@ export class Engine {
 
   async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {
     return (await startMirror(this.#context, findDisk(this.#context, disk), request)).status
+  }
+
+  /** Resolves when the target has agreed; the copying goes on as a job. */
+  async migrate(disk: string, request: MigrateRequest): Promise<JobStatus> {
+    return (await startMigration(this.#context, findDisk(this.#context, disk), request)).status
+  }
+
+  /** See `settleDisk`. */
+  async settleDisk(name: string, force: boolean): Promise<DiskStatus> {
+    await settleDisk(this.#context, this.#incoming, name, force)
+    return this.showDisk(name)
+  }
+
+  /** Makes a disk that is to be copied to here; see docs/internals/migration.md. Nothing is left when that fails. */
+  prepareIncoming(request: IncomingRequest): Promise<IncomingReply> {
+    return this.#control.run(async () => {
+      checkIncoming(this.#context, request)
+      await this.#checkNewDisk(request.disk)
+      const record = await this.#incoming.make(request, (made, besides) => this.#openNew(made, besides))
+      return this.#incoming.reply(record)
+    })
+  }
+
+  /** Does what the source of a disk asks by its token; one that no disk has is answered so. */
+  async stepIncoming(token: string, step: IncomingStep): Promise<IncomingReply> {
+    const record = diskOfToken(this.#context.catalog, token)
+    return record === undefined ? this.#incoming.reply(undefined) : this.#incoming.step(record, token, step)
   }
 
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus> {
@@ -403,34 +410,18 @@ export class Engine {
     this.#context.disks.set(record.name, managed)
   }
 
-  /** Closes a disk that stays in the catalog until further notice, as one that is not open. */
-  async #close(managed: ManagedDisk): Promise<void> {
-    const { record } = managed
-    let error: unknown = new BlockError('closed', `disk ${record.name} was closed: a restart of the daemon opens it`)
-    try {
-      await closeManagedDisk(this.#context, managed)
-    } catch (failure) {
-      error = failure
-      throw failure
-    } finally {
-      this.#context.disks.delete(record.name)
-      this.#context.failed.set(record.name, { record, error: toBlockError(error, `disk ${record.name}`) })
-    }
-  }
-
-  async #removeFolder(record: DiskRecord): Promise<void> {
-    const { host, home } = this.#context
-    const folder = home.diskFolder(record.id)
-    for (const file of await host.list(folder)) await host.unlink(path.join(folder, file))
-  }
-
   async #openRecord(record: DiskRecord): Promise<void> {
     try {
-      this.#context.disks.set(record.name, await openManagedDisk(this.#context, record))
+      const open = record.away === undefined ? openManagedDisk : openForwarded
+      this.#context.disks.set(record.name, await open(this.#context, record))
     } catch (error) {
       const failure = toBlockError(error, `disk ${record.name}`)
       this.#context.failed.set(record.name, { record, error: failure })
-      this.#context.report(`disk ${record.name} cannot be opened: ${failure.message}`)
+      this.#context.report(
+        record.away === undefined
+          ? `disk ${record.name} cannot be opened: ${failure.message}`
+          : `disk ${record.name}: ${failure.message}`,
+      )
     }
   }
 
@@ -462,25 +453,6 @@ export class Engine {
     checkSocketPath(this.#context.home.nbdSocket(name))
     if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
     throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
-  }
-
-  /** The chain of an image as the catalog will have it. Checks all that opening it checks, and closes it again. */
-  async #readLayers(name: string, image: string, format: Format): Promise<LayerRecord[]> {
-    const { host } = this.#context
-    const admit = (layer: string): void => this.#refuseShared(name, layer)
-    const layers = await openChain({ host, path: path.resolve(image), format, name, admit })
-    const records = layers.map((layer) => ({ path: layer.path, format: layer.format }))
-    for (const layer of layers.toReversed()) await layer.close()
-    return records
-  }
-
-  #refuseShared(name: string, image: string): void {
-    const owner = this.#context.catalog
-      .list('disk')
-      .find((record) => layersOf(record).some((layer) => layer.path === image))
-    if (owner === undefined) return
-    const message = `disk ${name}: ${image} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
-    throw new BlockError('exists', message, { path: image })
   }
 }
 

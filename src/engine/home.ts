@@ -1,8 +1,11 @@
 // Where a daemon keeps its state: the folder VARVE_HOME and the names in it. Images live wherever the user puts them.
 //
 //   catalog.db            run/api.sock          disks/ID/log.0 log.1 slot.0 slot.1    dirty log
-//   run/lock              run/nbd/DISK.sock     disks/ID/scratch                      old data of a running backup
-//                         run/pit/DISK.sock     a disk's point in time, for a backup that another thread makes
+//   api.token             run/nbd/DISK.sock     disks/ID/scratch                      old data of a running backup
+//   run/lock              run/pit/DISK.sock     a disk's point in time, for a backup that another thread makes
+//                         run/in/DISK.sock      a disk that comes, or came, from another daemon, for that one
+//                         run/out/TOKEN.sock    the way to a disk at another daemon
+//                         images/               of disks that came from others
 
 import os from 'node:os'
 import path from 'node:path'
@@ -14,6 +17,11 @@ export interface Home {
   readonly apiSocket: string
   nbdSocket(disk: string): string
   viewSocket(disk: string): string
+  incomingSocket(disk: string): string
+  outgoingSocket(token: string): string
+  /** Asked of whoever speaks to the API over TCP. */
+  readonly tokenFile: string
+  readonly imageFolder: string
   diskFolder(id: string): string
 }
 
@@ -34,6 +42,10 @@ export function homeAt(folder: string): Home {
     apiSocket: path.join(folder, 'run', 'api.sock'),
     nbdSocket: (disk) => path.join(folder, 'run', 'nbd', `${disk}.sock`),
     viewSocket: (disk) => path.join(folder, 'run', 'pit', `${disk}.sock`),
+    incomingSocket: (disk) => path.join(folder, 'run', 'in', `${disk}.sock`),
+    outgoingSocket: (token) => path.join(folder, 'run', 'out', `${token.slice(0, 16)}.sock`),
+    tokenFile: path.join(folder, 'api.token'),
+    imageFolder: path.join(folder, 'images'),
     diskFolder: (id) => path.join(folder, 'disks', id),
   }
 }

@@ -125,8 +125,8 @@ export class JobTable {
   /** Changes how a mirror copies, also for its runs after a restart. Kind 'unsupported' for other jobs. */
   async setMode(id: string, mode: MirrorMode): Promise<JobStatus> {
     const job = this.running(id)
-    if (job.kind !== 'mirror')
-      throw new BlockError('unsupported', `job ${id} is a ${job.kind}: only a mirror has a mode`)
+    if (job.kind !== 'mirror' && job.kind !== 'migrate')
+      throw new BlockError('unsupported', `job ${id} is a ${job.kind}: only a mirror or migration has a mode`)
     job.describe({ wanted: mode })
     return this.#changeMirror(id, { mode })
   }
@@ -134,7 +134,7 @@ export class JobTable {
   async #changeMirror(id: string, change: Partial<Pick<MirrorSpec, 'mode' | 'finish'>>): Promise<JobStatus> {
     const job = this.running(id)
     const record = this.#catalog.get('job', id)
-    if (record?.spec.kind === 'mirror') {
+    if (record?.spec.kind === 'mirror' || record?.spec.kind === 'migrate') {
       await this.#catalog.commit([{ put: 'job', record: { ...record, spec: { ...record.spec, ...change } } }])
     }
     job.nudge()

@@ -5,6 +5,7 @@ import type { JobRecord } from './catalog.ts'
 import { launchCommit } from './commits.ts'
 import { type EngineContext, findDisk } from './context.ts'
 import { launchMirror } from './mirrors.ts'
+import { resumeMigration } from './settling.ts'
 import { launchStream } from './streams.ts'
 
 /** The jobs of one disk. */
@@ -20,7 +21,8 @@ export async function resumeRows(context: EngineContext, rows: readonly JobRecor
     const { spec } = row
     if (spec.kind === 'backup') continue
     try {
-      LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)
+      if (spec.kind === 'migrate') resumeMigration(context, row)
+      else LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)
     } catch (error) {
       // A disk that is missing today may be back tomorrow: the row stays.
       context.report(`job ${row.id} cannot go on now: ${(error as Error).message}`)

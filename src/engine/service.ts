@@ -10,7 +10,9 @@ import type { BackupRequest } from './backups.ts'
 import type { BitmapComparison, BitmapEdit } from './bitmaps.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
+import type { MigrateRequest } from './migrations.ts'
 import type { MirrorRequest } from './mirrors.ts'
+import type { IncomingReply, IncomingRequest, IncomingStep } from './peers.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 
@@ -44,6 +46,12 @@ export interface EngineService {
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
   stream(disk: string, base?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
   mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
+  migrate(disk: string, request: MigrateRequest): Promise<JobStatus>
+  /** Ends what a migration left of a disk, by asking the other side, or by force without its word. */
+  settleDisk(name: string, force: boolean): Promise<DiskStatus>
+  /** What the source of a migration asks of its target. */
+  prepareIncoming(request: IncomingRequest): Promise<IncomingReply>
+  stepIncoming(token: string, step: IncomingStep): Promise<IncomingReply>
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
   setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>

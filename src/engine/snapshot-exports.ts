@@ -88,7 +88,7 @@ async function serveSnapshot(context: EngineContext, record: DiskRecord, snapsho
   const chain = new Chain(name, layers)
   try {
     const served = await context.serveView(chain, socket)
-    return { uri: served.uri, close: () => closeBoth(served, chain) }
+    return { uri: served.uri, close: () => closeBoth(served, chain), sever: () => served.sever() }
   } catch (error) {
     await chain.close()
     throw error

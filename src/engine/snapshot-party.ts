@@ -72,6 +72,7 @@ export class LocalSnapshotParty implements SnapshotParty {
   readonly disk: string
   readonly #context: EngineContext
   readonly #managed: ManagedDisk
+  readonly #createdMs: number | undefined
   #name = ''
   #hasControl = false
   #overlay: Layer | undefined
@@ -80,10 +81,12 @@ export class LocalSnapshotParty implements SnapshotParty {
   #frozen: Layer | undefined
   #next: DiskRecord | undefined
 
-  constructor(context: EngineContext, managed: ManagedDisk) {
+  /** `createdMs` is when the snapshot was taken, for one that comes from another daemon. */
+  constructor(context: EngineContext, managed: ManagedDisk, createdMs?: number) {
     this.disk = managed.record.name
     this.#context = context
     this.#managed = managed
+    this.#createdMs = createdMs
   }
 
   async prepare(name: string): Promise<void> {
@@ -109,7 +112,7 @@ export class LocalSnapshotParty implements SnapshotParty {
     await active.setAccess('read')
     this.#frozen = active
     await overlay.setAccess('write')
-    const createdMs = Date.now()
+    const createdMs = this.#createdMs ?? Date.now()
     const top = record.layers.at(-1) as LayerRecord
     const layers = [
       ...record.layers.slice(0, -1),

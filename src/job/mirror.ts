@@ -45,12 +45,18 @@ export interface MirrorOptions {
   /** Told once, when the to-do set is known: from here on the target is written. */
   readonly began: (total: number) => Promise<void>
   readonly pace: MirrorPace
+  /** Pieces that are copied at once; MIRROR_LANES unless told. */
+  readonly lanes?: number
   /** What the user wants now; after a change the job is nudged. */
   readonly mode: () => MirrorMode
   readonly finish: () => MirrorFinish | undefined
   /** Makes it known for good that the target is a copy: the to-do set, without which a restart could not go on, is dropped after it. */
   readonly copied: () => Promise<void>
-  /** Makes a pivot take effect: called with the target equal and flushed, and the disk drained. */
+  /** Called before each attempt to reach the end of a pivot, while the guest goes on. */
+  readonly approach?: () => Promise<void>
+  /** Called with the target equal and flushed, and the disk drained; when it fails the mirror can be run again. */
+  readonly seal?: () => Promise<void>
+  /** Makes a pivot take effect: called after `seal`, the disk still drained. From here on there is no way back but its own. */
   readonly pivot: () => Promise<void>
 }
 
@@ -77,8 +83,10 @@ async function findTodo(options: MirrorOptions): Promise<LoggedBitmap> {
   const saved = savedTodo(disk, bitmap)
   if (saved === undefined) {
     const todo = await scanTodo(disk, bitmap, true, options.scan)
-    await options.began(todo.bits.bytes)
-    job.resumeFrom(0, todo.bits.bytes)
+    const { done } = job.status
+    await options.began(done + todo.bits.bytes)
+    if (done > 0) job.expect(todo.bits.bytes)
+    else job.resumeFrom(0, todo.bits.bytes)
     return todo
   }
   const left = saved.bits.bytes
@@ -96,10 +104,12 @@ class Mirror {
   #sinceMs = performance.now()
   #settling = false
   #switching = false
+  /** When the drain began that the end is made under. */
+  #heldMs = 0
 
   /** The guest's writes pass here from now on. The disk is drained. */
   constructor(options: MirrorOptions, todo: LoggedBitmap) {
-    const { job, disk, target, mode, pace } = options
+    const { job, disk, target, mode, pace, lanes = MIRROR_LANES } = options
     this.#options = options
     this.#copier = new Copier({
       job,
@@ -107,7 +117,7 @@ class Mirror {
       target,
       todo: todo.bits.copy(),
       piece: pace.piece,
-      lanes: MIRROR_LANES,
+      lanes,
       failures: job.onError === 'ignore' ? ERRORS_IN_A_ROW : 1,
       unit: target.can.minimumBlock,
       mode: mode() === 'write-blocking' ? 'write-both' : 'background',
@@ -160,8 +170,10 @@ class Mirror {
   /** The moment at which the target equals the disk; false when there is still something to do first. */
   async #reachEnd(finish: MirrorFinish): Promise<boolean> {
     const { job, disk, target } = this.#options
+    if (finish === 'pivot') await this.#options.approach?.()
     // Most of the flush happens before the guest has to wait for the rest.
     await this.#settle()
+    this.#heldMs = performance.now()
     await disk.drain()
     let isHeld = false
     try {
@@ -169,6 +181,7 @@ class Mirror {
       if (finish === 'pivot') {
         const flushed = target.flush()
         if (flushed !== undefined) await flushed
+        await this.#options.seal?.()
         isHeld = job.state === 'ready'
         return isHeld
       }
@@ -191,6 +204,7 @@ class Mirror {
       disk.detach(this.#copier)
     } finally {
       disk.undrain()
+      this.#options.job.describe({ pauseMs: Math.round(performance.now() - this.#heldMs) })
     }
   }
 

@@ -119,6 +119,11 @@ export class NbdClient implements BlockDevice {
     return this.#can
   }
 
+  /** Why no request is taken any more; undefined while they are. */
+  get failure(): BlockError | undefined {
+    return this.#failure
+  }
+
   /** What the server told in the handshake. */
   get info(): ExportInfo {
     if (this.#info === undefined) throw new BlockError('closed', `${this.name}: not connected`)

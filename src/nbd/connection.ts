@@ -109,6 +109,11 @@ export class Connection {
     this.#phase = { kind: 'draining', refusing }
   }
 
+  /** Hangs up at once. */
+  sever(): void {
+    this.#socket.destroy()
+  }
+
   #follow(socket: net.Socket): void {
     // The reason of a broken connection is of no use here: the peer is gone, and what it asked for is completed.
     socket.on('error', () => {})

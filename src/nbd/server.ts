@@ -120,6 +120,14 @@ export class NbdServer {
     await Promise.all(negotiating.map((connection) => connection.closed))
   }
 
+  /** Stops listening and hangs up on every client without an answer, as the death of the process would: one that reconnects asks again. */
+  sever(): void {
+    this.#isClosed = true
+    for (const listener of this.#listeners) listener.close()
+    this.#listeners.clear()
+    for (const connection of this.#connections) connection.sever()
+  }
+
   #listen(where: net.ListenOptions, tls: ServerTls | undefined): Promise<net.Server> {
     if (this.#isClosed) throw new BlockError('closed', 'the NBD server is closed')
     const listener = net.createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) =>

@@ -8,10 +8,10 @@ import type { ServeDisk, ServeView, Served } from '../engine/context.ts'
 import { type Export, type MetaContext, NbdServer } from '../nbd/server.ts'
 import { formatNbdUri } from '../nbd/uri.ts'
 
-/** Serves a disk on a Unix socket, under its name and as the default export. */
-export const serveDisk: ServeDisk = (disk, socket) => {
+/** Serves a disk on a Unix socket, under its name or another, and as the default export. */
+export const serveDisk: ServeDisk = (disk, socket, name = disk.name) => {
   const served: Export = {
-    name: disk.name,
+    name,
     device: disk,
     get contexts() {
       return contextsOf(disk)
@@ -30,7 +30,8 @@ async function serve(served: Export, socket: string): Promise<Served> {
     list: () => [served],
   })
   await server.listenUnix(socket, { mode: 0o660 })
-  return { uri: formatNbdUri({ transport: 'unix', path: socket, name }), close: () => server.close() }
+  const uri = formatNbdUri({ transport: 'unix', path: socket, name })
+  return { uri, close: () => server.close(), sever: () => server.sever() }
 }
 
 /** The contexts of a disk at this moment, besides base:allocation. */

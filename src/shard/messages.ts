@@ -2,6 +2,7 @@
 
 import type { DiskPlan, Outcome, PlanRequest } from '../engine/backup-party.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
+import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import type { FrozenDisk } from '../engine/snapshot-party.ts'
 import type { JobStatus } from '../job/job.ts'
@@ -83,4 +84,8 @@ export type ControlFunctions = PartyFunctions & {
   /** Resolves when it is this shard's turn to make a backup, with what gives the turn back. */
   takeTurn(): Promise<number>
   giveTurn(ticket: number): void
+  /** See Peers and PeerCalls. */
+  peerPrepare(to: string, request: IncomingRequest): Promise<IncomingReply>
+  peerStep(to: string, token: string, step: IncomingStep): Promise<IncomingReply>
+  peerSocket(to: string, token: string): Promise<string>
 }

@@ -17,6 +17,7 @@ import { Calls } from './calls.ts'
 import { CatalogMirror } from './catalog-mirror.ts'
 import { serveDisk, serveView } from './disk-exports.ts'
 import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import { peersThrough } from './peer-links.ts'
 import { RemoteParty } from './remote-party.ts'
 import { openRepositoryAt } from './repositories.ts'
 import { ViewExports } from './view-exports.ts'
@@ -64,6 +65,7 @@ const functions: ShardFunctions = {
       serve: serveDisk,
       serveView,
       openRepository: openRepositoryAt,
+      peers: peersThrough(control),
       report: (message, details) => void control.report(message, details),
       ...(start.scratchBytes === undefined ? {} : { scratchBytes: start.scratchBytes }),
       ...(start.scratchHostBytes === undefined ? {} : { scratchHostBytes: start.scratchHostBytes }),
@@ -122,6 +124,10 @@ const functions: ShardFunctions = {
   planStream: (...args) => running().planStream(...args),
   stream: (...args) => running().stream(...args),
   mirror: (...args) => running().mirror(...args),
+  migrate: (...args) => running().migrate(...args),
+  settleDisk: (...args) => running().settleDisk(...args),
+  prepareIncoming: (request) => running().prepareIncoming(request),
+  stepIncoming: (...args) => running().stepIncoming(...args),
   completeJob: (...args) => running().completeJob(...args),
   setMirrorMode: (...args) => running().setMirrorMode(...args),
   backup: (request) => running().backup(request),

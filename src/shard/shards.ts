@@ -10,67 +10,38 @@ import { Worker } from 'node:worker_threads'
 import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
+import { diskOfToken, ensureIdentity, identityOf, isServed } from '../engine/authority.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
 import { DistantGuests } from '../engine/distant-guests.ts'
-import type { Home } from '../engine/home.ts'
 import { dismissal } from '../engine/job-table.ts'
+import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
-import type { Host, HostFile } from '../host/host.ts'
+import type { HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
+import { JobWatchers } from './job-watchers.ts'
 import { remoteSnapshotParty } from './remote-snapshot-party.ts'
 import type { ControlFunctions, PartyFunctions, ShardFunctions, ShardStart } from './messages.ts'
-
-export interface ShardsOptions {
-  readonly host: Host
-  readonly home: Home
-  /** Called when the home is ours. */
-  readonly openCatalog: () => Catalog
-  readonly report: (message: string, details?: Record<string, unknown>) => void
-  /** At most so many threads; one for each processor unless told. */
-  readonly count?: number
-  /** Copy space of one backup and of all together, in bytes. */
-  readonly scratchBytes?: number
-  readonly scratchHostBytes?: number
-  /** Memory for the maps of all open qcow2 images, in bytes; each thread has its part. */
-  readonly metadataCacheBytes?: number
-}
-
-/** One thread and how to reach it. */
-interface Shard {
-  readonly number: number
-  readonly worker: Worker
-  readonly calls: Calls<ShardFunctions>
-  /** Resolves when its disks are open. */
-  ready: Promise<void>
-}
+import type { Seat, Shard } from './seat.ts'
+import { noPeerCalls, type PeerCalls, type ShardsOptions } from './shards-options.ts'
 
 /** Those of a shard's functions that are about one disk, which they name first. */
 type OfDisk = {
   [K in keyof ShardFunctions]: Parameters<ShardFunctions[K]> extends [disk: string, ...unknown[]] ? K : never
 }[keyof ShardFunctions]
 
-/** A shard's place: the thread that is there now, and the disks that belong to it. */
-interface Seat {
-  readonly number: number
-  readonly disks: Set<string>
-  shard: Shard | undefined
-  /** Deaths in a row, and when the last one was. */
-  deaths: number
-  diedMs: number
-}
-
-const RECORD_KINDS: readonly RecordKind[] = ['disk', 'guest', 'job', 'garbage', 'history']
+const RECORD_KINDS: readonly RecordKind[] = ['identity', 'disk', 'guest', 'job', 'garbage', 'history']
 
 export class Shards implements EngineService {
   readonly #options: ShardsOptions
+  readonly #peers: PeerCalls
   readonly #lock: HostFile
   readonly #catalog: Catalog
   readonly #seats: readonly Seat[]
@@ -82,7 +53,7 @@ export class Shards implements EngineService {
   readonly #turns = new Map<number, Seat>()
   /** Clients on TCP. */
   readonly guests: DistantGuests
-  readonly #watchers = new Map<string, Set<(status: JobStatus) => void>>()
+  readonly #watchers = new JobWatchers((id, verb) => this.#ofJob(id).then(({ remote }) => remote[verb](id)))
   #lastTicket = 0
   #isClosing = false
   #closed: Promise<void> | undefined
@@ -102,9 +73,12 @@ export class Shards implements EngineService {
   readonly planStream = this.#passOn('planStream')
   readonly stream = this.#passOn('stream')
   readonly mirror = this.#passOn('mirror')
+  readonly migrate = this.#passOn('migrate')
+  readonly settleDisk = this.#passOn('settleDisk')
 
   private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
     this.#options = options
+    this.#peers = options.peers ?? noPeerCalls
     this.#lock = lock
     this.#catalog = catalog
     const bootId = options.host.bootId()
@@ -121,6 +95,7 @@ export class Shards implements EngineService {
     try {
       const shards = new Shards(options, lock, options.openCatalog())
       try {
+        await ensureIdentity(shards.#catalog)
         await shards.#openAll()
         return shards
       } catch (error) {
@@ -200,6 +175,16 @@ export class Shards implements EngineService {
     })
   }
 
+  prepareIncoming(request: IncomingRequest): Promise<IncomingReply> {
+    return this.#control.run(async () => (await this.#forNew()).prepareIncoming(request))
+  }
+
+  async stepIncoming(token: string, step: IncomingStep): Promise<IncomingReply> {
+    const record = diskOfToken(this.#catalog, token)
+    if (record !== undefined) return (await this.#of(record.name)).stepIncoming(token, step)
+    return { home: identityOf(this.#catalog), state: 'unknown', snapshots: [] }
+  }
+
   async completeJob(...args: Parameters<EngineService['completeJob']>): Promise<JobStatus> {
     return (await this.#ofJob(args[0])).remote.completeJob(...args)
   }
@@ -244,22 +229,8 @@ export class Shards implements EngineService {
     return (await this.#ofJob(id)).remote.setJobSpeed(id, bytesPerSecond)
   }
 
-  async watchJob(id: string, listener: (status: JobStatus) => void): Promise<() => void> {
-    const listeners = this.#watchers.get(id) ?? new Set()
-    listeners.add(listener)
-    this.#watchers.set(id, listeners)
-    // A job that is over has nothing to say, and a shard that died says no more.
-    const tell = (verb: 'watchJob' | 'unwatchJob'): Promise<void> =>
-      this.#ofJob(id)
-        .then(({ remote }) => remote[verb](id))
-        .catch(() => undefined)
-    await tell('watchJob')
-    return () => {
-      listeners.delete(listener)
-      if (listeners.size > 0) return
-      this.#watchers.delete(id)
-      void tell('unwatchJob')
-    }
+  watchJob(id: string, listener: (status: JobStatus) => void): Promise<() => void> {
+    return this.#watchers.watch(id, listener)
   }
 
   async jobEnded(id: string): Promise<JobStatus> {
@@ -291,10 +262,24 @@ export class Shards implements EngineService {
     await this.#seats[number]?.shard?.worker.terminate()
   }
 
-  /** Names of all NBD exports: disks, also those that are not open, and exported snapshots. */
+  /**
+   * The socket at which a daemon finds the disk that it moves, or moved, to here. As a guest from another host (`isDistant`) it is noted.
+   * Kinds 'not-found', 'busy' while the disk is held.
+   */
+  async incomingSocket(token: string, isDistant: boolean): Promise<string> {
+    const record = diskOfToken(this.#catalog, token)
+    if (record === undefined) throw new BlockError('not-found', 'no disk is known by this token')
+    const held = this.guests.refusal(record.name)
+    if (held !== undefined && isDistant) throw new BlockError('busy', `disk ${record.name}: ${held}`)
+    if (record.arrival !== undefined && isDistant) await this.guests.enters(record.name)
+    return this.#options.home.incomingSocket(record.name)
+  }
+
+  /** Names of all NBD exports: disks that guests may use here, also those that are not open, and exported snapshots. */
   get exportNames(): readonly string[] {
     return this.#catalog
       .list('disk')
+      .filter(isServed)
       .flatMap(({ name, exports = [] }) => [name, ...exports.map((snapshot) => exportName(name, snapshot))])
   }
 
@@ -383,9 +368,10 @@ export class Shards implements EngineService {
       partySettle: party('partySettle') as PartyFunctions['partySettle'],
       commit: (changes) => this.#commit(seat, changes),
       report: this.#options.report,
-      jobChanged: (id, status) => {
-        for (const listener of this.#watchers.get(id) ?? []) listener(status)
-      },
+      jobChanged: (id, status) => this.#watchers.changed(id, status),
+      peerPrepare: (to, request) => this.#peers.prepare(to, request),
+      peerStep: (to, token, step) => this.#peers.step(to, token, step),
+      peerSocket: (to, token) => this.#peers.socket(to, token),
       takeTurn: async () => {
         await this.#turn.acquire()
         const ticket = ++this.#lastTicket

@@ -53,11 +53,11 @@ export class Lab {
       openCatalog: () => this.catalog,
       serve: async (disk) => {
         this.#disks.set(disk.name, disk)
-        return { uri: `lab:${disk.name}`, close: async () => {} }
+        return { uri: `lab:${disk.name}`, close: async () => {}, sever: () => {} }
       },
       serveView: async (device) => {
         this.#views.set(device.name, device)
-        return { uri: `lab:${device.name}`, close: async () => void this.#views.delete(device.name) }
+        return { uri: `lab:${device.name}`, close: async () => void this.#views.delete(device.name), sever: () => {} }
       },
       openRepository: () => this.repository(),
       report: (message) => this.reports.push(message),

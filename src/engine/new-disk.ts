@@ -1,0 +1,37 @@
+// What must be true of an image that becomes a disk, and what is worth saying of it. Changes nothing.
+
+import path from 'node:path'
+import { BlockError } from '../block/error.ts'
+import { type Format, openChain } from '../chain/open.ts'
+import { readQcow2Info } from '../format/qcow2/image.ts'
+import type { LayerRecord } from './catalog.ts'
+import { layersOf } from './claims.ts'
+import type { EngineContext } from './context.ts'
+
+/** The chain of an image as the catalog will have it. Checks all that opening it checks, and closes it again. */
+export async function readLayers(
+  { host, catalog }: EngineContext,
+  name: string,
+  image: string,
+  format: Format,
+): Promise<LayerRecord[]> {
+  const refuseShared = (file: string): void => {
+    const owner = catalog.list('disk').find((record) => layersOf(record).some((layer) => layer.path === file))
+    if (owner === undefined) return
+    const message = `disk ${name}: ${file} belongs to disk ${owner.name} already: varve disk show ${owner.name}`
+    throw new BlockError('exists', message, { path: file })
+  }
+  const layers = await openChain({ host, path: path.resolve(image), format, name, admit: refuseShared })
+  const records = layers.map((layer) => ({ path: layer.path, format: layer.format }))
+  for (const layer of layers.toReversed()) await layer.close()
+  return records
+}
+
+/** What whoever adds an image should know. */
+export async function noteOnImage({ host }: EngineContext, image: string, format: Format): Promise<string | undefined> {
+  if (format !== 'qcow2' || (await readQcow2Info(host, image)).version !== 2) return undefined
+  return (
+    `${image} has version 2 of qcow2: what a crash leaks there is found only by varve image check -r leaks, and zeros over ` +
+    `a backing file take space. To upgrade it while no disk uses it: qemu-img amend -f qcow2 -o compat=1.1 ${image}`
+  )
+}

@@ -1,0 +1,24 @@
+// The places of shards in the control plane: a thread may die and be started again, its place and its disks stay.
+
+import type { Worker } from 'node:worker_threads'
+import type { Calls } from './calls.ts'
+import type { ShardFunctions } from './messages.ts'
+
+/** One thread and how to reach it. */
+export interface Shard {
+  readonly number: number
+  readonly worker: Worker
+  readonly calls: Calls<ShardFunctions>
+  /** Resolves when its disks are open. */
+  ready: Promise<void>
+}
+
+/** A shard's place: the thread that is there now, and the disks that belong to it. */
+export interface Seat {
+  readonly number: number
+  readonly disks: Set<string>
+  shard: Shard | undefined
+  /** Deaths in a row, and when the last one was. */
+  deaths: number
+  diedMs: number
+}
