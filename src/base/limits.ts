@@ -198,6 +198,8 @@ export const NBD_CLIENT_RANGE = 1024 * MIB
 
 /** Largest pack, before its last blobs and its directory, in bytes. */
 export const PACK_BYTES = 16 * MIB
+/** Memory that packs are filled in, in bytes a piece; at least as large as the largest blob. */
+export const PACK_SLAB = MIB
 /** Packs of one backup that are on their way to the store at once; each is in memory until it is durable. */
 export const PACKS_IN_FLIGHT = 2
 /** An index is written each time so many bytes of a backup became durable. */

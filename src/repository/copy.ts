@@ -13,7 +13,7 @@ import { NodeReader } from './node-reader.ts'
 import { nodeRecord, PackWriter } from './pack-writer.ts'
 import { Session } from './session.ts'
 import { BLOB_CHUNK, FANOUT, ID_BYTES, LEAF_HEADER_BYTES, SEGMENT_BYTES } from './spec.ts'
-import { PLAIN_FIELDS, STORED_FIELDS } from './squeezer.ts'
+import { batchMemory, PLAIN_FIELDS, STORED_FIELDS } from './squeezer.ts'
 import { childAt } from './tree.ts'
 import { publish } from './writer.ts'
 
@@ -223,7 +223,7 @@ class Load {
     const chunks = this.#chunks
     if (chunks.length === 0) return
     this.#chunks = []
-    const bytes = new Uint8Array(this.#bytes)
+    const bytes = batchMemory(this.#bytes, chunks.length)
     this.#bytes = 0
     const pieces = new Uint32Array(chunks.length * PLAIN_FIELDS)
     const ids = new Uint8Array(chunks.length * ID_BYTES)
@@ -234,14 +234,14 @@ class Load {
       ids.set(chunk.name, i * ID_BYTES)
       end += chunk.bytes.length
     }
-    const { stored, records } = await this.#target.squeezer.compress(bytes, pieces, ids)
+    const records = await this.#target.squeezer.compress(bytes, pieces, ids)
     let at = 0
     for (const [i, { name, bytes: plain }] of chunks.entries()) {
       const length = records[i * STORED_FIELDS] as number
       const codec = records[i * STORED_FIELDS + 1] as number
       const crc = records[i * STORED_FIELDS + 2] as number
       const record = { stored: length, plain: plain.length, crc, type: BLOB_CHUNK, codec }
-      this.packs.add(name, stored.subarray(at, at + length), record)
+      this.packs.add(name, bytes.subarray(at, at + length), record)
       at += length
     }
     const room = this.packs.room()

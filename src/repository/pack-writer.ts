@@ -1,10 +1,11 @@
 // Fills packs with the new blobs of one backup and brings them to the store, a bounded number at a time. A blob becomes known
 // to the repository's index only when its pack is durable, so no other backup can rely on what may yet be lost. Chunks and nodes
-// fill packs of their own (lanes).
+// fill packs of their own (lanes), in slabs of memory that are used again when their pack is in the store.
 
 import zlib from 'node:zlib'
 import { assert } from '../base/assert.ts'
-import { INDEX_EVERY_BYTES, PACK_BYTES, PACKS_IN_FLIGHT } from '../base/limits.ts'
+import { copyBytes } from '../base/bytes.ts'
+import { INDEX_EVERY_BYTES, PACK_BYTES, PACK_SLAB, PACKS_IN_FLIGHT } from '../base/limits.ts'
 import type { Pending } from '../block/device.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { encodeIndex } from './index-object.ts'
@@ -32,19 +33,22 @@ import {
 import { type ObjectSink, totalLength } from './store.ts'
 import type { Vault } from './vault.ts'
 
-const SMALL_BYTES = 4096
-const SMALL_BUFFER_BYTES = 64 * 1024
-
 /** A pack being filled. */
 class Lane {
   readonly parts: Uint8Array[] = []
   bytes = 0
   count = 0
   #records = new Uint8Array(64 * RECORD_BYTES)
-  #small = new Uint8Array(0)
-  #smallUsed = 0
+  readonly #slabs: Uint8Array[] = []
+  readonly #free: Uint8Array[]
+  #used = PACK_SLAB
 
-  /** Keeps `form` until the pack is written; the id is copied. */
+  /** `free` are slabs for whoever needs one, and gets them back. */
+  constructor(free: Uint8Array[]) {
+    this.#free = free
+  }
+
+  /** Copies the blob. */
   add(id: Uint8Array, form: Uint8Array, record: BlobRecord): void {
     assert(form.length === record.stored)
     if ((this.count + 1) * RECORD_BYTES > this.#records.length) {
@@ -64,27 +68,30 @@ class Lane {
   absorb(other: Lane): void {
     const records = Buffer.concat([this.records, other.records])
     this.parts.push(...other.parts)
+    this.#slabs.push(...other.#slabs)
+    this.#used = PACK_SLAB
     this.bytes += other.bytes
     this.count += other.count
     this.#records = records
   }
 
-  /** Joins what lies side by side in one buffer, and gathers the small ones: a store gets few parts. */
+  /** The pack is in the store, or never will be. */
+  release(): void {
+    this.#free.push(...this.#slabs)
+  }
+
   #keep(form: Uint8Array): void {
-    let piece = form
-    if (form.length <= SMALL_BYTES) {
-      if (this.#smallUsed + form.length > this.#small.length) {
-        this.#small = new Uint8Array(SMALL_BUFFER_BYTES)
-        this.#smallUsed = 0
-      }
-      piece = this.#small.subarray(this.#smallUsed, this.#smallUsed + form.length)
-      piece.set(form)
-      this.#smallUsed += form.length
+    assert(form.length <= PACK_SLAB, 'a blob fits into a slab')
+    let slab = this.#slabs.at(-1)
+    if (slab === undefined || this.#used + form.length > PACK_SLAB) {
+      slab = this.#free.pop() ?? new Uint8Array(PACK_SLAB)
+      this.#slabs.push(slab)
+      this.parts.push(slab.subarray(0, 0))
+      this.#used = 0
     }
-    const last = this.parts.at(-1)
-    if (last !== undefined && last.buffer === piece.buffer && last.byteOffset + last.length === piece.byteOffset) {
-      this.parts[this.parts.length - 1] = new Uint8Array(piece.buffer, last.byteOffset, last.length + piece.length)
-    } else this.parts.push(piece)
+    copyBytes(form, 0, slab, this.#used, form.length)
+    this.#used += form.length
+    this.parts[this.parts.length - 1] = slab.subarray(0, this.#used)
     this.bytes += form.length
   }
 }
@@ -93,8 +100,10 @@ export class PackWriter {
   readonly #store: ObjectSink
   readonly #vault: Vault
   readonly #index: BlobIndex
-  #chunks = new Lane()
-  #nodes = new Lane()
+  /** Slabs that no lane uses: at most those of the packs that were in flight together. */
+  readonly #free: Uint8Array[] = []
+  #chunks = new Lane(this.#free)
+  #nodes = new Lane(this.#free)
   /** Ids of blobs that are not durable yet, as latin1 text: at most what is in flight. */
   readonly #pending = new Set<string>()
   readonly #inFlight = new Set<Promise<void>>()
@@ -134,8 +143,8 @@ export class PackWriter {
     const lane = record.type === BLOB_CHUNK ? this.#chunks : this.#nodes
     lane.add(id, form, record)
     if (lane.bytes < PACK_BYTES) return
-    if (lane === this.#chunks) this.#chunks = new Lane()
-    else this.#nodes = new Lane()
+    if (lane === this.#chunks) this.#chunks = new Lane(this.#free)
+    else this.#nodes = new Lane(this.#free)
     this.#send(this.#putPack(lane))
   }
 
@@ -149,7 +158,7 @@ export class PackWriter {
   async finish(): Promise<void> {
     if (this.#chunks.bytes + this.#nodes.bytes <= PACK_BYTES) {
       this.#chunks.absorb(this.#nodes)
-      this.#nodes = new Lane()
+      this.#nodes = new Lane(this.#free)
     }
     for (const lane of [this.#chunks, this.#nodes]) if (lane.count > 0) this.#send(this.#putPack(lane))
     await this.#wait(0)
@@ -177,7 +186,11 @@ export class PackWriter {
   async #putPack(lane: Lane): Promise<void> {
     const directory: PackDirectory = { pack: newPackName(this.#owner), count: lane.count, records: lane.records }
     const parts = [packHeader(), ...lane.parts, directory.records, packFooter(this.#vault, directory, lane.bytes)]
-    await this.#store.put(packKey(directory.pack), parts)
+    try {
+      await this.#store.put(packKey(directory.pack), parts)
+    } finally {
+      lane.release()
+    }
     this.#index.addPack(directory)
     for (let at = 0; at < directory.records.length; at += RECORD_BYTES) {
       this.#pending.delete(textOf(recordId(directory.records, at), 0))

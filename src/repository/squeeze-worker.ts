@@ -1,16 +1,17 @@
-// The thread behind WorkerSqueezer: answers each message in turn, and gives back the buffers that came with it.
+// The thread behind WorkerSqueezer: answers each message in turn. It runs at a lower priority than the threads that serve guests.
 
+import os from 'node:os'
 import { type MessagePort, parentPort, workerData } from 'node:worker_threads'
 import { compressPieces, expandPieces, hashPieces } from './squeezer.ts'
 import { Vault } from './vault.ts'
 
 /** One request; `job` comes back with the answer. */
 export type SqueezeRequest =
-  | { readonly op: 'hash'; readonly job: number; readonly bytes: Bytes; readonly pieces: Numbers }
+  | { readonly op: 'hash'; readonly job: number; readonly bytes: Uint8Array; readonly pieces: Numbers }
   | {
       readonly op: 'compress' | 'expand'
       readonly job: number
-      readonly bytes: Bytes
+      readonly bytes: Uint8Array
       readonly pieces: Numbers
       readonly ids: Bytes
     }
@@ -30,12 +31,11 @@ function answer(request: SqueezeRequest, port: MessagePort): void {
   switch (request.op) {
     case 'hash': {
       const ids = hashPieces(vault, bytes, pieces)
-      return port.postMessage({ job, result: { bytes, ids } } satisfies SqueezeReply, [bytes.buffer, ids.buffer])
+      return port.postMessage({ job, result: ids } satisfies SqueezeReply, [ids.buffer])
     }
     case 'compress': {
-      const { stored, records } = compressPieces(vault, bytes, pieces, request.ids)
-      const buffers = [bytes.buffer, stored.buffer, records.buffer]
-      return port.postMessage({ job, result: { bytes, stored, records } } satisfies SqueezeReply, buffers)
+      const records = compressPieces(vault, bytes, pieces, request.ids)
+      return port.postMessage({ job, result: records } satisfies SqueezeReply, [records.buffer])
     }
     case 'expand': {
       const { plain, outcome } = expandPieces(vault, bytes, pieces, request.ids)
@@ -46,6 +46,9 @@ function answer(request: SqueezeRequest, port: MessagePort): void {
     }
   }
 }
+
+// Of this thread alone: for Linux a thread has a priority of its own, and 0 is the one that asks.
+os.setPriority(0, os.constants.priority.PRIORITY_BELOW_NORMAL)
 
 parentPort?.on('message', (request: SqueezeRequest) => {
   const port = parentPort as MessagePort

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { Random } from '../base/random.ts'
 import { isBlockError } from '../block/error.ts'
-import { CHUNK_BYTES, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES, LOCK_BYTES } from './spec.ts'
 import {
+  batchMemory,
   EXPAND_FIELDS,
   InlineSqueezer,
   PIECE_CHECKSUM,
@@ -12,28 +13,30 @@ import {
   PIECE_ID,
   type Squeezer,
 } from './squeezer.ts'
-import { PLAIN_VAULT } from './vault.ts'
+import { PLAIN_VAULT, Vault } from './vault.ts'
 import { WorkerSqueezer } from './worker-squeezer.ts'
 
-/** Random bytes and text, side by side. */
-function sample(): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(CHUNK_BYTES * 2)
+/** Random bytes and text, side by side, and one byte behind a gap. */
+function sample(): Uint8Array<SharedArrayBuffer> {
+  const bytes = batchMemory(CHUNK_BYTES * 2 + 11, 3)
   new Random(1).fill(bytes.subarray(0, CHUNK_BYTES))
   bytes.set(Buffer.from('sediment '.repeat(7000)), CHUNK_BYTES)
+  bytes[CHUNK_BYTES * 2 + 10] = 10
   return bytes
 }
 
-const PIECES = [0, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 10, 1]
+const PIECES = [0, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES * 2 + 10, 1]
 
 /** Hashes, compresses and expands the sample; `spoil` may change what goes to expand. */
 async function roundTrip(
   squeezer: Squeezer,
   spoil: (stored: Uint8Array, pieces: Uint32Array, ids: Uint8Array) => void = () => undefined,
 ) {
-  const hashed = await squeezer.hash(sample(), Uint32Array.from(PIECES))
-  const ids = hashed.ids.slice()
-  const { bytes, stored, records } = await squeezer.compress(hashed.bytes, Uint32Array.from(PIECES), hashed.ids.slice())
+  const bytes = sample()
+  const hashed = await squeezer.hash(bytes, Uint32Array.from(PIECES))
+  const ids = hashed.slice()
   assert.deepEqual(bytes, sample())
+  const records = await squeezer.compress(bytes, Uint32Array.from(PIECES), hashed.slice())
   const pieces = new Uint32Array(3 * EXPAND_FIELDS)
   let at = 0
   for (let i = 0; i < 3; i++) {
@@ -41,9 +44,10 @@ async function roundTrip(
     pieces.set([at, length, PIECES[i * 2 + 1] as number, codec, crc], i * EXPAND_FIELDS)
     at += length
   }
+  const stored = new Uint8Array(bytes.subarray(0, at))
   const form = stored.slice()
-  spoil(stored, pieces, hashed.ids)
-  const { plain, outcome } = await squeezer.expand(stored, pieces, hashed.ids)
+  spoil(stored, pieces, hashed)
+  const { plain, outcome } = await squeezer.expand(stored, pieces, hashed)
   return { ids, form, codecs: [records[1], records[4], records[7]], plain, outcome: [...outcome] }
 }
 
@@ -53,9 +57,17 @@ suite('squeezer', () => {
     const bytes = sample()
     assert.deepEqual(outcome, [PIECE_GOOD, PIECE_GOOD, PIECE_GOOD])
     assert.deepEqual(codecs, [CODEC_RAW, CODEC_ZSTD, CODEC_RAW])
-    assert.deepEqual(plain.subarray(0, CHUNK_BYTES * 2), bytes)
-    assert.equal(plain[CHUNK_BYTES * 2], bytes[10])
+    assert.ok(Buffer.from(plain.subarray(0, CHUNK_BYTES * 2)).equals(bytes.subarray(0, CHUNK_BYTES * 2)))
+    assert.equal(plain[CHUNK_BYTES * 2], 10)
     assert.deepEqual(ids.subarray(0, ID_BYTES), new Uint8Array(PLAIN_VAULT.idOf(bytes.subarray(0, CHUNK_BYTES))))
+  })
+
+  test('a locked piece comes back too, though its stored form is longer than it was', async () => {
+    const vault = new Vault(new Uint8Array(32).fill(7))
+    const { codecs, outcome, form } = await roundTrip(new InlineSqueezer(vault))
+    assert.deepEqual(outcome, [PIECE_GOOD, PIECE_GOOD, PIECE_GOOD])
+    assert.deepEqual(codecs, [CODEC_RAW + CODEC_LOCKED, CODEC_ZSTD + CODEC_LOCKED, CODEC_RAW + CODEC_LOCKED])
+    assert.ok(form.length > CHUNK_BYTES + LOCK_BYTES)
   })
 
   test('threads give the same as the calling thread', async () => {

@@ -1,8 +1,10 @@
 // Hashing, compressing and their inverse, over batches of pieces. A batch is one buffer and a list of pieces in it, so
-// that it crosses to another thread as one message; the buffer is handed over and handed back.
+// that it crosses to another thread as one message. A batch of new data lies in memory that threads share and is used again and again:
+// buffers that are handed over and back are new ones to the garbage collector each time, and the guests would wait for it.
 //
 //   hash      pieces (at, length)                       -> one id of 32 bytes each
-//   compress  pieces (at, length) and their ids         -> their stored forms back to back, and a record of 3 numbers each
+//   compress  pieces (at, length) and their ids         -> their stored forms back to back from the batch's start, in place of
+//                                                          what was there, and a record of 3 numbers each
 //   expand    pieces (at, stored, plain, codec, crc)    -> plain bytes back to back, and which of them are damaged
 //
 // What makes an id, and the lock on a stored form, are the vault's.
@@ -10,8 +12,9 @@
 // This file has the interface and the work itself, for the thread that calls; worker-squeezer.ts does it elsewhere.
 
 import zlib from 'node:zlib'
+import { assert } from '../base/assert.ts'
 import { copyBytes } from '../base/bytes.ts'
-import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES } from './spec.ts'
+import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES, LOCK_BYTES } from './spec.ts'
 import { PLAIN_VAULT, type Vault } from './vault.ts'
 
 /** Numbers per piece in the lists. */
@@ -34,37 +37,33 @@ export const PIECE_REASONS: Readonly<Record<number, string>> = {
   [PIECE_LOCK]: 'it was not locked with the key of this repository',
 }
 
-export interface Hashed {
-  readonly bytes: Uint8Array<ArrayBuffer>
-  readonly ids: Uint8Array<ArrayBuffer>
-}
-
-export interface Compressed {
-  readonly bytes: Uint8Array<ArrayBuffer>
-  readonly stored: Uint8Array<ArrayBuffer>
-  readonly records: Uint32Array<ArrayBuffer>
-}
-
 export interface Expanded {
   readonly plain: Uint8Array<ArrayBuffer>
   /** PIECE_GOOD or what is wrong, one for each piece; a damaged piece's plain bytes mean nothing. */
   readonly outcome: Uint8Array<ArrayBuffer>
 }
 
-/** The caller gives `bytes` away with the call, and gets them back with the answer of `hash` and `compress`. */
+/** The caller leaves `bytes` alone until the answer; what it gives to `expand` it gives away. */
 export interface Squeezer {
-  hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array<ArrayBuffer>): Promise<Hashed>
+  /** The ids, one after the other. */
+  hash(bytes: Uint8Array, pieces: Uint32Array<ArrayBuffer>): Promise<Uint8Array<ArrayBuffer>>
+  /** The records; `bytes`, of `batchMemory`, has the forms from then on. Pieces ascend. */
   compress(
-    bytes: Uint8Array<ArrayBuffer>,
+    bytes: Uint8Array<SharedArrayBuffer>,
     pieces: Uint32Array<ArrayBuffer>,
     ids: Uint8Array<ArrayBuffer>,
-  ): Promise<Compressed>
+  ): Promise<Uint32Array<ArrayBuffer>>
   expand(
     bytes: Uint8Array<ArrayBuffer>,
     pieces: Uint32Array<ArrayBuffer>,
     ids: Uint8Array<ArrayBuffer>,
   ): Promise<Expanded>
   close(): Promise<void>
+}
+
+/** Shared memory for so many pieces of so many bytes in all, with room for their stored forms: a lock makes one longer. */
+export function batchMemory(bytes: number, pieces: number): Uint8Array<SharedArrayBuffer> {
+  return new Uint8Array(new SharedArrayBuffer(bytes + pieces * LOCK_BYTES))
 }
 
 // Output in one piece: the default of Node grows its output in steps, each a call into the library.
@@ -90,11 +89,10 @@ export function compressPieces(
   bytes: Uint8Array,
   pieces: Uint32Array,
   ids: Uint8Array,
-): Omit<Compressed, 'bytes'> {
+): Uint32Array<ArrayBuffer> {
   const count = pieces.length / PLAIN_FIELDS
   const records = new Uint32Array(count * STORED_FIELDS)
   const forms: Uint8Array[] = []
-  let total = 0
   for (let i = 0; i < count; i++) {
     const at = pieces[i * PLAIN_FIELDS] as number
     const plain = bytes.subarray(at, at + (pieces[i * PLAIN_FIELDS + 1] as number))
@@ -104,15 +102,19 @@ export function compressPieces(
     const codec = (isShorter ? CODEC_ZSTD : CODEC_RAW) + (vault.isEncrypted ? CODEC_LOCKED : 0)
     records.set([form.length, codec, zlib.crc32(form)], i * STORED_FIELDS)
     forms.push(form)
-    total += form.length
   }
-  const stored = new Uint8Array(total)
   let end = 0
-  for (const form of forms) {
-    stored.set(form, end)
+  for (const [i, form] of forms.entries()) {
+    // A form that is its piece itself lies in the batch: without a lock, no form before it reaches into it.
+    const isInPlace = form.buffer === bytes.buffer
+    assert(
+      !isInPlace || (pieces[i * PLAIN_FIELDS] as number) >= end,
+      'pieces ascend, and no form is longer than its piece',
+    )
+    bytes.set(form, end)
     end += form.length
   }
-  return { stored, records }
+  return records
 }
 
 export function expandPieces(vault: Vault, bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Expanded {
@@ -158,12 +160,12 @@ export class InlineSqueezer implements Squeezer {
     this.#vault = vault
   }
 
-  async hash(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array): Promise<Hashed> {
-    return { bytes, ids: hashPieces(this.#vault, bytes, pieces) }
+  async hash(bytes: Uint8Array, pieces: Uint32Array): Promise<Uint8Array<ArrayBuffer>> {
+    return hashPieces(this.#vault, bytes, pieces)
   }
 
-  async compress(bytes: Uint8Array<ArrayBuffer>, pieces: Uint32Array, ids: Uint8Array): Promise<Compressed> {
-    return { bytes, ...compressPieces(this.#vault, bytes, pieces, ids) }
+  async compress(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Promise<Uint32Array<ArrayBuffer>> {
+    return compressPieces(this.#vault, bytes, pieces, ids)
   }
 
   async expand(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Promise<Expanded> {

@@ -1,19 +1,21 @@
 // Hashes and compresses in threads of its own, so that the thread that serves guests never does. Threads start with the
-// first work and do not keep the process alive while they are idle. Buffers are moved, not copied.
+// first work and do not keep the process alive while they are idle. What is new is in shared memory and what is old is moved: neither is
+// copied.
 
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { SQUEEZE_WORKERS_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { SqueezeReply, SqueezeRequest } from './squeeze-worker.ts'
-import type { Compressed, Expanded, Hashed, Squeezer } from './squeezer.ts'
+import type { Expanded, Squeezer } from './squeezer.ts'
 import { PLAIN_VAULT, type Vault } from './vault.ts'
 
 type Bytes = Uint8Array<ArrayBuffer>
 type Numbers = Uint32Array<ArrayBuffer>
 type Work =
-  | { readonly op: 'hash'; readonly bytes: Bytes; readonly pieces: Numbers }
-  | { readonly op: 'compress' | 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
+  | { readonly op: 'hash'; readonly bytes: Uint8Array; readonly pieces: Numbers }
+  | { readonly op: 'compress'; readonly bytes: Uint8Array; readonly pieces: Numbers; readonly ids: Bytes }
+  | { readonly op: 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
 
 interface Asker {
   resolve(result: object): void
@@ -51,8 +53,10 @@ class Hand {
       if (this.#lost !== undefined) return reject(this.#lost)
       this.#askers.set(job, { resolve, reject })
       this.#worker.ref()
-      const moved = [work.bytes.buffer, work.pieces.buffer]
-      this.#worker.postMessage(request, work.op === 'hash' ? moved : [...moved, work.ids.buffer])
+      const moved: ArrayBuffer[] = [work.pieces.buffer]
+      if (work.op !== 'hash') moved.push(work.ids.buffer)
+      if (work.op === 'expand') moved.push(work.bytes.buffer)
+      this.#worker.postMessage(request, moved)
     })
   }
 
@@ -89,12 +93,12 @@ export class WorkerSqueezer implements Squeezer {
     this.#hands = Array.from({ length: threads }, () => undefined)
   }
 
-  async hash(bytes: Bytes, pieces: Numbers): Promise<Hashed> {
-    return (await this.#hand().ask({ op: 'hash', bytes, pieces })) as Hashed
+  async hash(bytes: Uint8Array, pieces: Numbers): Promise<Bytes> {
+    return (await this.#hand().ask({ op: 'hash', bytes, pieces })) as Bytes
   }
 
-  async compress(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Compressed> {
-    return (await this.#hand().ask({ op: 'compress', bytes, pieces, ids })) as Compressed
+  async compress(bytes: Uint8Array<SharedArrayBuffer>, pieces: Numbers, ids: Bytes): Promise<Numbers> {
+    return (await this.#hand().ask({ op: 'compress', bytes, pieces, ids })) as Numbers
   }
 
   async expand(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Expanded> {

@@ -17,7 +17,7 @@ import { type BackupDiskInfo, type BackupInfo, encodeManifest } from './manifest
 import { nodeRecord, type PackWriter } from './pack-writer.ts'
 import type { Session } from './session.ts'
 import { BACKUPS, BLOB_CHUNK, CHUNK_BYTES, GRANULE_BYTES, ID_BYTES } from './spec.ts'
-import { type Hashed, PLAIN_FIELDS, type Squeezer, STORED_FIELDS } from './squeezer.ts'
+import { batchMemory, PLAIN_FIELDS, type Squeezer, STORED_FIELDS } from './squeezer.ts'
 import type { ObjectSink } from './store.ts'
 import { levelsFor } from './tree.ts'
 import type { TreeBuilder } from './tree-builder.ts'
@@ -61,7 +61,7 @@ interface Run {
 }
 
 interface Batch {
-  bytes: Uint8Array<ArrayBuffer> | undefined
+  bytes: Uint8Array<SharedArrayBuffer> | undefined
   used: number
   readonly runs: Run[]
 }
@@ -147,7 +147,7 @@ class SessionWriter implements BackupWriter {
   readonly #order = new Mutex()
   #batch: Batch | undefined
   #batches = 0
-  readonly #free: Uint8Array<ArrayBuffer>[] = []
+  readonly #free: Uint8Array<SharedArrayBuffer>[] = []
   readonly #waiters: (() => void)[] = []
   #tail: Promise<void> = Promise.resolve()
   readonly #compressing = new Set<Promise<void>>()
@@ -293,7 +293,7 @@ class SessionWriter implements BackupWriter {
     // A new chunk begins only where all of it has room, so that a batch's end never cuts one.
     const batch = joins ? this.#batch : this.#batchFor(CHUNK_BYTES - (offset % CHUNK_BYTES))
     if (batch === undefined) return false
-    batch.bytes ??= this.#free.pop() ?? new Uint8Array(BATCH_BYTES)
+    batch.bytes ??= this.#free.pop() ?? batchMemory(BATCH_BYTES, BATCH_RUNS)
     copyBytes(from, at, batch.bytes, batch.used, length)
     if (joins) last.length += length
     else batch.runs.push({ disk, offset, length, at: batch.used })
@@ -328,56 +328,60 @@ class SessionWriter implements BackupWriter {
     })
   }
 
-  async #hash({ bytes, runs }: Batch): Promise<Hashed | undefined> {
+  async #hash({ bytes, runs }: Batch): Promise<Uint8Array | undefined> {
     if (bytes === undefined) return undefined
     const pieces = runs.filter((run) => run.at >= 0).flatMap((run) => [run.at, run.length])
     return this.#session.squeezer.hash(bytes, Uint32Array.from(pieces))
   }
 
   /** In the order of the batches: what is new goes on to be compressed, and the maps learn all ids. */
-  async #take({ runs }: Batch, hashed: Hashed | undefined): Promise<void> {
-    if (this.#failure !== undefined) return this.#giveBack(hashed?.bytes)
+  async #take({ bytes, runs }: Batch, ids: Uint8Array | undefined): Promise<void> {
+    if (this.#failure !== undefined) return this.#giveBack(bytes)
     const fresh: Run[] = []
     const freshIds: Uint8Array[] = []
     let idAt = 0
     for (const run of runs) {
       const builder = run.disk.builder as TreeBuilder
-      if (run.at < 0 || hashed === undefined) {
+      if (run.at < 0 || ids === undefined) {
         await builder.clear(run.offset, run.length)
         continue
       }
-      await builder.set(run.offset, run.length, hashed.ids, idAt)
-      if (this.#session.packs.reserve(hashed.ids, idAt)) {
+      await builder.set(run.offset, run.length, ids, idAt)
+      if (this.#session.packs.reserve(ids, idAt)) {
         fresh.push(run)
-        freshIds.push(hashed.ids.subarray(idAt, idAt + ID_BYTES))
+        freshIds.push(ids.subarray(idAt, idAt + ID_BYTES))
       }
       idAt += ID_BYTES
     }
     await this.#session.packs.room()
-    if (hashed === undefined || fresh.length === 0) return this.#giveBack(hashed?.bytes)
-    const work = this.#compress(hashed.bytes, fresh, freshIds)
+    if (bytes === undefined || fresh.length === 0) return this.#giveBack(bytes)
+    const work = this.#compress(bytes, fresh, freshIds)
       .catch((error: unknown) => this.#fail(error))
       .finally(() => this.#compressing.delete(work))
     this.#compressing.add(work)
   }
 
-  async #compress(bytes: Uint8Array<ArrayBuffer>, runs: readonly Run[], ids: readonly Uint8Array[]): Promise<void> {
+  async #compress(
+    bytes: Uint8Array<SharedArrayBuffer>,
+    runs: readonly Run[],
+    ids: readonly Uint8Array[],
+  ): Promise<void> {
     const pieces = new Uint32Array(runs.length * PLAIN_FIELDS)
     for (const [i, run] of runs.entries()) pieces.set([run.at, run.length], i * PLAIN_FIELDS)
-    const result = await this.#session.squeezer.compress(bytes, pieces, joined(ids))
+    const records = await this.#session.squeezer.compress(bytes, pieces, joined(ids))
     let end = 0
     for (const [i, run] of runs.entries()) {
-      const [stored, codec, crc] = result.records.subarray(i * STORED_FIELDS, (i + 1) * STORED_FIELDS) as unknown as [
+      const [stored, codec, crc] = records.subarray(i * STORED_FIELDS, (i + 1) * STORED_FIELDS) as unknown as [
         number,
         number,
         number,
       ]
-      const form = result.stored.subarray(end, end + stored)
+      const form = bytes.subarray(end, end + stored)
       this.#session.packs.add(ids[i] as Uint8Array, form, { stored, plain: run.length, crc, type: BLOB_CHUNK, codec })
       run.disk.storedBytes += stored
       end += stored
     }
-    this.#giveBack(result.bytes)
+    this.#giveBack(bytes)
   }
 
   #saveNode(disk: DiskSink, bytes: Uint8Array): Uint8Array {
@@ -398,7 +402,7 @@ class SessionWriter implements BackupWriter {
     if (this.#failure !== undefined) throw this.#failure
   }
 
-  #giveBack(bytes: Uint8Array<ArrayBuffer> | undefined): void {
+  #giveBack(bytes: Uint8Array<SharedArrayBuffer> | undefined): void {
     if (bytes !== undefined) this.#free.push(bytes)
     this.#batches--
     for (const wake of this.#waiters.splice(0)) wake()
