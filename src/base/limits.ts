@@ -243,6 +243,8 @@ export const ARGON_MEMORY_KIB = 64 * KIB
 export const ARGON_PASSES = 3
 export const ARGON_LANES = 4
 export const ARGON_MEMORY_MAX_KIB = 1024 * KIB
+/** How often a check or a copy begins anew at most because a pruning has moved what it reads. */
+export const STEADY_TRIES = 5
 /** Largest file with a passphrase or key that is read, in bytes. */
 export const CREDENTIAL_FILE_BYTES_MAX = 4 * KIB
 /** Differences between a backup and a disk that are listed; the rest is counted. */

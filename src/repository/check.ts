@@ -6,7 +6,9 @@ import { equalBytes } from '../base/bytes.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { type AllBackups, readBackups } from './backups.ts'
 import { CheckWalk } from './check-walk.ts'
+import type { BlobIndex } from './blob-index.ts'
 import type { Core } from './core.ts'
+import { steadily } from './inventory.ts'
 import { decodeIndex } from './index-object.ts'
 import { decodeConfig } from './manifest.ts'
 import { packKey, type PackDirectory, readDirectory } from './pack.ts'
@@ -50,11 +52,27 @@ export interface CheckReport {
 
 /** Damage is in the report; what fails is what the store itself fails at. */
 export async function checkRepository(core: Core, options: CheckOptions = {}): Promise<CheckReport> {
-  return new Check(core, options).run()
+  // Packs that were read and are whole need not be read again when all begins anew.
+  const whole = new Set<string>()
+  const once: CheckOptions = {
+    ...options,
+    reads: (pack) => !whole.has(pack) && options.reads?.(pack) === true,
+    packDone: (pack) => {
+      whole.add(pack)
+      options.packDone?.(pack)
+    },
+  }
+  await core.inventory.readAnew()
+  return steadily(
+    core.inventory,
+    ({ blobs }) => new Check(core, blobs, once).run(),
+    ({ isGood }) => isGood,
+  )
 }
 
 class Check {
   readonly #core: Core
+  readonly #blobs: BlobIndex
   readonly #options: CheckOptions
   readonly #objects = new Map<string, string>()
   readonly #bad: BadBlob[] = []
@@ -63,8 +81,9 @@ class Check {
   #packsRead = 0
   #bytesRead = 0
 
-  constructor(core: Core, options: CheckOptions) {
+  constructor(core: Core, blobs: BlobIndex, options: CheckOptions) {
     this.#core = core
+    this.#blobs = blobs
     this.#options = options
   }
 
@@ -73,10 +92,11 @@ class Check {
     await this.#look(CONFIG_KEY, async () => void decodeConfig(await store.get(CONFIG_KEY), store.name))
     await this.#notes()
     const all = await readBackups(this.#core)
-    const { blobs } = await inventory.readAnew()
+    // A backup may be newer than what is known: what it needs is learnt of here.
+    await inventory.refresh()
     for (const [key, error] of inventory.damaged) this.#objects.set(key, error.message)
     await this.#directories()
-    await this.#packs([...blobs.packNames()])
+    await this.#packs([...this.#blobs.packNames()])
     return this.#report(all, await this.#walk(all))
   }
 
@@ -147,7 +167,7 @@ class Check {
     const hit: HitBackup[] = all.damaged
       .filter(({ id }) => !all.forgotten.has(id))
       .map(({ id, reason }) => ({ id, reason, ranges: [], damagedBytes: 0 }))
-    const walk = new CheckWalk(this.#core, this.#core.inventory.blobs, this.#bad)
+    const walk = new CheckWalk(this.#core, this.#blobs, this.#bad)
     let room = DAMAGED_RANGES_MAX
     for (const info of all.backups) {
       if (all.forgotten.has(info.id)) continue
@@ -164,7 +184,7 @@ class Check {
     return {
       isGood: objects.length === 0 && hit.length === 0,
       backups: all.backups.filter(({ id }) => !all.forgotten.has(id)).length,
-      packs: this.#core.inventory.blobs.packs,
+      packs: this.#blobs.packs,
       packsRead: this.#packsRead,
       bytesRead: this.#bytesRead,
       objects,

@@ -8,6 +8,7 @@ import { readBackup, readBackups, tagBackup } from './backups.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { ChunkReader } from './chunk-reader.ts'
 import type { Core } from './core.ts'
+import { steadily } from './inventory.ts'
 import { type BackupDiskInfo, type BackupInfo, newBackupId, rootOf } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
 import { nodeRecord, PackWriter } from './pack-writer.ts'
@@ -40,14 +41,17 @@ export async function copyBackups(source: Core, target: Core, options: CopyOptio
   const { backups, forgotten } = await readBackups(target)
   const there = new Set(backups.filter(({ id }) => !forgotten.has(id)).map(originOf))
   const { tags } = await readBackups(source)
-  const { blobs } = await source.inventory.refresh()
+  await source.inventory.refresh()
   const done: CopiedBackup[] = []
-  const run = new CopyRun(source, target, blobs)
+  let run: CopyRun | undefined
   for (const info of chosen) {
     options.progress?.(done.length, chosen.length)
     if (there.has(originOf(info))) done.push({ from: info.id, storedBytes: 0 })
     else {
-      const copied = await run.backup(info)
+      const copied = await steadily(source.inventory, ({ blobs }) => {
+        if (run?.blobs !== blobs || run.known !== blobs.count) run = new CopyRun(source, target, blobs)
+        return run.backup(info)
+      })
       await tagBackup(target, copied.id, { add: tags.get(info.id) ?? [] })
       done.push({ from: info.id, to: copied.id, storedBytes: copied.storedBytes })
     }
@@ -73,7 +77,9 @@ function originOf({ origin, repository, id }: BackupInfo): string {
 class CopyRun {
   readonly #source: Core
   readonly #target: Core
-  readonly #blobs: BlobIndex
+  readonly blobs: BlobIndex
+  /** Entries of the index when this began. */
+  readonly known: number
   readonly #nodes: NodeReader
   readonly #chunks: ChunkReader
   /** By entry of the source: what is there, and, where names differ, its name there. */
@@ -85,7 +91,8 @@ class CopyRun {
   constructor(source: Core, target: Core, blobs: BlobIndex) {
     this.#source = source
     this.#target = target
-    this.#blobs = blobs
+    this.blobs = blobs
+    this.known = blobs.count
     this.#nodes = new NodeReader(source.store, source.vault, blobs)
     this.#chunks = new ChunkReader(source.store, blobs, source.squeezer)
     this.#there = new Uint8Array(Math.ceil(blobs.count / 8))
@@ -142,7 +149,7 @@ class CopyRun {
     }
     const name = this.#target.vault.idOf(bytes)
     load.node(name, bytes)
-    this.#note(this.#blobs.find(id, 0), name)
+    this.#note(this.blobs.find(id, 0), name)
     return name
   }
 
@@ -151,7 +158,7 @@ class CopyRun {
     const wanted: number[] = []
     for (let at = LEAF_HEADER_BYTES; at < leaf.length; at += SEGMENT_BYTES) {
       if (this.#known(leaf, at + 3) !== undefined) continue
-      const entry = this.#blobs.find(leaf, at + 3)
+      const entry = this.blobs.find(leaf, at + 3)
       if (entry === NO_ENTRY)
         throw new BlockError('corrupt', `${this.#source.store.name}: a chunk is in no pack: packs are missing`)
       // Where names are alike, what is there need not be read here.
@@ -172,7 +179,7 @@ class CopyRun {
 
   /** The name there, when it is there. */
   #known(ids: Uint8Array, at: number): Uint8Array | undefined {
-    const entry = this.#blobs.find(ids, at)
+    const entry = this.blobs.find(ids, at)
     if (entry === NO_ENTRY || ((this.#there[entry >>> 3] as number) & (1 << (entry & 7))) === 0) return undefined
     return this.#names === undefined
       ? ids.subarray(at, at + ID_BYTES)

@@ -6,7 +6,7 @@
 // What is known only grows while packs come. When one goes or is condemned, all is read anew into another BlobIndex: whoever
 // works with the old one goes on with it.
 
-import { STORE_REQUESTS } from '../base/limits.ts'
+import { STEADY_TRIES, STORE_REQUESTS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { BlobIndex } from './blob-index.ts'
@@ -173,6 +173,27 @@ export class Inventory {
       const isBad = isBlockError(error, 'corrupt') || isBlockError(error, 'invalid-format')
       if (!isBad && !isBlockError(error, 'out-of-range')) throw error
       this.#damaged.set(key, error)
+    }
+  }
+}
+
+/**
+ * Does work that reads much, while prunings may move blobs away under it: what it found to be damaged counts when nothing has moved
+ * meanwhile; else it is done again, a few times at most.
+ */
+export async function steadily<T>(
+  inventory: Inventory,
+  work: (stock: Stock) => Promise<T>,
+  isGood: (result: T) => boolean = () => true,
+): Promise<T> {
+  for (let left = STEADY_TRIES; ; left--) {
+    const stock = await inventory.refresh()
+    const hasMoved = async (): Promise<boolean> => left > 1 && (await inventory.refresh()).blobs !== stock.blobs
+    try {
+      const result = await work(stock)
+      if (isGood(result) || !(await hasMoved())) return result
+    } catch (error) {
+      if (!isBlockError(error, 'corrupt') || !(await hasMoved())) throw error
     }
   }
 }

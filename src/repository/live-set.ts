@@ -12,7 +12,7 @@ import { childAt } from './tree.ts'
 export class LiveSet {
   readonly blobs: BlobIndex
   readonly #nodes: NodeReader
-  readonly #bits: Uint8Array
+  #bits: Uint8Array
   readonly #breather = new Breather()
 
   constructor({ store, vault }: Pick<Core, 'store' | 'vault'>, blobs: BlobIndex) {
@@ -42,7 +42,7 @@ export class LiveSet {
   /** Stored bytes of what is live, for each pack by its number. */
   bytesByPack(): Float64Array {
     const bytes = new Float64Array(this.blobs.packs)
-    for (let entry = 0; entry < this.blobs.count; entry++) {
+    for (let entry = 0; entry < this.#bits.length * 8; entry++) {
       if (!this.has(entry)) continue
       const pack = this.blobs.packNumber(entry)
       bytes[pack] = (bytes[pack] as number) + this.blobs.stored(entry)
@@ -74,6 +74,12 @@ export class LiveSet {
   /** False when it was noted before. */
   #note(entry: number): boolean {
     if (this.has(entry)) return false
+    // The index may have grown since.
+    if (entry >>> 3 >= this.#bits.length) {
+      const larger = new Uint8Array(Math.ceil((this.blobs.count + 1) / 8))
+      larger.set(this.#bits)
+      this.#bits = larger
+    }
     this.#bits[entry >>> 3] = (this.#bits[entry >>> 3] as number) | (1 << (entry & 7))
     return true
   }

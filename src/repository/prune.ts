@@ -12,6 +12,7 @@ import { type AllBackups, forgetBackup, readBackups } from './backups.ts'
 import type { BlobIndex } from './blob-index.ts'
 import { type Core, storeClock } from './core.ts'
 import { rewriteIndexes } from './index-rewrite.ts'
+import { steadily } from './inventory.ts'
 import { LiveSet } from './live-set.ts'
 import { newBackupId } from './manifest.ts'
 import { putMark } from './mark.ts'
@@ -89,12 +90,21 @@ export async function prune(core: Core, options: PruneOptions): Promise<PruneRep
   }
 }
 
-async function dryRun(core: Core, { keep }: PruneOptions, repackBelow: number): Promise<PruneReport> {
+function dryRun(core: Core, options: PruneOptions, repackBelow: number): Promise<PruneReport> {
+  return steadily(core.inventory, ({ blobs }) => dryRunWith(core, blobs, options, repackBelow))
+}
+
+async function dryRunWith(
+  core: Core,
+  blobs: BlobIndex,
+  { keep }: PruneOptions,
+  repackBelow: number,
+): Promise<PruneReport> {
   const all = await readBackups(core)
+  await core.inventory.refresh()
   const visible = all.backups.filter(({ id }) => !all.forgotten.has(id))
   const { kept, forgotten } = keep ? retain(visible, all.tags, keep) : { kept: [], forgotten: [] }
   const gone = new Set([...all.forgotten, ...forgotten])
-  const { blobs } = await core.inventory.refresh()
   const staying = {
     backups: all.backups.filter(({ id }) => !gone.has(id)),
     damaged: all.damaged.filter(({ id }) => !gone.has(id)),
@@ -303,7 +313,7 @@ function planOf(live: LiveSet, busy: readonly string[], repackBelow: number): Pl
   let removeBytes = 0
   let repackBytes = 0
   const sizes = new Map<string, number>()
-  for (const [number, pack] of [...blobs.packNames()].entries()) {
+  for (const [number, pack] of [...blobs.packNames()].slice(0, bytes.length).entries()) {
     if (blobs.isCondemned(pack) || busy.some((owner) => pack.startsWith(owner))) continue
     const total = blobs.packBytes(number)
     const needed = bytes[number] as number

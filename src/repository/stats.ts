@@ -5,6 +5,7 @@ import { STORE_REQUESTS } from '../base/limits.ts'
 import { readBackups } from './backups.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import type { Core } from './core.ts'
+import { steadily } from './inventory.ts'
 import { type BackupInfo, rootOf } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
 import { inParallel } from './parallel.ts'
@@ -34,10 +35,14 @@ export interface RepositoryStats {
 }
 
 /** Kind 'corrupt' when damage hides what a backup needs. */
-export async function repositoryStats(core: Core): Promise<RepositoryStats> {
+export function repositoryStats(core: Core): Promise<RepositoryStats> {
+  return steadily(core.inventory, ({ blobs }) => statsWith(core, blobs))
+}
+
+async function statsWith(core: Core, blobs: BlobIndex): Promise<RepositoryStats> {
   const { store, inventory } = core
   const { backups, damaged, forgotten } = await readBackups(core)
-  const { blobs } = await inventory.refresh()
+  await inventory.refresh()
   const visible = backups.filter(({ id }) => !forgotten.has(id))
   const owners = new Owners(core, blobs)
   for (const [index, info] of visible.entries()) await owners.add(info, index)

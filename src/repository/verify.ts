@@ -8,8 +8,9 @@ import type { BlobIndex } from './blob-index.ts'
 import { ChunkReader } from './chunk-reader.ts'
 import type { Core } from './core.ts'
 import { DiskMap, type MapPiece } from './disk-map.ts'
+import { steadily } from './inventory.ts'
 import { decodeIndex } from './index-object.ts'
-import { decodeConfig, rootOf } from './manifest.ts'
+import { type BackupInfo, decodeConfig, rootOf } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
 import { packKey, readDirectory } from './pack.ts'
 import { inParallel } from './parallel.ts'
@@ -150,10 +151,25 @@ export class Verification {
 }
 
 /** Reads all that the backup refers to. Damage is in the report; what fails is what cannot be looked at, the manifest above all. */
-export async function verifyBackup(core: Core, id: string, progress: VerifyProgress): Promise<VerifyReport> {
+export function verifyBackup(core: Core, id: string, progress: VerifyProgress): Promise<VerifyReport> {
+  return steadily(
+    core.inventory,
+    async ({ blobs }) => {
+      const info = await readBackup(core, id)
+      await core.inventory.refresh()
+      return verifyWith(core, blobs, info, progress)
+    },
+    ({ isGood }) => isGood,
+  )
+}
+
+async function verifyWith(
+  core: Core,
+  blobs: BlobIndex,
+  info: BackupInfo,
+  progress: VerifyProgress,
+): Promise<VerifyReport> {
   const { store, vault, inventory, squeezer } = core
-  const info = await readBackup(core, id)
-  const { blobs } = await inventory.refresh()
   const nodes = new NodeReader(store, vault, blobs)
   const verification = new Verification(blobs, new ChunkReader(store, blobs, squeezer))
   const total = info.disks.reduce((sum, disk) => sum + disk.size, 0)
@@ -182,5 +198,5 @@ export async function verifyBackup(core: Core, id: string, progress: VerifyProgr
   for (const [key, error] of inventory.damaged) {
     if (!packs.has(key.slice(PACKS.length))) verification.object(key, error)
   }
-  return verification.report(id)
+  return verification.report(info.id)
 }
