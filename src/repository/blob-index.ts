@@ -3,7 +3,7 @@
 // a pack which is about to be removed gets a second entry when it is stored again, and is found by that one from then on.
 //
 //   slots    [ - | 7 | - | 0 | ... ]      open addressing by the first 4 bytes of the id; entry + 1, or 0
-//   entries  pages of 65,536: ids (32 bytes each) and 5 numbers each
+//   entries  pages of 4096: ids (32 bytes each) and 5 numbers each
 
 import { assert } from '../base/assert.ts'
 import { getUint32 } from '../base/bytes.ts'
@@ -12,7 +12,7 @@ import { BlockError } from '../block/error.ts'
 import { type PackDirectory, visitRecords } from './pack.ts'
 import { ID_BYTES, PACK_HEADER_BYTES } from './spec.ts'
 
-const PAGE_ENTRIES = 65_536
+const PAGE_ENTRIES = 4096
 const FIELDS = 5
 const PACK = 0
 const OFFSET = 1
