@@ -157,6 +157,10 @@ export const COURTESY_LEAST_MS = 0.3
 /** Parts of the fastest pace: by how much it grows in a window, and below which it never goes, so that the job ends. */
 export const COURTESY_STEP = 1 / 16
 export const COURTESY_FLOOR = 1 / 16
+/** The guests ask too much for the thread when it is at work for this part of the time, with so many requests in a millisecond; and the floor then. */
+export const COURTESY_CROWDED = 0.9
+export const COURTESY_CROWD = 2
+export const COURTESY_CROWDED_FLOOR = 1 / 6
 
 /** A job's rest time is told from so many samples of the last so many milliseconds, once there are some for as long as the last. */
 export const REST_WINDOW_MS = 10_000

@@ -196,7 +196,7 @@ export class JobTable {
     const disks = disksOf(spec).flatMap((name) => this.#disks.get(name)?.disk ?? [])
     if (disks.length === 0 || guestLatency === 0) return work()
     const meters = disks.map((disk) => disk.listen())
-    job.makeWay(new Courtesy(meters, guestLatency))
+    job.makeWay(new Courtesy(meters, guestLatency, () => performance.eventLoopUtilization().active))
     try {
       await work()
     } finally {

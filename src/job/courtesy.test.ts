@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { COURTESY_FLOOR, COURTESY_LISTEN_EVERY_MS, COURTESY_RATIO } from '../base/limits.ts'
+import { COURTESY_CROWDED_FLOOR, COURTESY_FLOOR, COURTESY_LISTEN_EVERY_MS, COURTESY_RATIO } from '../base/limits.ts'
 import { Courtesy } from './courtesy.ts'
 
 const MIB = 1024 * 1024
@@ -112,6 +112,24 @@ test('what cannot be had is not waited for: the job keeps a part of its pace, an
   const pieces = run(storage, courtesy, 60_000)
   assert.ok(pieces >= 12_000 * COURTESY_FLOOR * 0.9, `${pieces} pieces`)
   assert.ok(pieces < 12_000 * COURTESY_FLOOR * 1.3, `${pieces} pieces`)
+})
+
+const CROWD = { ...SUFFERING, everyMs: 0.1, baseMs: 0, suffers: 0 }
+
+test('guests that leave the thread no rest slow the job, though they are answered at once, and it ends', () => {
+  const storage = new Storage(CROWD)
+  const courtesy = new Courtesy([storage], undefined, () => storage.now)
+  run(storage, courtesy, 5000)
+  const pieces = run(storage, courtesy, 60_000)
+  assert.ok(pieces >= 12_000 * COURTESY_CROWDED_FLOOR * 0.9, `${pieces} pieces`)
+  assert.ok(pieces < 12_000 * COURTESY_CROWDED_FLOOR * 1.3, `${pieces} pieces`)
+})
+
+test('many requests are no crowd where the thread has rest, nor is a busy thread with few of them', () => {
+  const rested = new Storage(CROWD)
+  assert.equal(run(rested, new Courtesy([rested], undefined, () => rested.now * 0.8), 60_000), 12_000)
+  const busy = new Storage({ ...CROWD, everyMs: 2 })
+  assert.equal(run(busy, new Courtesy([busy], undefined, () => busy.now), 60_000), 12_000)
 })
 
 test('the pace comes back when the guest goes', () => {

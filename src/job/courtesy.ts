@@ -1,7 +1,9 @@
 // How a job makes way for the guests of its disks. It watches what their requests take, and copies slower when that is more than it may
 // be: its pace is halved while they wait too long, and grows by a step while they do not (additive increase, multiplicative decrease, as
 // TCP shares a line). What they may take is what was asked for, or half as much again as without the job: to know that, the job stands
-// still for a moment, now and then. A disk whose guests are idle, or are answered within the call, never slows it.
+// still for a moment, now and then. A disk whose guests are idle, or are answered within the call, does not slow it.
+// Unless they ask so much that the thread has no rest: then they wait where no meter sees it, in their sockets, and whatever the copy takes
+// of processors and memory they lack. The job slows down in the same way, though not so far.
 //
 //   pace   ####.  .###.####.     listening: nothing is copied, what requests take now is the base
 //   base       |--|
@@ -9,6 +11,9 @@
 // It knows only its own disks: what else loads the storage looks to it like the storage.
 
 import {
+  COURTESY_CROWD,
+  COURTESY_CROWDED,
+  COURTESY_CROWDED_FLOOR,
   COURTESY_FLOOR,
   COURTESY_LEAST_MS,
   COURTESY_LISTEN_EVERY_MS,
@@ -43,11 +48,13 @@ const PHASE_MS: Record<Phase, number> = {
 export class Courtesy {
   readonly #meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[]
   readonly #asked: number | undefined
+  readonly #activeMs: () => number
   #phase: Phase = 'copying'
   /** When the phase began, what the meters showed then, and the bytes copied since. */
   #sinceMs: number | undefined
   #answeredBefore = 0
   #waitedBefore = 0
+  #activeBefore = 0
   #bytes = 0
   /** Milliseconds that a request takes without the job. */
   #base: number | undefined
@@ -60,10 +67,18 @@ export class Courtesy {
   #peak = 0
   #paidUntil = 0
 
-  /** `targetMs` is what a request may take on the average; found out unless told. */
-  constructor(meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[], targetMs?: number) {
+  /**
+   * `targetMs` is what a request may take on the average; found out unless told. `activeMs` tells for how many milliseconds the thread of
+   * the disks was at work so far.
+   */
+  constructor(
+    meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[],
+    targetMs?: number,
+    activeMs: () => number = () => 0,
+  ) {
     this.#meters = meters
     this.#asked = targetMs
+    this.#activeMs = activeMs
   }
 
   /** Undefined before there is something to say. */
@@ -96,6 +111,7 @@ export class Courtesy {
     this.#bytes = 0
     this.#answeredBefore = this.#meters.reduce((sum, meter) => sum + meter.answered, 0)
     this.#waitedBefore = this.#meters.reduce((sum, meter) => sum + meter.waitedMs(), 0)
+    this.#activeBefore = this.#activeMs()
   }
 
   /** A phase is over. */
@@ -132,13 +148,24 @@ export class Courtesy {
     this.#answered = this.#answered / 2 + answered
     this.#waitedMs = this.#waitedMs / 2 + waitedMs
     const targetMs = this.#targetMs
-    if (targetMs === undefined) return
-    if (this.#waitedMs > targetMs * this.#answered) {
-      this.#rate = Math.max(this.#peak * COURTESY_FLOOR, Math.min(this.#rate, pace) / 2)
-      // What was before says nothing about the new pace.
-      this.#answered = 0
-      this.#waitedMs = 0
-    } else this.#rate = Math.min(this.#rate + this.#peak * COURTESY_STEP, this.#peak * 2)
+    if (targetMs !== undefined && this.#waitedMs > targetMs * this.#answered) this.#slow(pace, COURTESY_FLOOR)
+    else if (this.#isCrowded(elapsedMs, answered)) this.#slow(pace, COURTESY_CROWDED_FLOOR)
+    else if (this.#rate !== Infinity) this.#rate = Math.min(this.#rate + this.#peak * COURTESY_STEP, this.#peak * 2)
+  }
+
+  /** To a half, but never below this part of the fastest pace. */
+  #slow(pace: number, floor: number): void {
+    const half = Math.min(this.#rate, pace) / 2
+    this.#rate = Math.max(half, Math.min(this.#rate, this.#peak * floor))
+    // What was before says nothing about the new pace.
+    this.#answered = 0
+    this.#waitedMs = 0
+  }
+
+  /** The guests ask much, and the thread has no rest. */
+  #isCrowded(elapsedMs: number, answered: number): boolean {
+    const activeMs = this.#activeMs() - this.#activeBefore
+    return answered > COURTESY_CROWD * elapsedMs && activeMs > COURTESY_CROWDED * elapsedMs
   }
 }
 
