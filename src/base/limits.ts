@@ -129,6 +129,9 @@ export const FORWARD_RETRY_MAX_MS = 1000
 export const CHECKPOINT_BYTES = 64 * MIB
 export const CHECKPOINT_MS = 500
 
+/** Ranges that a checkpoint records one by one; when there are more, it is cheaper to write the whole set anew. */
+export const CHECKPOINT_RANGES = 1024
+
 /** A limited copy may run ahead of its speed by so many milliseconds' worth. */
 export const SPEED_BURST_MS = 100
 

@@ -72,6 +72,11 @@ export class RangeLocks {
     return this.#holds.some((hold) => hold.start < start + length && start < hold.end)
   }
 
+  /** Visits each range that somebody holds or awaits. */
+  visitBusy(visit: (start: number, length: number) => void): void {
+    for (const { start, end } of this.#holds) visit(start, end - start)
+  }
+
   /**
    * Resolves when nobody holds or awaits any of the range, which must be busy now. Takes nothing: whoever waited looks again,
    * and of several one goes on. (Were the range taken and given back, two that wait could keep each other waiting for ever.)

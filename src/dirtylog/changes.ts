@@ -39,6 +39,8 @@ export type BitmapChange =
   | { readonly kind: 'clear'; readonly name: string }
   /** Sets in `into` what `from` has set. With either one void, `into` is void. */
   | { readonly kind: 'merge'; readonly from: string; readonly into: string }
+  /** Clears what `bits` has set: a job is done with it. */
+  | { readonly kind: 'subtract'; readonly name: string; readonly bits: Bitmap }
   | { readonly kind: 'meta'; readonly name: string; readonly meta: string }
 
 /** What a log keeps of a bitmap: LoggedBitmap, writable. */
@@ -92,6 +94,8 @@ function applyChange(directory: Directory, size: number, change: BitmapChange): 
     }
     case 'merge':
       return merge(find(entries, change.from), find(entries, change.into))
+    case 'subtract':
+      return subtract(find(entries, change.name), change.bits)
     case 'meta':
       find(entries, change.name).meta = checkText(change.meta, `text of bitmap "${change.name}"`)
       return
@@ -132,6 +136,14 @@ function merge(from: Entry, into: Entry): void {
   if (from.state !== 'void' || into.state === 'void') return
   bits.setAll()
   into.state = 'void'
+}
+
+function subtract(entry: Entry, less: Bitmap): void {
+  if (entry.state === 'void') return
+  const bits = entry.bits.copy()
+  const size = Math.min(less.size, bits.size)
+  less.runs(0, size, size, (offset, length) => bits.clear(offset, length) >= 0)
+  entry.bits = bits
 }
 
 /** Sets in `into` all granules that the set granules of `from` touch. */

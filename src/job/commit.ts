@@ -16,7 +16,7 @@ import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 import { whileMendable } from './mend.ts'
 import { addHidden, addOwned, copyGranules } from './merge.ts'
-import { savedTodo, scanTodo } from './scanned-todo.ts'
+import { savedTodo, scanTodo, settledIn } from './scanned-todo.ts'
 import { type MergePace, Settler } from './settler.ts'
 
 export interface CommitOptions {
@@ -64,10 +64,7 @@ export async function runCommit(options: CommitOptions): Promise<void> {
 
 /** Makes durable what was copied: it is no longer to do, whatever crashes. */
 function saveProgress(disk: Disk, todo: LoggedBitmap, copier: Copier, target: Layer): Promise<void> {
-  return copier.checkpoint(
-    () => flushBoth(disk, target),
-    (offset, length) => disk.log.clear(todo.name, offset, length),
-  )
+  return copier.checkpoint(() => flushBoth(disk, target), settledIn(disk, todo.name))
 }
 
 /** The to-do set in the log: that of an earlier run, or a new one with all that the upper layers own. */
@@ -152,19 +149,13 @@ async function copyAll(job: Job, copier: Copier, target: Layer, guest: Disk | un
       continue
     }
     // Most of the flush happens before the guest has to wait for the rest.
-    await copier.checkpoint(
-      () => target.flush(),
-      () => undefined,
-    )
+    await copier.checkpoint(() => target.flush())
     if (!(await job.mayTakeEffect())) continue
     await guest?.drain()
     try {
       await copier.drainPass()
       // What a failed flush may have lost is to do again, should the job go on after it.
-      await copier.checkpoint(
-        () => target.flush(),
-        () => undefined,
-      )
+      await copier.checkpoint(() => target.flush())
     } catch (error) {
       guest?.undrain()
       throw error

@@ -10,7 +10,7 @@
 // A granule that a copy could not bring to the target is marked again. `checkpoint` makes progress durable: what was copied and
 // has been flushed at the target, and was not touched since, is done for good.
 
-import { COPY_PIECE } from '../base/limits.ts'
+import { CHECKPOINT_RANGES, COPY_PIECE } from '../base/limits.ts'
 import { Breather } from '../base/breather.ts'
 import { isZero } from '../base/bytes.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../base/mutex.ts'
@@ -30,6 +30,13 @@ export interface CopySource {
 export interface CopyTarget {
   write(offset: number, length: number, from: Uint8Array, at: number, flags: number): Pending
   zero(offset: number, length: number, flags: number): Pending
+}
+
+/** Takes what is done for good out of a durable to-do set. */
+export interface Settled {
+  range(offset: number, length: number): Pending
+  /** In memory before it returns: what is marked from then on stays. */
+  many(granules: Bitmap): Promise<void>
 }
 
 export type CopyMode = 'background' | 'write-both' | 'yielding'
@@ -174,14 +181,14 @@ export class Copier implements Interceptor {
   }
 
   /**
-   * Flushes the target and then says through `settled` which ranges need not be copied again, whatever crashes: those copied
+   * Flushes the target and then says through `settled` what need not be copied again, whatever crashes: what was copied
    * before the flush, less what was marked, copied or claimed since it began.
    */
-  checkpoint(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
+  checkpoint(flush: () => Pending, settled?: Settled): Promise<void> {
     return this.#checkpoints.run(() => this.#settle(flush, settled))
   }
 
-  async #settle(flush: () => Pending, settled: (offset: number, length: number) => Pending): Promise<void> {
+  async #settle(flush: () => Pending, settled: Settled | undefined): Promise<void> {
     const candidates = this.#copied
     this.#copied = new Bitmap(candidates.size, candidates.granule)
     try {
@@ -193,8 +200,11 @@ export class Copier implements Interceptor {
     }
     candidates.andNot(this.#todo)
     candidates.andNot(this.#copied)
+    if (settled === undefined) return
     const ranges: number[] = []
-    candidates.runs(0, candidates.size, COPY_PIECE, (offset, length) => ranges.push(offset, length) > 0)
+    const most = CHECKPOINT_RANGES * 2
+    candidates.runs(0, candidates.size, COPY_PIECE, (offset, length) => ranges.push(offset, length) <= most)
+    if (ranges.length > most) return this.#settleMany(candidates, settled)
     for (let i = 0; i < ranges.length; i += 2) {
       const offset = ranges[i] as number
       const length = ranges[i + 1] as number
@@ -202,10 +212,23 @@ export class Copier implements Interceptor {
       const touched = this.#locks.isBusy(offset, length) || this.#todo.hasAny(offset, length)
       if (touched || this.#copied.hasAny(offset, length)) this.#copied.set(offset, length)
       else {
-        const pending = settled(offset, length)
+        const pending = settled.range(offset, length)
         if (pending !== undefined) await pending
       }
     }
+  }
+
+  /** All at once, within this call. */
+  async #settleMany(candidates: Bitmap, settled: Settled): Promise<void> {
+    const claimed: number[] = []
+    this.#locks.visitBusy((start, length) =>
+      candidates.runs(start, start + length, length, (at, bytes) => claimed.push(at, bytes) > 0),
+    )
+    for (let i = 0; i < claimed.length; i += 2) {
+      this.#copied.set(claimed[i] as number, claimed[i + 1] as number)
+      candidates.clear(claimed[i] as number, claimed[i + 1] as number)
+    }
+    await settled.many(candidates)
   }
 
   before(change: Change): Pending {

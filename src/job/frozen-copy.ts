@@ -7,7 +7,7 @@ import type { Disk } from '../chain/disk.ts'
 import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 import type { MirrorPace } from './mirror.ts'
-import { savedTodo, scanTodo } from './scanned-todo.ts'
+import { savedTodo, scanTodo, settledIn } from './scanned-todo.ts'
 
 export interface FrozenCopyOptions {
   readonly job: Job
@@ -32,10 +32,7 @@ export async function copyFrozen(options: FrozenCopyOptions): Promise<void> {
   let sinceBytes = 0
   const settle = async (): Promise<void> => {
     sinceBytes = 0
-    await copier.checkpoint(
-      () => target.flush(),
-      (offset, length) => disk.log.clear(bitmap, offset, length),
-    )
+    await copier.checkpoint(() => target.flush(), settledIn(disk, bitmap))
   }
   const copier = new Copier({
     job,

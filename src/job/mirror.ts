@@ -17,7 +17,7 @@ import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { Convergence } from './convergence.ts'
 import { Copier, type CopyMode } from './copier.ts'
 import type { Job } from './job.ts'
-import { savedTodo, scanTodo } from './scanned-todo.ts'
+import { savedTodo, scanTodo, settledIn } from './scanned-todo.ts'
 
 export const MIRROR_MODES = ['auto', 'background', 'write-blocking'] as const
 export type MirrorMode = (typeof MIRROR_MODES)[number]
@@ -267,10 +267,7 @@ class Mirror {
     this.#sinceBytes = 0
     this.#sinceMs = performance.now()
     try {
-      await this.#copier.checkpoint(
-        () => this.#flushBoth(),
-        (offset, length) => disk.log.clear(bitmap, offset, length),
-      )
+      await this.#copier.checkpoint(() => this.#flushBoth(), settledIn(disk, bitmap))
     } finally {
       this.#settling = false
     }

@@ -1,9 +1,11 @@
 // A to-do set that records the guest's writes, in the disk's log: that of an earlier run, or a new one that a scan fills. Recording
-// begins before the scan looks, so that no write is in neither; a set whose scan a crash cut short is made anew.
+// begins before the scan looks, so that no write is in neither; a set whose scan a crash cut short is made anew. And how what is done
+// leaves such a set.
 
 import { Bitmap } from '../bitmap/bitmap.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import type { Settled } from './copier.ts'
 
 const SCANNING = '{"scan":"running"}'
 const COMPLETE = '{"scan":"complete"}'
@@ -38,4 +40,12 @@ export async function scanTodo(
     { kind: 'meta', name, meta: COMPLETE },
   ])
   return log.bitmaps.get(name) as LoggedBitmap
+}
+
+/** Takes what is done out of the set of that name. */
+export function settledIn({ log }: Disk, name: string): Settled {
+  return {
+    range: (offset, length) => log.clear(name, offset, length),
+    many: (bits) => log.edit([{ kind: 'subtract', name, bits }]),
+  }
 }

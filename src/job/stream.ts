@@ -20,6 +20,7 @@ import { Copier } from './copier.ts'
 import type { Job } from './job.ts'
 import { whileMendable } from './mend.ts'
 import { addHidden, addOwned, copyGranules } from './merge.ts'
+import { settledIn } from './scanned-todo.ts'
 import { type MergePace, Settler } from './settler.ts'
 import { UnownedTarget } from './unowned-target.ts'
 
@@ -67,10 +68,7 @@ export async function runStream(options: StreamOptions): Promise<void> {
 
 /** Makes durable what was copied: it is no longer to do, whatever crashes. */
 function saveProgress({ disk, bitmap }: StreamOptions, target: Layer, copier: Copier): Promise<void> {
-  return copier.checkpoint(
-    () => target.flush(),
-    (offset, length) => disk.log.clear(bitmap, offset, length),
-  )
+  return copier.checkpoint(() => target.flush(), settledIn(disk, bitmap))
 }
 
 /** A copier with nothing to do yet, which the guest's writes pass from now on. */
