@@ -70,7 +70,7 @@ for (const granules of [2 * CHECKPOINT_RANGES, GRANULES]) {
     const copier = await copied(granules, 'write-both')
     const ledger = new Ledger()
     const change = writeTo(8)
-    copier.before(change)
+    await copier.before(change)
     await copier.checkpoint(() => undefined, ledger)
     assert.equal(ledger.done.count, granules / 2 - 1)
     assert.ok(!ledger.done.hasAny(8 * GRANULE, 1))
