@@ -428,6 +428,23 @@ export const routes = {
     }),
     response: job,
   },
+  openView: {
+    method: 'POST',
+    path: '/v1/views',
+    summary: 'Exports the moment of disks over NBD, for others to read; a job that finalize or cancel ends',
+    params: nothing,
+    body: z.object({
+      disks: z.array(name).min(1),
+      bitmap: name
+        .optional()
+        .describe('What changed is shown by this bitmap, which counts from the moment once the view is finalized'),
+      since: name.optional().describe('What changed is shown by this bitmap, which stays as it is'),
+      whole: z.boolean().optional().describe('All can be read, not only what changed'),
+      acknowledge: z.boolean().optional().describe('A TRIM says that a range has been read'),
+      leaseMs: bytes.optional().describe('How long it stays without a reader'),
+    }),
+    response: job,
+  },
   listJobs: {
     method: 'GET',
     path: '/v1/jobs',

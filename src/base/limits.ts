@@ -7,6 +7,11 @@ const MIB = 1024 * KIB
 /** Longest time that a loop over data at hand keeps the event loop, in milliseconds. */
 export const BREATH_MS = 0.5
 
+/** How long a view stays without a reader unless told, and how often it is looked at whether it broke, in milliseconds. */
+export const VIEW_LEASE_MS = 600_000
+export const VIEW_LEASE_MAX_MS = 7 * 24 * 3_600_000
+export const VIEW_LOOK_MS = 1000
+
 /** Smallest and largest granule of a bitmap, in bytes, both QEMU's; 4 KiB unless told. */
 export const GRANULE = 4 * KIB
 export const GRANULE_MIN = 512

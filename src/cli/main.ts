@@ -25,6 +25,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,
   migrate: async () => (await import('./migrate.ts')).addMigrateCommand,
   repo: async () => (await import('./repo.ts')).addRepoCommands,
+  view: async () => (await import('./view.ts')).addViewCommands,
   backup: loadBackup,
   backups: loadBackup,
   verify: loadBackup,

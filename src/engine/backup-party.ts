@@ -33,14 +33,19 @@ export interface PlanRequest {
   readonly bitmap: string
   /** A full was asked for. */
   readonly full: boolean
-  readonly backups: readonly EarlierBackup[]
+  /** Those that the bitmap may count from; undefined for a user's bitmap, which counts from whatever moment its user knows. */
+  readonly backups: readonly EarlierBackup[] | undefined
 }
 
 /** How one disk is backed up, and why not by its changes alone. */
 export interface DiskPlan {
   /** Bytes of the disk. */
   readonly size: number
-  readonly bitmap: string
+  readonly bitmap: string | undefined
+  /** The bitmap counts from this moment on, once the backup is done. */
+  readonly moves: boolean
+  /** All of the disk can be read, not only what changed. */
+  readonly whole: boolean
   /** The backup that the bitmap's bits are relative to; undefined for a full. */
   readonly parent: string | undefined
   readonly reason: string
@@ -68,14 +73,20 @@ export interface BackupParty {
   capture(plan: DiskPlan, backup: string): Promise<Captured>
   thaw(): Promise<void>
   /** Ends the view and settles the bits; a party that captured nothing for this backup has nothing to settle. */
-  settle(bitmap: string, backup: string, outcome: Outcome): Promise<void>
+  settle(bitmap: string | undefined, backup: string, outcome: Outcome): Promise<void>
 }
 
-/** Meta of the recording bitmap: the backup it counts from, or the one being written that it will count from. */
+/**
+ * Meta of a recording bitmap: the backup or view that it counts from (USER_BITMAP_META for one that a user added), and the one that is under way,
+ * from which it will count.
+ */
 interface RecordingMeta {
   readonly last?: string | undefined
   readonly pending?: string | undefined
 }
+
+/** Meta of a bitmap that a user adds. */
+export const USER_BITMAP_META = JSON.stringify({ last: 'its user’s moment' } satisfies RecordingMeta)
 
 /** The party of a disk in this thread. */
 export class LocalParty implements BackupParty {
@@ -94,13 +105,14 @@ export class LocalParty implements BackupParty {
 
   /** Incremental whenever it can be; else a full, with the reason. */
   async plan({ bitmap, full, backups }: PlanRequest): Promise<DiskPlan> {
-    const known = new Map(backups.map((info) => [info.id, info]))
+    const known = backups === undefined ? undefined : new Map(backups.map((info) => [info.id, info]))
     const managed = this.#managed
     // A resize that is under way ends first; a later one waits for the backup, whose job is there by now.
     return managed.control.run(async () => {
       refuseAway(managed.record)
       refuseConflict(this.#context, this.disk, 'backup')
-      return { size: managed.disk.size, bitmap, ...findParent(managed, bitmap, known, full) }
+      const found = findParent(managed, bitmap, known, full)
+      return { size: managed.disk.size, bitmap, moves: true, whole: false, ...found }
     })
   }
 
@@ -116,18 +128,20 @@ export class LocalParty implements BackupParty {
     this.#isFrozen = true
   }
 
-  async capture({ size, bitmap, parent }: DiskPlan, backup: string): Promise<Captured> {
+  async capture({ size, bitmap, moves, whole, parent }: DiskPlan, backup: string): Promise<Captured> {
     const { disk } = this.#managed
     const scratch = this.#scratch
     if (scratch === undefined || !this.#isFrozen)
       throw new BlockError('timeout', `${disk.name} was let go before its moment was taken`, { device: disk.name })
     if (disk.size !== size)
       throw new BlockError('busy', `disk ${disk.name} was resized while its backup was prepared: ask again`)
-    const changed = parent === undefined ? undefined : capturedBits(disk, bitmap)
-    const view = new PointInTime(disk, scratch, changed?.copy() ?? everything(disk))
+    const changed = parent === undefined || bitmap === undefined ? undefined : capturedBits(disk, bitmap)
+    const needed = whole ? undefined : changed?.copy()
+    const view = new PointInTime(disk, scratch, needed ?? everything(disk))
     this.#view = view
     this.#scratch = undefined
-    const durable = disk.log.edit(captureChanges(disk, bitmap, backup))
+    const durable =
+      moves && bitmap !== undefined ? disk.log.edit(captureChanges(disk, bitmap, backup)) : Promise.resolve()
     // Whoever waits for it hears of a failure; until then it is nobody's.
     durable.catch(() => undefined)
     return { view, changed, durable }
@@ -144,10 +158,10 @@ export class LocalParty implements BackupParty {
     await unused?.close()
   }
 
-  async settle(bitmap: string, backup: string, outcome: Outcome): Promise<void> {
+  async settle(bitmap: string | undefined, backup: string, outcome: Outcome): Promise<void> {
     await this.#view?.close()
     this.#view = undefined
-    await settleBits(this.#managed.disk, bitmap, backup, outcome)
+    if (bitmap !== undefined) await settleBits(this.#managed.disk, bitmap, backup, outcome)
   }
 
   async #makeScratch(): Promise<Scratch> {
@@ -164,8 +178,8 @@ export class LocalParty implements BackupParty {
 /** The backups that a crash left pending on a disk: its recording bitmaps with the backup that each waits for. */
 export function pendingBackups(disk: Disk): { readonly bitmap: string; readonly backup: string }[] {
   return [...disk.log.bitmaps].flatMap(([bitmap, { meta }]) => {
-    if (!bitmap.startsWith('backup:') || isCaptured(bitmap)) return []
-    const { pending } = JSON.parse(meta) as RecordingMeta
+    if (bitmap.startsWith('job:') || isCaptured(bitmap)) return []
+    const { pending } = metaOf(meta)
     return pending === undefined ? [] : [{ bitmap, backup: pending }]
   })
 }
@@ -173,23 +187,26 @@ export function pendingBackups(disk: Disk): { readonly bitmap: string; readonly 
 /** Drops or puts back the bits that were captured for a backup; nothing when none are. */
 export async function settleBits(disk: Disk, bitmap: string, backup: string, outcome: Outcome): Promise<void> {
   const recording = disk.log.bitmaps.get(bitmap)
-  if (recording === undefined || (JSON.parse(recording.meta) as RecordingMeta).pending !== backup) return
+  if (recording === undefined || metaOf(recording.meta).pending !== backup) return
   await disk.log.edit(outcome === 'kept' ? keepChanges(disk, bitmap, backup) : returnChanges(disk, bitmap))
 }
 
 function findParent(
   { disk, record }: ManagedDisk,
   name: string,
-  backups: ReadonlyMap<string, EarlierBackup>,
+  backups: ReadonlyMap<string, EarlierBackup> | undefined,
   full: boolean,
 ): { parent: string | undefined; reason: string } {
   const no = (reason: string): { parent: undefined; reason: string } => ({ parent: undefined, reason })
   if (full) return no('asked for')
   const bitmap = disk.log.bitmaps.get(name)
-  if (bitmap === undefined) return no(whyNoBitmap(record, backups))
+  if (bitmap === undefined) {
+    return no(backups === undefined ? `there was no bitmap ${name}: now there is` : whyNoBitmap(record, backups))
+  }
   if (bitmap.state === 'void') return no('its bitmap is void')
-  const { last } = JSON.parse(bitmap.meta) as RecordingMeta
+  const { last } = metaOf(bitmap.meta)
   if (last === undefined) return no('the earlier backup was not finished')
+  if (backups === undefined) return { parent: last, reason: `changes by bitmap ${name}` }
   const info = backups.get(last)
   if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
   const before = info.disks.find((other) => other.name === disk.name)
@@ -211,6 +228,10 @@ function everything(disk: Disk): Bitmap {
   return bitmap
 }
 
+function metaOf(text: string): RecordingMeta {
+  return text === '' ? {} : (JSON.parse(text) as RecordingMeta)
+}
+
 function isCaptured(name: string): boolean {
   return name.endsWith(':captured')
 }
@@ -219,18 +240,30 @@ function capturedName(bitmap: string): string {
   return `${bitmap}:captured`
 }
 
+/** A bitmap's bits in granules of scratch. */
 function capturedBits(disk: Disk, bitmap: string): Bitmap {
   const found = disk.log.bitmaps.get(bitmap)
   if (found === undefined) throw new BlockError('not-found', `${disk.name}: bitmap ${bitmap} is gone`)
-  return found.bits.copy()
+  const { bits } = found
+  if (bits.granule === GRANULE) return bits.copy()
+  const fine = new Bitmap(bits.size)
+  bits.runs(0, bits.size, bits.size, (offset, length) => fine.set(offset, length) >= 0)
+  return fine
 }
 
 /** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */
 function captureChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[] {
   const old = disk.log.bitmaps.get(bitmap)
-  const { last } = JSON.parse(old?.meta ?? '{}') as RecordingMeta
+  const { last } = metaOf(old?.meta ?? '')
   const meta = JSON.stringify({ last, pending: backup } satisfies RecordingMeta)
-  const fresh: BitmapChange = { kind: 'add', name: bitmap, granule: GRANULE, recording: true, fill: 'none', meta }
+  const fresh: BitmapChange = {
+    kind: 'add',
+    name: bitmap,
+    granule: old?.bits.granule ?? GRANULE,
+    recording: true,
+    fill: 'none',
+    meta,
+  }
   if (old === undefined) return [fresh]
   if (last === undefined || old.state === 'void') return [{ kind: 'remove', name: bitmap }, fresh]
   // Also when a full is asked for: should it fail, the next one is an incremental as before.
@@ -249,7 +282,7 @@ function keepChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[]
 /** The backup failed: what was set aside comes back, or there is no bitmap when there was none to count from. */
 function returnChanges(disk: Disk, bitmap: string): BitmapChange[] {
   const captured = capturedName(bitmap)
-  const { last } = JSON.parse(disk.log.bitmaps.get(bitmap)?.meta ?? '{}') as RecordingMeta
+  const { last } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
   if (last === undefined || !disk.log.bitmaps.has(captured)) return [{ kind: 'remove', name: bitmap }]
   return [
     { kind: 'merge', from: captured, into: bitmap },

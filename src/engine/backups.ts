@@ -20,8 +20,8 @@ export interface BackupRequest extends JobTerms {
   readonly full: boolean
 }
 
-/** One disk of a backup: who answers for it, and how it is backed up. */
-interface Part {
+/** One disk of a backup or view: who answers for it, and how it is taken. */
+export interface Part {
   readonly party: BackupParty
   readonly plan: DiskPlan
 }
@@ -70,7 +70,7 @@ export async function settleBackups(
   context: EngineContext,
   { rows, all }: { readonly rows: readonly JobRecord[]; readonly all: boolean },
 ): Promise<void> {
-  const known = new Map(rows.map((row) => [row.backup, row]))
+  const known = new Map(rows.map((row) => [row.spec.kind === 'view' ? row.id : row.backup, row]))
   for (const { disk } of context.disks.values()) {
     for (const { bitmap, backup } of pendingBackups(disk)) {
       const row = known.get(backup)
@@ -85,12 +85,21 @@ export async function settleBackups(
   }
 }
 
+/** Its reader said that it has what the view showed, and that is durable. */
+export function isTaken({ id, backup }: JobRecord): boolean {
+  return backup === id
+}
+
 async function isVisible(repository: Repository, row: JobRecord): Promise<boolean> {
   return row.backup !== undefined && (await repository.backups()).some(({ id }) => id === row.backup)
 }
 
-/** A repository that cannot be opened says nothing: then the bits come back, and some of them are copied again. */
+/**
+ * A repository that cannot be opened says nothing: then the bits come back, and some of them are copied again. What was read from a view
+ * is where its reader says.
+ */
 async function becameVisible(context: EngineContext, row: JobRecord): Promise<boolean> {
+  if (row.spec.kind === 'view') return isTaken(row)
   let repository: Repository | undefined
   try {
     repository = await context.openRepository((row.spec as BackupSpec).repository)
@@ -145,7 +154,7 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
   try {
     const record = { ...(context.catalog.get('job', row.id) ?? row), backup: writer.id }
     await context.catalog.commit([{ put: 'job', record }])
-    const running = await takeMoment(parts, writer)
+    const running = { ...(await takeMoment(parts, writer.id)), writer }
     job.describe({
       backup: writer.id,
       disks: parts.map(({ party, plan }) => ({ name: party.disk, kind: kindOf(plan), reason: plan.reason })),
@@ -161,12 +170,16 @@ function kindOf(plan: DiskPlan): 'full' | 'incremental' {
   return plan.parent === undefined ? 'full' : 'incremental'
 }
 
-/** A backup whose moment is taken. */
-interface Running {
+/** Disks at their moment. */
+export interface Moment {
   readonly parts: readonly Part[]
   readonly disks: readonly BackupDisk[]
   /** Resolves when the swapped bitmaps are durable. */
   readonly durable: Promise<unknown>
+}
+
+/** A backup whose moment is taken. */
+interface Running extends Moment {
   readonly writer: BackupWriter
 }
 
@@ -186,7 +199,7 @@ async function work(job: Job, running: Running): Promise<void> {
 }
 
 /** Every part is settled, also when one cannot be: that one's disk settles it when it opens again. */
-async function settleParts(parts: readonly Part[], backup: string, outcome: Outcome): Promise<void> {
+export async function settleParts(parts: readonly Part[], backup: string, outcome: Outcome): Promise<void> {
   const settled = await Promise.allSettled(parts.map(({ party, plan }) => party.settle(plan.bitmap, backup, outcome)))
   const failed = settled.find((one) => one.status === 'rejected')
   if (failed !== undefined) throw failed.reason
@@ -201,19 +214,19 @@ async function makePlans(context: EngineContext, spec: BackupSpec, repository: R
   )
 }
 
-/** Freezes all disks, takes each one's moment, and lets the guests go on. */
-async function takeMoment(parts: readonly Part[], writer: BackupWriter): Promise<Running> {
+/** Freezes all disks, takes each one's moment for a backup or view of that id, and lets the guests go on. */
+export async function takeMoment(parts: readonly Part[], id: string): Promise<Moment> {
   try {
     for (const { party } of parts) await party.freeze()
-    const captured = await Promise.all(parts.map(({ party, plan }) => party.capture(plan, writer.id)))
+    const captured = await Promise.all(parts.map(({ party, plan }) => party.capture(plan, id)))
     const disks = captured.map(({ view, changed }, index) => ({
       name: (parts[index] as Part).party.disk,
       view,
       changed,
     }))
-    return { parts, disks, durable: Promise.all(captured.map(({ durable }) => durable)), writer }
+    return { parts, disks, durable: Promise.all(captured.map(({ durable }) => durable)) }
   } catch (error) {
-    await settleParts(parts, writer.id, 'returned')
+    await settleParts(parts, id, 'returned')
     throw error
   } finally {
     await Promise.all(parts.map(({ party }) => party.thaw()))

@@ -8,6 +8,7 @@ import { Bitmap } from '../bitmap/bitmap.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import { USER_BITMAP_META } from './backup-party.ts'
 import { checkName, type ManagedDisk } from './context.ts'
 
 /** What a user can do with bitmaps; as QMP's block-dirty-bitmap commands. */
@@ -133,6 +134,7 @@ function addition(disk: Disk, edit: BitmapEdit & { readonly edit: 'add' }): Bitm
     ...(granule === undefined ? {} : { granule }),
     recording: edit.disabled !== true,
     fill: 'none',
+    meta: USER_BITMAP_META,
   }
   // By a merge, which makes the copy of a void bitmap void.
   return from === undefined ? [added] : [added, { kind: 'merge', from, into: name }]

@@ -113,11 +113,17 @@ export interface BackupSpec {
   readonly full: boolean
 }
 
-export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec
+/** Moments of disks that somebody reads over NBD; it lives no longer than the daemon. */
+export interface ViewSpec {
+  readonly kind: 'view'
+  readonly disks: readonly string[]
+}
+
+export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {
-  return spec.kind === 'backup' ? spec.disks : [spec.disk]
+  return 'disks' in spec ? spec.disks : [spec.disk]
 }
 
 /** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
@@ -131,7 +137,7 @@ export interface JobRecord {
   readonly paused: boolean
   /** Its user let the result take effect: that need not be said again after a restart. */
   readonly finalized?: true
-  /** The backup that the job is writing: a restart looks whether it became visible. */
+  /** The backup that the job is writing: a restart looks whether it became visible. Of a view its own id, once its reader has all of it. */
   readonly backup?: string | undefined
   readonly startedMs: number
 }

@@ -1,5 +1,5 @@
-// What cannot be done to a disk while a job runs on it: one table. A backup reads a moment that no merge changes, so the two
-// go together; a revert would change the disk under it.
+// What cannot be done to a disk while a job runs on it: one table. A backup reads a moment that no merge changes, as does a view, so
+// these go together; a revert would change the disk under it.
 
 import { BlockError } from '../block/error.ts'
 import { disksOf, type JobSpec } from './catalog.ts'
@@ -9,15 +9,15 @@ import type { EngineContext } from './context.ts'
 const WAITS_FOR = {
   'snapshot create': ['commit', 'stream', 'mirror', 'migrate'],
   'snapshot export': ['commit', 'stream', 'mirror', 'migrate'],
-  resize: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
+  resize: ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view'],
   clone: ['commit', 'stream', 'mirror', 'migrate'],
   commit: ['commit', 'stream', 'mirror', 'migrate'],
   stream: ['commit', 'stream', 'mirror', 'migrate'],
   mirror: ['commit', 'stream', 'mirror', 'migrate'],
   // The bitmaps go along as they are: no backup has some of their bits for itself.
-  migrate: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
+  migrate: ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view'],
   backup: ['migrate'],
-  revert: ['commit', 'stream', 'mirror', 'migrate', 'backup'],
+  revert: ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view'],
 } as const satisfies Record<string, readonly JobSpec['kind'][]>
 
 export type ChainWork = keyof typeof WAITS_FOR

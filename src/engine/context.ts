@@ -2,6 +2,7 @@
 
 import type { Mutex } from '../base/mutex.ts'
 import type { BackupParty } from './backup-party.ts'
+import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { ScratchBudget } from '../chain/scratch.ts'
@@ -30,8 +31,17 @@ export interface Served {
 /** Serves a disk under its name, or another one. */
 export type ServeDisk = (disk: Disk, socket: string, name?: string) => Promise<Served>
 
-/** Serves a device for reading only, under its own name. */
-export type ServeView = (device: BlockDevice, socket: string) => Promise<Served>
+/** Serves a device under its own name: for reading only, unless a view's reader may say by TRIM what it has read. */
+export type ServeView = (device: BlockDevice, socket: string, how?: ViewServing) => Promise<Served>
+
+/** What a view has besides its device. */
+export interface ViewServing {
+  /** The name of the bitmap that says what changed, and the bits. */
+  readonly changed?: { readonly name: string; readonly bits: Bitmap } | undefined
+  /** A reader came, or went. */
+  readonly opened: () => void
+  readonly closed: () => void
+}
 
 /** Runs one work at a time, in the order of asking. */
 export interface Turn {

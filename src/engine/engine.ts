@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
-// reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, job-table.
+// reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
 
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
@@ -47,6 +47,7 @@ import { LocalSnapshotParty, type NewSnapshot, type SnapshotParty, snapshotToget
 import { listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
 import { planStream, startStream } from './streams.ts'
+import { openView, type ViewRequest } from './views.ts'
 
 export class Engine {
   readonly #context: EngineContext
@@ -331,6 +332,11 @@ export class Engine {
     return (await startBackup(this.#context, request)).status
   }
 
+  /** Resolves when the moment is taken and exported; see `openView`. */
+  async openView(request: ViewRequest): Promise<JobStatus> {
+    return (await openView(this.#context, request)).status
+  }
+
   listJobs(): JobStatus[] {
     return this.#context.jobs.list()
   }
@@ -394,7 +400,7 @@ export class Engine {
    * run they must not be. Before `resumeJobs`, and where there are several engines, of all of them before that of any.
    */
   async settleBackups(of?: (row: JobRecord) => boolean): Promise<void> {
-    const rows = this.#context.catalog.list('job').filter(({ spec }) => spec.kind === 'backup')
+    const rows = this.#context.catalog.list('job').filter(({ spec }) => 'disks' in spec)
     await settleBackups(this.#context, of === undefined ? { rows, all: true } : { rows: rows.filter(of), all: false })
   }
 

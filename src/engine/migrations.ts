@@ -88,7 +88,7 @@ function refuseUnmovable({ catalog }: EngineContext, { record, disk }: ManagedDi
     throw new BlockError('busy', message)
   }
   // That of another thread is in the catalog only.
-  const backup = catalog.list('job').find(({ spec }) => spec.kind === 'backup' && spec.disks.includes(record.name))
+  const backup = catalog.list('job').find(({ spec }) => 'disks' in spec && spec.disks.includes(record.name))
   if (backup !== undefined)
     throw new BlockError('busy', `migrate has to wait: job ${backup.id} is at work on disk ${record.name}`)
   const larger = disk.chain.layers.find(({ size }) => size > disk.size)

@@ -24,7 +24,7 @@ export async function removeDisk(context: EngineContext, name: string): Promise<
   if (managed !== undefined) await close(context, managed)
   const garbage = context.catalog.list('garbage').filter(({ disk }) => disk === record.id)
   // Merges of a disk that could not be opened wait for it; without the disk there is nothing to wait for.
-  const jobs = context.catalog.list('job').filter(({ spec }) => spec.kind !== 'backup' && spec.disk === name)
+  const jobs = context.catalog.list('job').filter(({ spec }) => 'disk' in spec && spec.disk === name)
   await context.catalog.commit([
     { remove: 'disk', id: record.id },
     { remove: 'guest', id: record.id },

@@ -7,6 +7,7 @@ import { type EngineContext, findDisk } from './context.ts'
 import { launchMirror } from './mirrors.ts'
 import { resumeMigration } from './settling.ts'
 import { launchStream } from './streams.ts'
+import { endView } from './views.ts'
 
 /** The jobs of one disk. */
 const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
@@ -20,6 +21,10 @@ export async function resumeRows(context: EngineContext, rows: readonly JobRecor
   for (const row of rows) {
     const { spec } = row
     if (spec.kind === 'backup') continue
+    if (spec.kind === 'view') {
+      endView(context, row)
+      continue
+    }
     try {
       if (spec.kind === 'migrate') resumeMigration(context, row)
       else LAUNCH[spec.kind](context, findDisk(context, spec.disk), row)

@@ -15,6 +15,7 @@ import type { MirrorRequest } from './mirrors.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from './peers.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
+import type { ViewRequest } from './views.ts'
 
 type Soon<T> = T | Promise<T>
 
@@ -55,6 +56,7 @@ export interface EngineService {
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
   setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>
+  openView(request: ViewRequest): Promise<JobStatus>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>
   sayToJob(id: string, verb: PlainVerb): Promise<JobStatus>

@@ -18,6 +18,8 @@ export interface BackupView extends CopySource {
   /** Bytes that were saved for it in all, and the most that scratch held at one time. */
   readonly savedBytes: number
   readonly scratchPeak: number
+  /** Why it can be read no longer; never set where that is not known here. */
+  readonly broken?: BlockError | undefined
   /** Only these granules are read after all. */
   restrict(needed: Bitmap): void
   /** The backup has the range: it is not read again. */

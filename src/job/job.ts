@@ -281,7 +281,16 @@ export class Job {
   /** Asks the work to undo itself and end; it ends at its next pause point. */
   cancel(): void {
     this.#check('cancel')
-    this.#error = new BlockError('cancelled', `job ${this.id} was cancelled`, {}, this.#error)
+    this.#undo(new BlockError('cancelled', `job ${this.id} was cancelled`, {}, this.#error))
+  }
+
+  /** The same for a reason that came from elsewhere while the work waits; nothing when its result takes effect already. */
+  giveUp(error: BlockError): void {
+    if (mayMove(this.#state, 'aborting') && this.#state !== 'finalizing') this.#undo(error)
+  }
+
+  #undo(error: BlockError): void {
+    this.#error = error
     this.move('aborting')
     this.#resumed?.resolve()
     this.#resumed = undefined

@@ -3,7 +3,7 @@
 
 import { BlockError } from '../block/error.ts'
 
-export const JOB_KINDS = ['commit', 'stream', 'mirror', 'migrate', 'backup', 'restore'] as const
+export const JOB_KINDS = ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view', 'restore'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 
 /**
@@ -38,6 +38,7 @@ export const TERMS = {
   mirror: { onError: ['stop', 'enospc', 'report', 'ignore'], finalize: ['auto'] },
   migrate: { onError: ['stop', 'report', 'ignore'], finalize: ['auto'] },
   backup: { onError: ['enospc', 'report', 'stop', 'ignore'], finalize: ['auto', 'manual'] },
+  view: { onError: ['report'], finalize: ['manual'] },
   restore: { onError: ['report'], finalize: ['auto'] },
 } as const satisfies Record<JobKind, { readonly onError: readonly ErrorPolicy[]; readonly finalize: readonly How[] }>
 

@@ -1,6 +1,7 @@
 // A disk as an NBD export on a Unix socket of its own. With the device go the metadata contexts that QEMU's clients know: its
 // bitmaps, and how deep in the chain the data lies.
 
+import type { Bitmap } from '../bitmap/bitmap.ts'
 import { visitBits } from '../bitmap/visit-bits.ts'
 import { allocationDepth } from '../chain/allocation-depth.ts'
 import type { Disk } from '../chain/disk.ts'
@@ -20,8 +21,25 @@ export const serveDisk: ServeDisk = (disk, socket, name = disk.name) => {
   return serve(served, socket)
 }
 
-/** Serves a device on a Unix socket in the same way, for reading only. */
-export const serveView: ServeView = (device, socket) => serve({ name: device.name, device, readOnly: true }, socket)
+/** Serves a device on a Unix socket in the same way, for reading only but for what TRIM says to a view. */
+export const serveView: ServeView = (device, socket, how) => {
+  const { changed, ...events } = how ?? {}
+  const readOnly = device.can.trim === 'none' || how === undefined
+  return serve(
+    { name: device.name, device, readOnly, ...events, ...(changed && { contexts: [dirty(changed)] }) },
+    socket,
+  )
+}
+
+function dirty({ name, bits }: { readonly name: string; readonly bits: Bitmap }): MetaContext {
+  return {
+    name: `qemu:dirty-bitmap:${name}`,
+    extents: (offset, length, visit) => {
+      visitBits(bits, offset, length, visit)
+      return undefined
+    },
+  }
+}
 
 async function serve(served: Export, socket: string): Promise<Served> {
   const { name } = served

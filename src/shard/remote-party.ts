@@ -23,7 +23,7 @@ export class RemoteParty implements BackupParty {
   }
 
   plan(request: PlanRequest): Promise<DiskPlan> {
-    const backups = request.backups.map(({ id, moment, disks }) => ({
+    const backups = request.backups?.map(({ id, moment, disks }) => ({
       id,
       moment,
       disks: disks.map(({ name, size }) => ({ name, size })),

@@ -78,9 +78,7 @@ const functions: ShardFunctions = {
   },
   settleBackups: (ofDisks) =>
     running().settleBackups(
-      ofDisks === undefined
-        ? undefined
-        : ({ spec }) => spec.kind === 'backup' && ofDisks.includes(spec.disks[0] as string),
+      ofDisks === undefined ? undefined : ({ spec }) => 'disks' in spec && ofDisks.includes(spec.disks[0] as string),
     ),
   resumeJobs: () => running().resumeJobs(),
   apply: (changes: readonly CatalogChange[]) => mirror.apply(changes),
@@ -131,6 +129,7 @@ const functions: ShardFunctions = {
   completeJob: (...args) => running().completeJob(...args),
   setMirrorMode: (...args) => running().setMirrorMode(...args),
   backup: (request) => running().backup(request),
+  openView: (...args) => running().openView(...args),
   listJobs: () => running().listJobs(),
   showJob: (id) => running().showJob(id),
   sayToJob: (...args) => running().sayToJob(...args),

@@ -21,6 +21,7 @@ import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/pee
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
+import type { ViewRequest } from '../engine/views.ts'
 import type { HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
@@ -199,6 +200,14 @@ export class Shards implements EngineService {
     if (first === undefined) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
     for (const disk of request.disks) this.#seatOf(disk)
     return (await this.#of(first)).backup(request)
+  }
+
+  /** As a backup. */
+  async openView(request: ViewRequest): Promise<JobStatus> {
+    const [first] = request.disks
+    if (first === undefined) throw new BlockError('invalid-argument', 'a view needs at least one disk')
+    for (const disk of request.disks) this.#seatOf(disk)
+    return (await this.#of(first)).openView(request)
   }
 
   async listJobs(): Promise<JobStatus[]> {

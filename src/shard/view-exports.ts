@@ -4,11 +4,10 @@
 
 import { GRANULE, REMOTE_FREEZE_MS } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
-import type { BlockDevice, Capabilities, ExtentVisitor, Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { BackupParty, Captured } from '../engine/backup-party.ts'
 import { realHost } from '../host/real.ts'
-import type { BackupView } from '../job/backup.ts'
+import { ViewDevice } from '../job/view-device.ts'
 import { type Export, NbdServer } from '../nbd/server.ts'
 import type { PartyFunctions } from './messages.ts'
 
@@ -89,7 +88,7 @@ export class ViewExports {
     const socket = this.#socketOf(disk)
     const served = (): Export | undefined => {
       const view = this.#taking.get(disk)?.captured?.view
-      return view === undefined ? undefined : { name: '', device: new ViewDevice(disk, view) }
+      return view === undefined ? undefined : { name: '', device: new ViewDevice(`${disk} (view)`, view, true) }
     }
     const server = new NbdServer({ find: served, list: () => [] })
     await server.listenUnix(socket)
@@ -118,56 +117,4 @@ export class ViewExports {
     if (taking !== undefined) return taking
     throw new BlockError('closed', `disk ${disk} does not take part in a backup any more`, { device: disk })
   }
-}
-
-/** A view as a device: what is trimmed has been read. */
-class ViewDevice implements BlockDevice {
-  readonly name: string
-  readonly can: Capabilities = {
-    // Without it the protocol allows no TRIM; a write itself is refused.
-    write: true,
-    fua: 'emulated',
-    zero: 'none',
-    trim: 'native',
-    extents: 'native',
-    minimumBlock: 1,
-    bestBlock: GRANULE,
-  }
-  readonly #view: BackupView
-
-  constructor(disk: string, view: BackupView) {
-    this.name = `${disk} (view)`
-    this.#view = view
-  }
-
-  get size(): number {
-    return this.#view.size
-  }
-
-  read(offset: number, length: number, into: Uint8Array, at: number): Pending {
-    return this.#view.read(offset, length, into, at)
-  }
-
-  write(): Pending {
-    throw new BlockError('read-only', `${this.name} cannot be written`, { device: this.name })
-  }
-
-  zero(): Pending {
-    return this.write()
-  }
-
-  trim(offset: number, length: number): Pending {
-    this.#view.release(offset, length)
-    return undefined
-  }
-
-  flush(): Pending {
-    return this.#view.flushDisk()
-  }
-
-  extents(offset: number, length: number, visit: ExtentVisitor): Pending {
-    return this.#view.extents(offset, length, visit)
-  }
-
-  async close(): Promise<void> {}
 }

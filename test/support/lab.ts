@@ -5,7 +5,9 @@ import type { Random } from '../../src/base/random.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
 import { guard } from '../../src/block/guard.ts'
 import type { Disk } from '../../src/chain/disk.ts'
+import type { ViewServing } from '../../src/engine/context.ts'
 import { MemoryCatalog } from '../../src/engine/catalog.ts'
+import type { EngineOptions } from '../../src/engine/engine-options.ts'
 import { Engine } from '../../src/engine/engine.ts'
 import { homeAt } from '../../src/engine/home.ts'
 import { SimulatedHost, type Keep } from '../../src/host/simulated.ts'
@@ -17,22 +19,27 @@ const MERGE_PACE = { piece: 16_384, lanes: 2, settleBytes: 65_536, settleMs: Inf
 
 export const LAB_REPOSITORY = '/repository'
 
+/** Those of the engine's options that a test changes. */
+type LabLimits = Pick<EngineOptions, 'scratchBytes'>
+
 export class Lab {
   readonly host: SimulatedHost
   readonly catalog: MemoryCatalog
   readonly reports: string[] = []
   readonly #disks = new Map<string, Disk>()
-  readonly #views = new Map<string, BlockDevice>()
+  readonly #views = new Map<string, { readonly device: BlockDevice; readonly how: ViewServing | undefined }>()
+  readonly #limits: LabLimits
   #engine: Engine | undefined
 
-  private constructor(host: SimulatedHost, catalog: MemoryCatalog) {
+  private constructor(host: SimulatedHost, catalog: MemoryCatalog, limits: LabLimits) {
     this.host = host
+    this.#limits = limits
     this.catalog = catalog
   }
 
   /** A new host with an empty repository and folders for images; with a scheduler, one that answers late. */
-  static async create(scheduler?: Random): Promise<Lab> {
-    const lab = new Lab(new SimulatedHost(scheduler === undefined ? {} : { scheduler }), new MemoryCatalog())
+  static async create(scheduler?: Random, limits: LabLimits = {}): Promise<Lab> {
+    const lab = new Lab(new SimulatedHost(scheduler === undefined ? {} : { scheduler }), new MemoryCatalog(), limits)
     await lab.host.makeFolder('/images')
     await lab.host.makeFolder('/home/run')
     const store = new DirectoryStore(lab.host, LAB_REPOSITORY)
@@ -48,6 +55,7 @@ export class Lab {
 
   async start(): Promise<void> {
     this.#engine = await Engine.open({
+      ...this.#limits,
       host: this.host,
       home: homeAt('/home'),
       openCatalog: () => this.catalog,
@@ -55,8 +63,8 @@ export class Lab {
         this.#disks.set(disk.name, disk)
         return { uri: `lab:${disk.name}`, close: async () => {}, sever: () => {} }
       },
-      serveView: async (device) => {
-        this.#views.set(device.name, device)
+      serveView: async (device, _socket, how) => {
+        this.#views.set(device.name, { device, how })
         return { uri: `lab:${device.name}`, close: async () => void this.#views.delete(device.name), sever: () => {} }
       },
       openRepository: () => this.repository(),
@@ -87,7 +95,12 @@ export class Lab {
 
   /** What is exported under that name, if anything. */
   view(name: string): BlockDevice | undefined {
-    return this.#views.get(name)
+    return this.#views.get(name)?.device
+  }
+
+  /** How it is exported. */
+  viewServing(name: string): ViewServing | undefined {
+    return this.#views.get(name)?.how
   }
 
   disk(name: string): Disk {
@@ -100,7 +113,7 @@ export class Lab {
   fork(keep?: Keep): Lab {
     const host = this.host.clone()
     if (keep !== undefined) host.crash(keep)
-    return new Lab(host, this.catalog.clone())
+    return new Lab(host, this.catalog.clone(), this.#limits)
   }
 
   /** Waits until no job runs; fails when one ended with an error. */
