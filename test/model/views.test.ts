@@ -157,7 +157,7 @@ test('a crash at any moment of a completion leaves the bits dropped or back, of 
     }
     await lab.stop()
   }
-  assert.deepEqual([...kept].sort(), [false, true], 'crashes hit before and after')
+  assert.equal(kept.size, 2, 'crashes hit before and after')
 })
 
 test('a view without a bitmap is a full that changes no bitmap, and one since a bitmap leaves that as it is', async (t) => {
