@@ -20,7 +20,7 @@ import { packKey } from './pack.ts'
 import { PackWriter } from './pack-writer.ts'
 import { repack } from './repack.ts'
 import { type KeptBackup, type Retention, retain } from './retention.ts'
-import { listSessions, type SeenSession, Session, settleSession } from './session.ts'
+import { listSessions, refuseRivals, type SeenSession, Session, settleSession } from './session.ts'
 import { BACKUPS, FORGOTTEN, MARKS, SESSIONS, TAGS } from './spec.ts'
 
 export interface PruneOptions {
@@ -154,11 +154,7 @@ class Pruning {
 
   async run(keep: Retention | undefined, repackBelow: number): Promise<PruneReport> {
     const { store, vault } = this.#core
-    const others = await this.#liveSessions()
-    const rival = others.find(({ kind }) => kind === 'prune')
-    if (rival !== undefined) {
-      throw new BlockError('busy', `${store.name} is being pruned by ${rival.holder}: let it finish`)
-    }
+    await refuseRivals(this.#core, this.#id, this.#clock(), this.#leaseMs)
     const { kept, forgotten } = await this.#forget(keep)
     await this.#dropForgotten()
     const before = await this.#sweep()

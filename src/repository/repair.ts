@@ -4,14 +4,14 @@
 
 import { isBlockError } from '../block/error.ts'
 import type { CheckReport } from './check.ts'
-import type { Core } from './core.ts'
+import { type Core, storeClock } from './core.ts'
 import { rewriteIndexes } from './index-rewrite.ts'
 import { newBackupId } from './manifest.ts'
 import { packKey, type PackDirectory, readDirectory } from './pack.ts'
 import { placedBlobs, visitPack } from './pack-reader.ts'
 import { PackWriter } from './pack-writer.ts'
-import { Session } from './session.ts'
-import { INDEXES, PACKS } from './spec.ts'
+import { refuseRivals, Session } from './session.ts'
+import { INDEXES, PACKS, SESSIONS } from './spec.ts'
 
 export interface RepairReport {
   /** Packs that were taken away, and blobs that moved out of them. */
@@ -24,11 +24,14 @@ export interface RepairReport {
   readonly indexes: number
 }
 
-/** Works on what a check found; what a check found that is no pack or index is left alone. */
+/**
+ * Works on what a check found; what a check found that is no pack or index is left alone. Kind 'busy' while a pruning is at work.
+ */
 export async function repairRepository(core: Core, found: CheckReport): Promise<RepairReport> {
   const { store, vault, inventory } = core
   const session = await Session.begin(core, { id: newBackupId(core.now()), kind: 'prune' })
   try {
+    await refuseRivals(core, session.id, (await storeClock(store, SESSIONS + session.id))())
     const { blobs } = await inventory.readAnew()
     const keys = found.objects.map(({ key }) => key)
     const badIndexes = keys.filter((key) => key.startsWith(INDEXES))

@@ -9,7 +9,7 @@
 // clock, however wrong, makes a visible backup of one that was not waited for. Clocks say only when patience ends.
 
 import { LEASE_BEAT_MS, LEASE_MS, STORE_REQUESTS } from '../base/limits.ts'
-import { isBlockError } from '../block/error.ts'
+import { BlockError, isBlockError } from '../block/error.ts'
 import { decodeManifest, encodeFence } from './manifest.ts'
 import { inParallel } from './parallel.ts'
 import { sealFor, unsealFor } from './sealed.ts'
@@ -173,6 +173,15 @@ export async function listSessions({ store, vault }: SessionPlace, nowMs: number
     })
   })
   return sessions
+}
+
+/** Kind 'busy' while another session takes things away: a pruning or a repair. `own` is the caller's. */
+export async function refuseRivals(place: SessionPlace, own: string, nowMs: number, leaseMs = LEASE_MS): Promise<void> {
+  for (const session of await listSessions(place, nowMs)) {
+    if (session.kind !== 'prune' || session.id === own) continue
+    if ((await settleSession(place, session, leaseMs)) !== 'live') continue
+    throw new BlockError('busy', `${place.store.name} is being pruned by ${session.holder}: let it finish`)
+  }
 }
 
 export type SessionState = 'live' | 'visible' | 'fenced'

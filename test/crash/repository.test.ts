@@ -141,4 +141,49 @@ suite('repository on a host that crashes', () => {
     }
     assert.ok(reused > 0, 'some crash came after a pack was durable')
   })
+
+  test('during a pruning that forgets, rewrites and removes: what stays is whole, and the next one ends it', async (t) => {
+    const random = new Random(seedOfRun())
+    t.diagnostic(`VARVE_SEED=${random.seed}`)
+    const host = new SimulatedHost()
+    const shared = sample(5, 60 * KIB)
+    const contents = [6, 7, 8].map((seed) => Buffer.concat([shared, sample(seed, 30 * KIB)])) as [
+      Buffer,
+      Buffer,
+      Buffer,
+    ]
+    const repository = await initInline(storeOn(host))
+    const ids: string[] = []
+    for (const [moment, content] of contents.entries())
+      ids.push((await backUp(repository, content, undefined, moment)).id)
+    await repository.forget(ids[0] as string)
+    for (const way of ways(random)) {
+      let dieAt = 1
+      for (; ; dieAt += 2) {
+        const note = `seed ${random.seed}, operation ${dieAt}, ${typeof way === 'string' ? way : 'some kept'}`
+        const left = await dying(host, dieAt, way, async (doomed) => {
+          await (await openInline(storeOn(doomed))).prune({ keep: { last: 1 }, repackBelow: 1 })
+        })
+        if (left === undefined) break
+        const after = await openInline(storeOn(left))
+        const list = await after.list()
+        assert.deepEqual(list.damaged, [], note)
+        assert.ok(
+          list.backups.some(({ id }) => id === ids[2]),
+          `${note}: the newest is gone`,
+        )
+        for (const { id, moment } of list.backups) {
+          assert.ok((await restore(after, id)).equals(contents[moment] as Buffer), `${note}: ${id}`)
+        }
+        await after.prune({ keep: { last: 1 }, repackBelow: 1, leaseMs: 0 })
+        await after.prune({ leaseMs: 0 })
+        const store = storeOn(left)
+        for (const prefix of ['sessions/', 'marks/', 'forgotten/']) assert.deepEqual(await store.list(prefix), [], note)
+        assert.equal((await store.list('packs/')).length, 1, note)
+        assert.ok((await after.check({ reads: () => true })).isGood, note)
+        assert.ok((await restore(after, ids[2] as string)).equals(contents[2]), note)
+      }
+      assert.ok(dieAt > 40, 'the sweep met the operations of a pruning')
+    }
+  })
 })

@@ -208,8 +208,8 @@ async function isWhole(store: ObjectStore, done: Done, mustBeThere: boolean): Pr
 /** When all others are gone, one pruning leaves nothing but what the backups need, and a check finds nothing. */
 async function tidiesUp(store: ObjectStore, done: Done): Promise<void> {
   const repository = await openRepository(store, inline())
-  await repository.repair(await repository.check({ reads: () => true }))
   await repository.prune({ leaseMs: 0 })
+  await repository.repair(await repository.check({ reads: () => true }))
   const report = await repository.prune({ leaseMs: 0, repackBelow: 1 })
   assert.equal(report.waitingPacks, 0)
   for (const prefix of ['sessions/', 'marks/', 'forgotten/']) assert.deepEqual(await store.list(prefix), [], prefix)

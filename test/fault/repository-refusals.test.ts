@@ -2,7 +2,8 @@
 
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
-import { backUp, beginFull, failsWith, initInline, openInline, restore } from '../support/backups.ts'
+import { BlockError } from '../../src/block/error.ts'
+import { backUp, beginFull, failsWith, initInline, inline, openInline, restore } from '../support/backups.ts'
 import { initRepository, openRepository } from '../../src/repository/repository.ts'
 import { seal } from '../../src/repository/sealed.ts'
 import { InlineSqueezer } from '../../src/repository/squeezer.ts'
@@ -141,5 +142,42 @@ suite('repository: what it refuses', () => {
     }
     await (await initRepository(new MemoryStore(), { squeezer: () => new Watched() })).close()
     assert.equal(closed, 1)
+  })
+
+  test('a client that may only add makes backups, and takes nothing away', async () => {
+    const store = await madeStore()
+    const adding = await openRepository(store, { ...inline(), appendOnly: true })
+    const content = Buffer.alloc(8192, 3)
+    const { id } = await backUp(adding, content)
+    assert.ok((await restore(adding, id)).equals(content))
+    assert.deepEqual(await store.list('sessions/'), [])
+    await failsWith('permission', () => adding.forget(id), /open to add only: it does not put forgotten/)
+    await adding.tag(id, { add: ['gold'] })
+    await failsWith('permission', () => adding.tag(id, { remove: ['gold'] }), /does not remove tags/)
+    const other = await openInline(store)
+    await other.forget(id)
+    await failsWith('permission', () => adding.prune(), /open to add only/)
+    assert.equal((await store.list('backups/')).length, 1)
+    await other.prune()
+    assert.deepEqual(await store.list('backups/'), [])
+  })
+
+  test('a store that lets nobody remove anything takes backups all the same, and a pruning elsewhere tidies up', async () => {
+    class Keeping extends MemoryStore {
+      isKeeping = true
+      override async remove(key: string): Promise<void> {
+        if (this.isKeeping) throw new BlockError('permission', `${key} may not be removed`)
+        return super.remove(key)
+      }
+    }
+    const store = new Keeping()
+    const repository = await initInline(store)
+    const { id } = await backUp(repository, Buffer.alloc(8192, 3))
+    assert.equal((await store.list('sessions/')).length, 1)
+    await failsWith('permission', () => repository.prune(), /may not be removed/)
+    store.isKeeping = false
+    await repository.prune({ leaseMs: 0 })
+    assert.deepEqual(await store.list('sessions/'), [])
+    assert.ok((await repository.verify(id)).isGood)
   })
 })
