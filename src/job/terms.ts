@@ -48,7 +48,7 @@ const NO_POLICY: Record<ErrorPolicy, string> = {
     'it takes effect only when all of it is copied, so there is nothing that it could pass over; stop waits for you',
   report: 'it waits for you on every error',
   stop: 'it ends on every error',
-  enospc: 'it ends on every error',
+  enospc: 'a full target is an error like any other to it',
 }
 
 /** Kind 'invalid-argument' when a job of that kind cannot be run like that. */
