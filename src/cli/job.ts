@@ -49,7 +49,8 @@ export function addJobCommands(program: Command): void {
       const cli = cliOf(command)
       print(cli, await cli.api.call('showJob', { job: id }, {}), (status) => {
         const more = DESCRIBE[status.kind]
-        return [table(HEADS, [row(status)]), ...(more === undefined ? [] : [more(status)])].join('\n')
+        const lines = [table(HEADS, [row(status)]), ...(more === undefined ? [] : [more(status)])]
+        return [...lines, ...describeCourtesy(status), ...describeIgnored(status)].join('\n')
       })
     })
   for (const verb of PLAIN_VERBS) {
@@ -96,6 +97,20 @@ export function addJobCommands(program: Command): void {
       const status = await cli.api.call('setJobSpeed', { job: id }, { speed: sizeArgument(rate) })
       print(cli, status, () => `${status.id}: ${formatSize(status.speed)}/s`)
     })
+}
+
+/** How the guest fares beside the job, and what the job does for it. */
+function describeCourtesy({ guest }: JobReply): string[] {
+  if (guest === undefined) return []
+  const { latencyMs, targetMs, rate } = guest
+  const held = rate === undefined ? '' : `, for which it copies at most ${formatSize(Math.round(rate))} a second`
+  return [`a request of the guest takes ${latencyMs.toFixed(1)} ms, and may take ${targetMs.toFixed(1)}${held}`]
+}
+
+/** Errors that were tried again. */
+function describeIgnored({ details }: JobReply): string[] {
+  const { ignored, ignoredLast } = details as { readonly ignored?: number; readonly ignoredLast?: string }
+  return ignored === undefined ? [] : [`tried again after ${ignored} errors; the last one: ${ignoredLast}`]
 }
 
 interface CompleteOptions {
