@@ -244,6 +244,8 @@ export const LEASE_BEAT_MS = 5 * 60_000
 export const LEASE_MS = 30 * 60_000
 /** How long what holds back a session that was given up is kept, in milliseconds. */
 export const FENCE_KEPT_MS = 30 * 24 * 3_600_000
+/** Packs that one mark names, at 35 bytes each: a sealed text must hold them. */
+export const MARK_PACKS = 100_000
 /** A pruning joins packs that are smaller than this, in bytes, when there are more than so many of them. */
 export const SMALL_PACK_BYTES = MIB
 export const SMALL_PACKS = 64

@@ -6,7 +6,7 @@
 // Of a pack with little left in it, that is first copied into another. Whoever is silent for too long is not waited for, but
 // fenced (session.ts). docs/internals/repository-format.md shows why no order of events removes what a backup needs.
 
-import { FENCE_KEPT_MS, LEASE_MS, SMALL_PACK_BYTES, SMALL_PACKS } from '../base/limits.ts'
+import { FENCE_KEPT_MS, LEASE_MS, MARK_PACKS, SMALL_PACK_BYTES, SMALL_PACKS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { type AllBackups, forgetBackup, readBackups } from './backups.ts'
 import type { BlobIndex } from './blob-index.ts'
@@ -162,7 +162,9 @@ class Pruning {
     const packs = new PackWriter(store, vault, plan.live.blobs, this.#id.slice(-8))
     const repacked = await repack(this.#core, plan.live, packs, plan.repack)
     const going = [...plan.remove, ...repacked.packs]
-    if (going.length > 0) await putMark(store, vault, going)
+    for (let at = 0; at < going.length; at += MARK_PACKS) {
+      await putMark(store, vault, going.slice(at, at + MARK_PACKS))
+    }
     const after = await this.#sweep()
     await this.#dropFences()
     return {
@@ -248,11 +250,12 @@ class Pruning {
     const ready = [...marks.values()].filter(
       ({ key }) => keys.has(key) && sessions.every(({ seen }) => seen.includes(key)),
     )
+    const known = new Set(ready.flatMap(({ packs }) => packs))
     const gone = new Map<string, number>()
     const waiting = new Map<string, number>()
     for (const [number, pack] of [...live.blobs.packNames()].entries()) {
       if (!live.blobs.isCondemned(pack) || bytes[number] !== 0) continue
-      const into = ready.some(({ packs }) => packs.includes(pack)) ? gone : waiting
+      const into = known.has(pack) ? gone : waiting
       into.set(pack, live.blobs.packBytes(number))
     }
     // Indexes first: an index that names a pack which is not there is damage.

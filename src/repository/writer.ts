@@ -449,8 +449,8 @@ export async function publish(
       const message = `backup ${info.id} was silent for so long that a pruning gave it up: nothing of it is visible, make it again`
       throw new BlockError('timeout', message, {}, error)
     }
-    // It may be there, or come to be there late: so long as that is not known, what it needs must stay.
-    presence.abandon()
+    // Without an answer it may be there, or come to be there late: so long as that is not known, what it needs must stay.
+    if (isBlockError(error, 'io') || isBlockError(error, 'timeout')) presence.abandon()
     throw error
   }
 }

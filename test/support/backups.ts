@@ -65,10 +65,15 @@ export async function backUp(
     kind: parent === undefined ? 'full' : 'incremental',
     disks: [{ name: 'sda', size: content.length, ...(parent && { parent: { backup: parent.id, disk: 'sda' } }) }],
   })
-  for (const { offset, length } of parent?.changes ?? [{ offset: 0, length: content.length }]) {
-    await writer.disk(0).write(offset, length, content, offset)
+  try {
+    for (const { offset, length } of parent?.changes ?? [{ offset: 0, length: content.length }]) {
+      await writer.disk(0).write(offset, length, content, offset)
+    }
+    return await writer.finish()
+  } catch (error) {
+    await writer.abort()
+    throw error
   }
-  return writer.finish()
 }
 
 /** All bytes of a disk of a backup. */
