@@ -5,6 +5,7 @@
 //   key file, 32 bytes -----------------------+--HKDF--> locks the secret, bound to the repository's id
 
 import crypto from 'node:crypto'
+import { promisify } from 'node:util'
 import { ARGON_LANES, ARGON_MEMORY_KIB, ARGON_MEMORY_MAX_KIB, ARGON_PASSES } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { seal, unseal } from './sealed.ts'
@@ -65,6 +66,7 @@ const KEY: Shape<KeyRecord> = {
 }
 
 const SECRET_BYTES = 32
+const argon2 = promisify(crypto.argon2)
 
 export function newSecret(): Uint8Array {
   return crypto.randomBytes(SECRET_BYTES)
@@ -86,7 +88,7 @@ export async function addKey(
           lanes: ARGON_LANES,
           salt: crypto.randomBytes(16).toString('hex'),
         }
-  const locked = encrypt(lockingKey(credential, argon), secret, Buffer.from(repository))
+  const locked = encrypt(await lockingKey(credential, argon), secret, Buffer.from(repository))
   const name = crypto.randomBytes(8).toString('hex')
   const record: KeyRecord = {
     format: FORMAT_VERSION,
@@ -110,7 +112,7 @@ export async function openSecret(store: ObjectStore, repository: string, credent
       if (record.kind !== credential.kind) continue
       tried++
       const form = Buffer.from(record.locked, 'hex')
-      const secret = decrypt(lockingKey(credential, record.argon), form, Buffer.from(repository))
+      const secret = decrypt(await lockingKey(credential, record.argon), form, Buffer.from(repository))
       if (secret?.length === SECRET_BYTES) return secret
     } catch (error) {
       if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'invalid-format')) throw error
@@ -149,14 +151,15 @@ export function unsealKey(bytes: Uint8Array, where: string): KeyRecord {
   return fitted(KEY, unseal(bytes, where), where)
 }
 
-function lockingKey(credential: Credential, argon: Argon | null): Uint8Array {
-  const strong = credential.kind === 'file' ? credential.key : stretched(credential.passphrase, argon)
+async function lockingKey(credential: Credential, argon: Argon | null): Promise<Uint8Array> {
+  const strong = credential.kind === 'file' ? credential.key : await stretched(credential.passphrase, argon)
   return Buffer.from(crypto.hkdfSync('sha256', strong, '', 'varve repository 2 key', SECRET_BYTES))
 }
 
-function stretched(passphrase: string, argon: Argon | null): Uint8Array {
+/** In a thread of Node's pool: guests of this thread do not wait for it. */
+async function stretched(passphrase: string, argon: Argon | null): Promise<Uint8Array> {
   if (argon === null) throw new BlockError('invalid-format', 'a key behind a passphrase does not say how it is derived')
-  return crypto.argon2Sync('argon2id', {
+  return argon2('argon2id', {
     message: Buffer.from(passphrase.normalize('NFC'), 'utf8'),
     nonce: Buffer.from(argon.salt, 'hex'),
     memory: argon.memoryKiB,
