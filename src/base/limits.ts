@@ -259,6 +259,8 @@ export const ARGON_LANES = 4
 export const ARGON_MEMORY_MAX_KIB = 1024 * KIB
 /** How often a check or a copy begins anew at most because a pruning has moved what it reads. */
 export const STEADY_TRIES = 5
+/** How long a request to a store is put off that failed once, twice and so on, in milliseconds; then it has failed. */
+export const STORE_RETRY_MS = [100, 500, 2000, 8000] as const
 /** Largest file with a passphrase or key that is read, in bytes. */
 export const CREDENTIAL_FILE_BYTES_MAX = 4 * KIB
 /** Differences between a backup and a disk that are listed; the rest is counted. */

@@ -6,6 +6,7 @@ import { realHost } from '../../src/host/real.ts'
 import { SimulatedHost } from '../../src/host/simulated.ts'
 import { DirectoryStore } from '../../src/repository/stores/directory.ts'
 import { MemoryStore } from '../../src/repository/stores/memory.ts'
+import { RetryingStore } from '../../src/repository/stores/retrying.ts'
 import { tempFolder } from '../support/temp.ts'
 import { storeContract } from './store.ts'
 
@@ -15,3 +16,4 @@ storeContract(
   'directory store on the simulated host',
   async () => new DirectoryStore(new SimulatedHost({ scheduler: new Random(5) }), '/srv/repository'),
 )
+storeContract('retrying store', async () => new RetryingStore(new MemoryStore()))
