@@ -17,7 +17,7 @@ export const GRANULE = 4 * KIB
 export const GRANULE_MIN = 512
 export const GRANULE_MAX = 2048 * MIB
 /** Smallest granule of a bitmap that a user adds to a disk, in bytes: a bit for less says little and costs memory. */
-export const USER_GRANULE_MIN = GRANULE
+export const USER_GRANULE_MIN = 4 * KIB
 
 /** Largest single request of a device, in bytes: what one buffer of the pool holds at most. */
 export const REQUEST_MAX = 32 * MIB
