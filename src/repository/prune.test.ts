@@ -127,6 +127,30 @@ suite('prune', () => {
     assert.deepEqual(await store.list('sessions/'), [])
   })
 
+  test('what an incremental has from its parent stays, also in a pack that was marked before both', async () => {
+    const store = new MemoryStore()
+    const repository = await initInline(store)
+    const content = noise(new Random(12), 3 * MIB)
+    const old = await backUp(repository, content, undefined, 1000)
+    const early = await beginFull(repository, [{ name: 'sda', size: content.length }])
+    await early.disk(0).write(0, content.length, content, 0)
+    const pruner = await openInline(store)
+    await pruner.forget(old.id)
+    assert.equal((await pruner.prune()).waitingPacks, 1)
+    const parent = await early.finish()
+    // It knows the mark, and relies on the pack all the same: through its parent, which is forgotten meanwhile.
+    const disks = [{ name: 'sda', size: content.length, parent: { backup: parent.id, disk: 'sda' } }]
+    const late = await openInline(store)
+    const writer = await late.begin({ machine: 'vm1', moment: 3000, kind: 'incremental', disks })
+    await pruner.forget(parent.id)
+    await pruner.prune()
+    await pruner.prune()
+    const info = await writer.finish()
+    await pruner.prune()
+    assert.equal((await store.list('backups/')).length, 1)
+    await isWhole(await openInline(store), info.id, content)
+  })
+
   test('who is silent for too long is given up: its backup fails as that and never becomes visible', async () => {
     let nowMs = 1_000_000
     const store = new MemoryStore('memory', () => nowMs)
