@@ -7,7 +7,11 @@ const SingleBar = process.stderr.isTTY ? (await import('cli-progress')).SingleBa
 export class Progress {
   readonly #bar: InstanceType<NonNullable<typeof SingleBar>> | undefined
 
-  constructor(title: string) {
+  readonly #show: (amount: number) => string
+
+  /** `show` says an amount; bytes unless told. */
+  constructor(title: string, show: (amount: number) => string = formatSize) {
+    this.#show = show
     if (SingleBar === undefined) return
     const format = `${title} [{bar}] {percentage}% {done} of {all} {eta_formatted}`
     this.#bar = new SingleBar({ format, hideCursor: true, stream: process.stderr, etaBuffer: 50 })
@@ -16,7 +20,7 @@ export class Progress {
 
   update(done: number, total: number): void {
     this.#bar?.setTotal(Math.max(1, total))
-    this.#bar?.update(done, { done: formatSize(done), all: formatSize(total) })
+    this.#bar?.update(done, { done: this.#show(done), all: this.#show(total) })
   }
 
   end(): void {

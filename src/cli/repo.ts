@@ -240,14 +240,17 @@ interface PruneFlags extends RepositoryFlags {
 
 async function prune(folder: string, flags: PruneFlags, command: Command): Promise<void> {
   const policy = policyOf(flags)
+  const progress = new Progress('prune', (steps) => `${steps} steps`)
   const report = await withRepository(folder, flags, (repository) =>
     repository.prune({
+      progress: (done, total) => progress.update(done, total),
       ...(policy === undefined ? {} : { keep: policy }),
       ...(flags.staleAfter === undefined ? {} : { leaseMs: flags.staleAfter * 60_000 }),
       repackBelow: flags.repackBelow,
       dryRun: flags.dryRun === true,
     }),
   )
+  progress.end()
   print(cliOf(command), report, describePrune)
 }
 
@@ -296,7 +299,7 @@ async function copy(
   flags: CopyFlags,
   command: Command,
 ): Promise<void> {
-  const progress = new Progress('copy')
+  const progress = new Progress('copy', (backups) => `${backups} backups`)
   const copied = await withRepository(source, flags, async (from) => {
     const keys = { passphraseFile: flags.targetPassphraseFile, keyFile: flags.targetKeyFile }
     const isOther = keys.passphraseFile !== undefined || keys.keyFile !== undefined

@@ -43,8 +43,11 @@ suite('prune', () => {
     const planned = await repository.prune({ dryRun: true })
     assert.deepEqual([planned.removedPacks, planned.repackedPacks], [0, 1])
     assert.ok(planned.removedBytes > 8 * MIB && planned.removedBytes < 8.1 * MIB)
-    const report = await repository.prune()
+    const steps: [number, number][] = []
+    const report = await repository.prune({ progress: (done, total) => steps.push([done, total]) })
     assert.equal(report.removedPacks, 1)
+    // One backup, looked at to plan and to sweep, and one pack.
+    assert.deepEqual(steps.at(-1), [3, 3])
     assert.equal(report.waitingPacks, 0)
     assert.equal(report.removedBytes - report.repackedBytes, planned.removedBytes)
     const left = await bytesIn(store)

@@ -32,6 +32,26 @@ export interface PruneOptions {
   readonly dryRun?: boolean
   /** Sessions that were silent for so many milliseconds are given up; half an hour unless told. */
   readonly leaseMs?: number
+  /** Is told of steps, each a backup that was looked at or a pack that was rewritten; more may turn out to be needed. */
+  readonly progress?: (done: number, total: number) => void
+}
+
+/** Counts steps, and tells of them. */
+class Steps {
+  readonly #tell: (done: number, total: number) => void
+  #done = 0
+  #total = 0
+
+  constructor(tell: PruneOptions['progress']) {
+    this.#tell = tell ?? (() => undefined)
+  }
+
+  expect(more: number): void {
+    this.#total += more
+    this.#tell(this.#done, this.#total)
+  }
+
+  readonly step = (): void => this.#tell(++this.#done, this.#total)
 }
 
 /** Bytes are those of blobs, as they are stored. */
@@ -83,8 +103,8 @@ export async function prune(core: Core, options: PruneOptions): Promise<PruneRep
   if (options.dryRun === true) return dryRun(core, options, repackBelow)
   const session = await Session.begin(core, { id: newBackupId(core.now()), kind: 'prune' })
   try {
-    const pruning = new Pruning(core, session.id, await storeClock(core.store, SESSIONS + session.id), options.leaseMs)
-    return await pruning.run(options.keep, repackBelow)
+    const clock = await storeClock(core.store, SESSIONS + session.id)
+    return await new Pruning(core, session.id, clock, options).run(options.keep, repackBelow)
   } finally {
     await session.end()
   }
@@ -97,7 +117,7 @@ function dryRun(core: Core, options: PruneOptions, repackBelow: number): Promise
 async function dryRunWith(
   core: Core,
   blobs: BlobIndex,
-  { keep }: PruneOptions,
+  { keep, progress }: PruneOptions,
   repackBelow: number,
 ): Promise<PruneReport> {
   const all = await readBackups(core)
@@ -109,7 +129,7 @@ async function dryRunWith(
     backups: all.backups.filter(({ id }) => !gone.has(id)),
     damaged: all.damaged.filter(({ id }) => !gone.has(id)),
   }
-  const live = await liveSet(core, staying, blobs)
+  const live = await liveSet(core, staying, blobs, new Steps(progress))
   const plan = planOf(live, [], repackBelow)
   return {
     ...NOTHING,
@@ -143,13 +163,15 @@ class Pruning {
   readonly #id: string
   readonly #clock: () => number
   readonly #leaseMs: number
+  readonly #steps: Steps
   readonly #fenced: string[] = []
 
-  constructor(core: Core, id: string, clock: () => number, leaseMs = LEASE_MS) {
+  constructor(core: Core, id: string, clock: () => number, { leaseMs = LEASE_MS, progress }: PruneOptions) {
     this.#core = core
     this.#id = id
     this.#clock = clock
     this.#leaseMs = leaseMs
+    this.#steps = new Steps(progress)
   }
 
   async run(keep: Retention | undefined, repackBelow: number): Promise<PruneReport> {
@@ -160,7 +182,8 @@ class Pruning {
     const before = await this.#sweep()
     const plan = await this.#plan(repackBelow)
     const packs = new PackWriter(store, vault, plan.live.blobs, this.#id.slice(-8))
-    const repacked = await repack(this.#core, plan.live, packs, plan.repack)
+    this.#steps.expect(plan.repack.length)
+    const repacked = await repack(this.#core, plan.live, packs, plan.repack, this.#steps.step)
     const going = [...plan.remove, ...repacked.packs]
     for (let at = 0; at < going.length; at += MARK_PACKS) {
       await putMark(store, vault, going.slice(at, at + MARK_PACKS))
@@ -230,7 +253,7 @@ class Pruning {
     const busy = (await this.#liveSessions()).map(({ id }) => id.slice(-8))
     const all = await readBackups(this.#core)
     const { blobs } = await this.#core.inventory.readAnew()
-    return planOf(await liveSet(this.#core, all, blobs), busy, repackBelow)
+    return planOf(await liveSet(this.#core, all, blobs, this.#steps), busy, repackBelow)
   }
 
   /**
@@ -245,7 +268,7 @@ class Pruning {
     const sessions = (await this.#liveSessions()).filter(({ kind }) => kind !== 'prune')
     const all = await readBackups(this.#core)
     const { marks, blobs } = await inventory.readAnew()
-    const live = await liveSet(this.#core, all, blobs)
+    const live = await liveSet(this.#core, all, blobs, this.#steps)
     const bytes = live.bytesByPack()
     const ready = [...marks.values()].filter(
       ({ key }) => keys.has(key) && sessions.every(({ seen }) => seen.includes(key)),
@@ -284,15 +307,22 @@ class Pruning {
 }
 
 /** What all backups need. Kind 'corrupt' when that cannot be known, with what to do. */
-async function liveSet(core: Core, all: Pick<AllBackups, 'backups' | 'damaged'>, blobs: BlobIndex): Promise<LiveSet> {
+async function liveSet(
+  core: Core,
+  all: Pick<AllBackups, 'backups' | 'damaged'>,
+  blobs: BlobIndex,
+  steps: Steps,
+): Promise<LiveSet> {
   const wayOut = '`varve repo check` says what is damaged, and `varve repo forget` gives a backup up'
   const [bad] = all.damaged
   if (bad !== undefined)
     throw new BlockError('corrupt', `nothing is removed while a backup cannot be read: ${bad.reason}: ${wayOut}`)
   const live = new LiveSet(core, blobs)
+  steps.expect(all.backups.length)
   for (const info of all.backups) {
     try {
       await live.add(info)
+      steps.step()
     } catch (error) {
       if (!isBlockError(error, 'corrupt')) throw error
       const message = `nothing is removed while a backup is damaged: ${error.message}: ${wayOut}`

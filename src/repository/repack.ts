@@ -23,6 +23,7 @@ export async function repack(
   live: LiveSet,
   into: PackWriter,
   packs: readonly string[],
+  packDone: () => void,
 ): Promise<Repacked> {
   const done: string[] = []
   const damaged: string[] = []
@@ -35,6 +36,7 @@ export async function repack(
       if (!isBlockError(error, 'corrupt') && !isBlockError(error, 'not-found')) throw error
       damaged.push(pack)
     }
+    packDone()
   }
   await into.finish()
   return { packs: done, bytes, damaged }
