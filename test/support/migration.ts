@@ -49,17 +49,17 @@ export class Pair {
     await this.target.end()
   }
 
-  /** Makes disk vm1 with two snapshots, a backup's bitmap, and the guest's data; the guest is connected. */
-  async makeDisk(seed: number): Promise<Guest> {
+  /** Makes a disk with two snapshots, a backup's bitmap, and the guest's data; the guest is connected. */
+  async makeDisk(seed: number, disk = 'vm1'): Promise<Guest> {
     const { source } = this
-    await source.disk('vm1', '32M')
-    const guest = await Guest.of(source, seed)
-    await guest.fill(8)
-    await source.done('snapshot', 'create', 'vm1', 'monday')
+    await source.disk(disk, '32M')
+    const guest = await Guest.of(source, seed, disk)
+    await guest.fill(6)
+    await source.done('snapshot', 'create', disk, 'monday')
     guest.remember('monday')
-    await guest.fill(4)
-    await source.done('backup', 'vm1', '--repo', source.repository)
-    await source.done('snapshot', 'create', 'vm1', 'tuesday')
+    await guest.fill(3)
+    await source.done('backup', disk, '--repo', source.repository)
+    await source.done('snapshot', 'create', disk, 'tuesday')
     guest.remember('tuesday')
     await guest.fill(2)
     return guest
@@ -70,8 +70,8 @@ export class Pair {
   }
 
   /** Who would write the disk for a guest now, by what both daemons say. Never both. */
-  async writers(): Promise<readonly ('source' | 'target')[]> {
-    const [here, there] = await Promise.all([this.showAt(this.source), this.showAt(this.target)])
+  async writers(disk = 'vm1'): Promise<readonly ('source' | 'target')[]> {
+    const [here, there] = await Promise.all([this.showAt(this.source, disk), this.showAt(this.target, disk)])
     return [
       ...(here?.state === 'open' ? (['source'] as const) : []),
       ...(there?.state === 'open' ? (['target'] as const) : []),
@@ -79,8 +79,8 @@ export class Pair {
   }
 
   /** Begins a migration; returns the job's id. */
-  async begin(...args: string[]): Promise<string> {
-    const said = await this.source.done('migrate', 'vm1', this.uri, ...args, '--no-wait', '--json')
+  async begin(disk: string, ...args: string[]): Promise<string> {
+    const said = await this.source.done('migrate', disk, this.uri, ...args, '--no-wait', '--json')
     return (JSON.parse(said) as { id: string }).id
   }
 
@@ -112,8 +112,8 @@ export class Guest {
     this.#random = new Random(seed)
   }
 
-  static async of(site: Site, seed: number): Promise<Guest> {
-    const { uri } = await site.daemon.api.call('showDisk', { disk: 'vm1' }, {})
+  static async of(site: Site, seed: number, disk: string): Promise<Guest> {
+    const { uri } = await site.daemon.api.call('showDisk', { disk }, {})
     assert.ok(uri !== undefined)
     return new Guest(await connectNbd(uri, { reconnectMs: FOREVER_MS }), seed)
   }
@@ -166,10 +166,14 @@ export class Guest {
     if (number % 64 === 0) await this.#client.flush()
   }
 
-  start(): void {
+  /** Writes until it is paused, with so many milliseconds between two writes. */
+  start(restMs = 0): void {
     this.#isRunning = true
     this.#work = (async () => {
-      while (this.#isRunning) await this.write()
+      while (this.#isRunning) {
+        await this.write()
+        if (restMs > 0) await new Promise((resolve) => setTimeout(resolve, restMs))
+      }
     })()
     this.#work.catch(() => undefined)
   }
