@@ -10,6 +10,7 @@ import { MemoryCatalog } from '../../src/engine/catalog.ts'
 import type { EngineOptions } from '../../src/engine/engine-options.ts'
 import { Engine } from '../../src/engine/engine.ts'
 import { homeAt } from '../../src/engine/home.ts'
+import { noPeers, type Peers } from '../../src/engine/peers.ts'
 import { SimulatedHost, type Keep } from '../../src/host/simulated.ts'
 import { initRepository, openRepository, type Repository } from '../../src/repository/repository.ts'
 import { InlineSqueezer } from '../../src/repository/squeezer.ts'
@@ -26,6 +27,8 @@ export class Lab {
   readonly host: SimulatedHost
   readonly catalog: MemoryCatalog
   readonly reports: string[] = []
+  /** Other labs, to migrate disks to. */
+  peers: Peers = noPeers
   readonly #disks = new Map<string, Disk>()
   readonly #views = new Map<string, { readonly device: BlockDevice; readonly how: ViewServing | undefined }>()
   readonly #limits: LabLimits
@@ -59,15 +62,20 @@ export class Lab {
       host: this.host,
       home: homeAt('/home'),
       openCatalog: () => this.catalog,
-      serve: async (disk) => {
-        this.#disks.set(disk.name, disk)
-        return { uri: `lab:${disk.name}`, close: async () => {}, sever: () => {} }
+      serve: async (disk, _socket, name = disk.name) => {
+        this.#disks.set(name, disk)
+        return { uri: `lab:${name}`, close: async () => {}, sever: () => {} }
       },
       serveView: async (device, _socket, how) => {
         this.#views.set(device.name, { device, how })
         return { uri: `lab:${device.name}`, close: async () => void this.#views.delete(device.name), sever: () => {} }
       },
       openRepository: () => this.repository(),
+      peers: {
+        prepare: (...args) => this.peers.prepare(...args),
+        step: (...args) => this.peers.step(...args),
+        connect: (...args) => this.peers.connect(...args),
+      },
       report: (message) => this.reports.push(message),
       // Small disks are many pieces all the same.
       mirrorPace: { piece: 16_384, settleBytes: 65_536 },
