@@ -54,7 +54,8 @@ export class ForwardLayer implements Layer {
   #link: PeerLink | undefined
   #connecting: Promise<PeerLink> | undefined
   #isClosed = false
-  #wake: (() => void) | undefined
+  /** Rejects when the layer is closed, for what waits for another side that may never come. */
+  readonly #closing = Promise.withResolvers<never>()
 
   constructor(options: ForwardOptions) {
     this.#options = options
@@ -62,6 +63,7 @@ export class ForwardLayer implements Layer {
     this.path = options.to
     this.size = options.size
     this.#link = options.link
+    this.#closing.promise.catch(() => undefined)
   }
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
@@ -108,7 +110,7 @@ export class ForwardLayer implements Layer {
   async close(): Promise<void> {
     if (this.#isClosed) return
     this.#isClosed = true
-    this.#wake?.()
+    this.#closing.reject(this.#closedError())
     const link = this.#link
     this.#link = undefined
     link?.abandon(this.#closedError())
@@ -127,7 +129,7 @@ export class ForwardLayer implements Layer {
   /** Asks, and asks again over another link, until there is an answer. */
   async #pass(ask: (device: BlockDevice) => Pending): Promise<void> {
     for (;;) {
-      const link = this.#link ?? (await (this.#connecting ??= this.#connect()))
+      const link = this.#link ?? (await Promise.race([(this.#connecting ??= this.#connect()), this.#closing.promise]))
       try {
         const pending = ask(link.device)
         if (pending !== undefined) await pending
@@ -143,6 +145,7 @@ export class ForwardLayer implements Layer {
     }
   }
 
+  /** One attempt after another until the layer is closed. */
   async #connect(): Promise<PeerLink> {
     try {
       for (let waitMs = FORWARD_RETRY_MIN_MS; ; waitMs = Math.min(waitMs * 2, FORWARD_RETRY_MAX_MS)) {
@@ -150,7 +153,7 @@ export class ForwardLayer implements Layer {
         try {
           return await this.#opened()
         } catch {
-          await this.#sleep(waitMs)
+          await new Promise((resolve) => setTimeout(resolve, waitMs))
         }
       }
     } finally {
@@ -166,17 +169,6 @@ export class ForwardLayer implements Layer {
     }
     this.#link = link
     return link
-  }
-
-  async #sleep(ms: number): Promise<void> {
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, ms)
-      this.#wake = () => {
-        clearTimeout(timer)
-        resolve()
-      }
-    })
-    this.#wake = undefined
   }
 
   #closedError(): BlockError {

@@ -137,7 +137,8 @@ class Mirror {
       else await copied()
     } catch (error) {
       // The next run begins where a clean stop ended this one; what cannot be saved now is copied again.
-      if (job.suspended) await this.#settle().catch(() => undefined)
+      // A pivot that was under way is nothing to save.
+      if (job.suspended && job.state !== 'finalizing') await this.#settle().catch(() => undefined)
       disk.detach(this.#copier)
       await this.#copier.quiet()
       throw error

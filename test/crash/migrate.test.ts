@@ -33,11 +33,12 @@ class World {
   #snapshot: Buffer = Buffer.alloc(0)
   /** What each piece was stamped with when the bitmap began. */
   #before: Uint8Array = new Uint8Array(0)
-  /** Durable writes of both sides so far. */
+  /** Durable writes of both sides so far, and since the target had all of the disk. */
   operations = 0
+  sinceSeal = 0
   #isStruck = false
   /** Called at each of them. */
-  onOperation: ((operation: number) => void) | undefined
+  onOperation: (() => void) | undefined
 
   private constructor(source: Lab, target: Lab, random: Random) {
     this.source = source
@@ -75,7 +76,9 @@ class World {
   count(): void {
     const tick = (): void => {
       this.operations++
-      if (!this.#isStruck) this.onOperation?.(this.operations)
+      const record = this.target.catalog.list('disk')[0]
+      if (record?.incoming?.sealed === true || record?.arrival !== undefined) this.sinceSeal++
+      if (!this.#isStruck) this.onOperation?.()
     }
     for (const lab of [this.source, this.target]) {
       lab.host.beforeOperation = tick
@@ -184,13 +187,20 @@ class World {
   }
 }
 
-/** Migrates under a guest that writes; strikes at the given operation. Returns how many there were. */
-async function run(seed: number, strike: Strike | undefined, at: number, losesPower: boolean): Promise<number> {
+/** When a strike comes: so many operations after the begin, or after the target had all of the disk. */
+interface Moment {
+  readonly after: 'begin' | 'seal'
+  readonly operations: number
+}
+
+/** Migrates under a guest that writes, and strikes. Returns how many operations there were. */
+async function run(seed: number, strike?: Strike, at?: Moment, losesPower = false): Promise<number> {
   const world = await World.make(seed)
   let struck: Promise<void> | undefined
   world.count()
-  world.onOperation = (operation) => {
-    if (strike !== undefined && operation === at) struck = world.strike(strike, losesPower)
+  world.onOperation = () => {
+    const passed = at?.after === 'seal' ? world.sinceSeal : world.operations
+    if (strike !== undefined && passed === at?.operations) struck = world.strike(strike, losesPower)
   }
   // The request itself fails when its daemon dies; a guest's does not come back then.
   const begun = world.begin().catch((error: unknown) => {
@@ -222,23 +232,27 @@ async function run(seed: number, strike: Strike | undefined, at: number, losesPo
 
 test('a migration that nothing strikes ends at the target', async () => {
   const seed = seedOfRun()
-  await run(seed, undefined, 0, false)
+  await run(seed)
 })
 
 for (const strike of STRIKES) {
   test(`${strike} at a durable write: never two writers, and one in the end with all that was acknowledged`, async () => {
     const seed = seedOfRun()
     const random = new Random(seed)
-    const most = await run(seed, undefined, 0, false)
+    const most = await run(seed)
     for (let round = 0; round < ROUNDS; round++) {
-      const at = 1 + random.below(most)
+      // The switch-over is short, and the place where two could come to be.
+      const at: Moment =
+        round % 2 === 0
+          ? { after: 'begin', operations: 1 + random.below(most) }
+          : { after: 'seal', operations: 1 + random.below(8) }
       const losesPower = strike !== 'line is cut' && random.chance(0.5)
       try {
         await run(seed + round, strike, at, losesPower)
       } catch (error) {
         const how = losesPower ? 'with a power loss' : 'by a kill'
         const what = error instanceof Error ? (error.stack ?? error.message) : String(error)
-        throw new Error(`seed ${seed} round ${round}, ${strike} ${how} at operation ${at} of ${most}: ${what}`)
+        throw new Error(`seed ${seed} round ${round}, ${strike} ${how} at ${JSON.stringify(at)} of ${most}: ${what}`)
       }
     }
   })
