@@ -2,10 +2,10 @@
 // while daemons back up into the repository.
 
 import { randomBytes } from 'node:crypto'
-import { appendFileSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { appendFileSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { type Command, Option } from 'commander'
 import { formatSize } from '../base/size.ts'
-import { BlockError } from '../block/error.ts'
+import { BlockError, toBlockError } from '../block/error.ts'
 import type { BackupList, CheckReport, PruneReport, Retention } from '../repository/repository.ts'
 import { absoluteLocation, initRepositoryAt, openRepositoryAt, readCredential } from '../shard/repositories.ts'
 import { print, table } from './context.ts'
@@ -154,7 +154,13 @@ interface CheckFlags extends RepositoryFlags {
 
 async function check(folder: string, flags: CheckFlags, command: Command): Promise<void> {
   const { readData = false, sample = readData ? 1 : 0, resume, repair = false } = flags
-  const before = new Set(resume !== undefined && existsSync(resume) ? readFileSync(resume, 'utf8').split('\n') : [])
+  if (resume !== undefined && sample === 0) {
+    throw new BlockError(
+      'invalid-argument',
+      'nothing is read that could be gone on with: say --read-data or --sample too',
+    )
+  }
+  const before = new Set(resume === undefined ? [] : packsIn(resume))
   const progress = new Progress('check')
   const { report, repaired } = await withRepository(folder, flags, async (repository) => {
     const found = await repository.check({
@@ -175,6 +181,16 @@ async function check(folder: string, flags: CheckFlags, command: Command): Promi
   if (report.isGood) return
   const hit = report.hit.length === 0 ? 'no backup is hit' : `${report.hit.length} of ${report.backups} backups are hit`
   throw new BlockError('corrupt', `${folder} is damaged: ${report.objects.length} objects, ${hit}`)
+}
+
+/** What an earlier check has noted, in a file that is made when there is none. */
+function packsIn(file: string): string[] {
+  try {
+    appendFileSync(file, '')
+    return readFileSync(file, 'utf8').split('\n')
+  } catch (error) {
+    throw toBlockError(error, file)
+  }
 }
 
 function describeCheck(
@@ -270,11 +286,11 @@ function policyOf(flags: PruneFlags): Retention | undefined {
 }
 
 function describePrune(report: PruneReport): string {
-  const [did, would] = report.dryRun ? ['would be ', 'would be '] : ['', '']
+  const would = report.dryRun ? 'would be ' : ''
   const lines = [
     ...report.kept.map(({ id, reasons }) => `keep    ${id}  ${reasons.join(', ')}`),
     ...report.forgotten.map((id) => `forget  ${id}`),
-    `${report.removedPacks} packs ${did}removed (${formatSize(report.removedBytes)}), ${report.repackedPacks} ${would}rewritten (${formatSize(report.repackedBytes)} of them needed)`,
+    `${report.removedPacks} packs ${would}removed (${formatSize(report.removedBytes)}), ${report.repackedPacks} ${would}rewritten (${formatSize(report.repackedBytes)} of them needed)`,
   ]
   if (report.waitingPacks > 0) {
     lines.push(

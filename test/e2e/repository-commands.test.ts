@@ -165,6 +165,17 @@ test('what cannot be meant is refused with one line', async () => {
   await refuses(usage, /is no tag/, 'repo', 'tag', site.repository, first(), '--add', 'a b')
   await refuses(usage, /not a number/, 'repo', 'prune', site.repository, '--keep-last', 'x')
   await refuses(usage, /would forget every backup/, 'repo', 'prune', site.repository, '--keep-tag', 'gold')
+  await refuses(usage, /nothing is read/, 'repo', 'check', site.repository, '--resume', site.path('notes'))
+  await refuses(
+    notFound,
+    /nowhere/,
+    'repo',
+    'check',
+    site.repository,
+    '--read-data',
+    '--resume',
+    site.path('nowhere', 'notes'),
+  )
   await refuses(usage, /not a percentage/, 'repo', 'check', site.repository, '--sample', '101')
   await refuses(usage, /are one repository/, 'repo', 'copy', site.repository, site.repository)
   await refuses(usage, /unknown command/, 'repo', 'frobnicate')
