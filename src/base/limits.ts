@@ -89,7 +89,7 @@ export const COPY_PIECE = MIB
 export const COPY_POOLED_MIN = 64 * KIB
 
 /** Pieces that a commit copies at once. */
-export const COMMIT_LANES = 4
+export const COMMIT_LANES = 2
 /** A stream has smaller pieces, since a guest's write to a piece waits for it, and more of them at once: they share the syncs. */
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
