@@ -165,6 +165,8 @@ export const COURTESY_LEAST_MS = 0.3
 /** Parts of the fastest pace: by how much it grows in a window, and below which it never goes, so that the job ends. */
 export const COURTESY_STEP = 1 / 16
 export const COURTESY_FLOOR = 1 / 16
+/** Bytes a second that it always has. */
+export const COURTESY_RATE_LEAST = 256 * KIB
 /** The guests ask too much for the thread when it is at work for this part of the time, with so many requests in a millisecond; and the floor then. */
 export const COURTESY_CROWDED = 0.9
 export const COURTESY_CROWD = 2

@@ -12,15 +12,13 @@ class Storage {
   #waited = 0
   readonly requests: { readonly atMs: number; readonly latencyMs: number }[] = []
   guest: { readonly everyMs: number; readonly baseMs: number }
-  /** How much of a piece's time a request that comes meanwhile waits for; 0 is a storage that does not mind. */
-  readonly #suffers: number
-  readonly #pieceMs: number
+  /** How long a piece takes, and how much of that a request that comes meanwhile waits for; 0 is a storage that does not mind. */
+  work: { readonly pieceMs: number; readonly suffers: number }
   #next = 0
 
   constructor(options: { everyMs: number; baseMs: number; suffers: number; pieceMs: number }) {
     this.guest = options
-    this.#suffers = options.suffers
-    this.#pieceMs = options.pieceMs
+    this.work = options
   }
 
   waitedMs(): number {
@@ -29,7 +27,7 @@ class Storage {
 
   /** Copies one piece: requests that come meanwhile wait for it. */
   copy(): void {
-    this.#pass(this.#pieceMs, true)
+    this.#pass(this.work.pieceMs, true)
   }
 
   /** Nothing is copied. */
@@ -41,7 +39,7 @@ class Storage {
     const { everyMs, baseMs } = this.guest
     const end = this.now + forMs
     for (; this.#next < end; this.#next += everyMs) {
-      const latencyMs = baseMs + (isCopying ? this.#pieceMs * this.#suffers : 0)
+      const latencyMs = baseMs + (isCopying ? this.work.pieceMs * this.work.suffers : 0)
       this.answered++
       this.#waited += latencyMs
       this.requests.push({ atMs: this.#next, latencyMs })
@@ -62,7 +60,8 @@ function run(storage: Storage, courtesy: Courtesy, forMs: number): number {
     storage.copy()
     let moved = MIB
     for (let wait = courtesy.waitMs(storage.now, moved); wait > 0; wait = courtesy.waitMs(storage.now, moved)) {
-      storage.rest(wait)
+      // As a timer would: no shorter than a millisecond.
+      storage.rest(Math.max(1, wait))
       moved = 0
     }
   }
@@ -168,4 +167,26 @@ test('a request that is stuck slows the job before it is answered', () => {
     storage.rest(wait)
   }
   assert.ok(slowed > 10_000, `it waited ${slowed} ms for 5 s of work`)
+})
+
+test('a job that began with holes, which are copied in no time, makes way when it comes to data', () => {
+  const storage = new Storage({ ...SUFFERING, pieceMs: 0.05, suffers: 0 })
+  const courtesy = new Courtesy([storage])
+  run(storage, courtesy, 5000)
+  storage.work = SUFFERING
+  run(storage, courtesy, 8000)
+  const began = storage.now
+  const pieces = run(storage, courtesy, 30_000)
+  assert.ok(storage.meanSince(began) < 1 * COURTESY_RATIO * 1.1, `a request takes ${storage.meanSince(began)} ms`)
+  assert.ok(pieces > 6000 * 0.05, `${pieces} pieces`)
+})
+
+test('a job that has nothing to copy while its guests wait does not wait when there is something', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage], 0.5)
+  for (let asked = 0; asked < 100; asked++) {
+    storage.rest(100)
+    assert.equal(courtesy.waitMs(storage.now, 0), 0)
+  }
+  assert.ok(run(storage, courtesy, 10_000) > 100)
 })

@@ -18,6 +18,7 @@ import {
   COURTESY_LEAST_MS,
   COURTESY_LISTEN_EVERY_MS,
   COURTESY_LISTEN_MS,
+  COURTESY_RATE_LEAST,
   COURTESY_RATIO,
   COURTESY_REQUESTS,
   COURTESY_SETTLE_MS,
@@ -148,15 +149,20 @@ export class Courtesy {
     this.#answered = this.#answered / 2 + answered
     this.#waitedMs = this.#waitedMs / 2 + waitedMs
     const targetMs = this.#targetMs
-    if (targetMs !== undefined && this.#waitedMs > targetMs * this.#answered) this.#slow(pace, COURTESY_FLOOR)
-    else if (this.#isCrowded(elapsedMs, answered)) this.#slow(pace, COURTESY_CROWDED_FLOOR)
+    const isSlow = targetMs !== undefined && this.#waitedMs > targetMs * this.#answered
+    // A job that copied nothing slowed nobody.
+    if (isSlow && pace > 0) this.#slow(pace, COURTESY_FLOOR)
+    else if (this.#isCrowded(elapsedMs, answered) && pace > 0) this.#slow(pace, COURTESY_CROWDED_FLOOR)
+    else if (isSlow) return
     else if (this.#rate !== Infinity) this.#rate = Math.min(this.#rate + this.#peak * COURTESY_STEP, this.#peak * 2)
   }
 
   /** To a half, but never below this part of the fastest pace. */
   #slow(pace: number, floor: number): void {
+    // What it reaches when nothing holds it is the fastest now: it may have been faster over holes.
+    if (pace < this.#rate / 2) this.#peak = pace
     const half = Math.min(this.#rate, pace) / 2
-    this.#rate = Math.max(half, Math.min(this.#rate, this.#peak * floor))
+    this.#rate = Math.max(half, Math.min(this.#rate, Math.max(this.#peak * floor, COURTESY_RATE_LEAST)))
     // What was before says nothing about the new pace.
     this.#answered = 0
     this.#waitedMs = 0
