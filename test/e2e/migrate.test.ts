@@ -3,9 +3,12 @@
 // with a table of outcomes is run-migrations.ts.
 
 import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import net from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { allocated, checkEqual, contentOf, type Guest, Pair, type PairOptions } from '../support/migration.ts'
-import { MIB } from '../support/site.ts'
+import { MIB, Site, STATUS } from '../support/site.ts'
+import { makeCredentials } from '../support/tls.ts'
 
 interface Setting {
   readonly pair: Pair
@@ -70,3 +73,106 @@ test('a disk moves under a guest that writes, with its snapshots and bitmaps; th
   const backup = await target.done('backup', 'vm1', '--repo', source.repository, '--json')
   assert.match(backup, /incremental/)
 })
+
+test('with --hand-over the source hangs up, and the guest finds all it wrote at the target', async (t) => {
+  const { pair, guest } = await setUp(t, { delayMs: 0 })
+  const { source, target } = pair
+  assert.match(
+    await source.done('migrate', 'vm1', pair.uri, '--hand-over', '--name', 'web'),
+    /holds the disk; the guest waited/,
+  )
+  assert.match(await source.done('disk', 'show', 'vm1'), /vm1: moved.*\nmigration: moved to .* is served there alone/)
+  await checkTarget({ pair, guest }, 'web')
+  assert.doesNotMatch(await target.done('disk', 'show', 'web'), /migration/)
+  await source.done('disk', 'remove', 'vm1')
+})
+
+test('a migration that is cancelled, while it copies or while it is ready, leaves the disk as it was and nothing at the target', async (t) => {
+  const { pair, guest } = await setUp(t, { delayMs: 0 })
+  const { source, target } = pair
+  for (const [state, ...options] of [
+    ['running', '--speed', '1M'],
+    ['ready', '--no-complete'],
+  ] as const) {
+    const id = await pair.begin('vm1', ...options)
+    await pair.job(id, (status) => status.state === state)
+    await source.done('job', 'cancel', id)
+    const ended = await pair.job(id, ({ endedMs }) => endedMs !== undefined)
+    assert.equal(ended?.error?.kind, 'cancelled')
+    assert.equal(await target.done('disk', 'list', '--json'), '[]')
+    assert.deepEqual(fs.readdirSync(target.path('home', 'images')), [])
+  }
+  await guest.check('as before')
+  const { bitmaps, state } = await source.daemon.api.call('showDisk', { disk: 'vm1' }, {})
+  assert.equal(state, 'open')
+  assert.ok(bitmaps.every(({ name }) => !name.startsWith('job:')))
+})
+
+test('over TCP a migration needs TLS and the token; what cannot be is refused in one line, and nothing is changed', async (t) => {
+  const { folder, strangerFolder } = makeCredentials(t)
+  const port = await freePort()
+  const source = await Site.start()
+  t.after(() => source.end())
+  const target = await Site.start({ args: ['--api-port', String(port), '--tls-certificates', folder] })
+  t.after(() => target.end())
+  await source.disk('vm1', '4M')
+  await source.disk('taken', '4M')
+  await target.disk('taken', '4M')
+  const token = target.path('home', 'api.token')
+  assert.equal(fs.statSync(token).mode & 0o777, 0o600)
+  const wrong = source.path('wrong.token')
+  fs.writeFileSync(wrong, 'wrong\n')
+  const uri = `varve+tls://127.0.0.1:${port}/`
+  const right = ['--token-file', token, '--tls-certificates', folder]
+  const closed = await freePort()
+  const before = [await source.state(), await target.state()]
+  const refusals: readonly [args: readonly string[], status: number, says: RegExp][] = [
+    [['vm1'], STATUS.usage, /name the daemon to migrate to/],
+    [['vm1', 'nbd://x/y'], STATUS.usage, /name the daemon to migrate to/],
+    [['vm1', uri], STATUS.usage, /the token is missing: copy api\.token/],
+    [['vm1', uri, ...right.slice(2), '--token-file', wrong], STATUS.failed, /the token is wrong/],
+    [
+      ['vm1', uri, ...right.slice(2), '--token-file', source.path('none')],
+      STATUS.notFound,
+      /token of the other daemon/,
+    ],
+    [['vm1', uri, '--token-file', token], STATUS.failed, /TLS: the handshake with the server failed/],
+    [['vm1', `varve+tls://127.0.0.1:${closed}/`, ...right], STATUS.failed, /cannot be reached: .*--api-port/],
+    [['taken', uri, ...right], STATUS.busy, /there is a disk taken already/],
+    [['vm1', uri, ...right, '--image', 'relative.qcow2'], STATUS.usage, /needs an absolute path/],
+    [['vm1', uri, ...right, '--image', target.path('taken.qcow2')], STATUS.busy, /is there already at the target/],
+    [['none', uri, ...right], STATUS.notFound, /there is no disk none/],
+    [['vm1', `varve+unix://${source.home}/run/api.sock`], STATUS.usage, /the target is the daemon that has disk vm1/],
+    [['vm1', '--settle'], STATUS.usage, /no migration of it is under way/],
+    [['vm1', '--settle', '--force'], STATUS.usage, /say --yes to go on/],
+    [['vm1', uri, '--force'], STATUS.usage, /--force goes with --settle/],
+  ]
+  for (const [args, status, says] of refusals) await source.refuses(['migrate', ...args], status, says)
+  assert.deepEqual([await source.state(), await target.state()], before)
+  assert.ok(fs.existsSync(strangerFolder))
+  const plain = net.connect(port, '127.0.0.1', () => plain.write('GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n'))
+  const said: Buffer[] = []
+  for await (const chunk of plain) said.push(chunk as Buffer)
+  assert.doesNotMatch(Buffer.concat(said).toString('latin1'), /HTTP/, 'nothing is said without TLS')
+  assert.match(await source.done('migrate', 'vm1', uri, ...right), /concluded/)
+  assert.equal((await target.daemon.api.call('showDisk', { disk: 'vm1' }, {})).state, 'open')
+})
+
+test('a target that speaks another version of the conversation refuses before anything is made', async (t) => {
+  const target = await Site.start()
+  t.after(() => target.end())
+  const request = { token: '0'.repeat(32), disk: 'vm1', size: MIB, format: 'raw', cache: 'writeback' } as const
+  await assert.rejects(
+    target.daemon.api.call('prepareIncoming', {}, { ...request, protocol: 2, home: 'another', from: 'there' }),
+    { kind: 'unsupported', message: /by protocol 1, the other one by 2: run the same version/ },
+  )
+  assert.equal(await target.done('disk', 'list', '--json'), '[]')
+})
+
+async function freePort(): Promise<number> {
+  const server = net.createServer().listen(0, '127.0.0.1')
+  await new Promise((resolve) => server.once('listening', resolve))
+  const { port } = server.address() as net.AddressInfo
+  await new Promise((resolve) => server.close(resolve))
+  return port
+}
