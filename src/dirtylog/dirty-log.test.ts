@@ -368,3 +368,18 @@ test('records made before a fold was tried again do not undo the edit that it br
   const { log: again } = await reopen(host)
   assert.equal(count(again, 'all'), again.bitmaps.get('all')?.bits.length)
 })
+
+test('what is subtracted stays away after a kill, and what is marked since stays', async () => {
+  const { host, log } = await start()
+  await log.mark(0, 3 * GRANULE)
+  const done = new Bitmap(SIZE)
+  done.set(0, 2 * GRANULE)
+  const subtracted = log.edit([{ kind: 'subtract', name: 'all', bits: done }])
+  assert.equal(count(log, 'all'), 1)
+  await log.mark(0, GRANULE)
+  await subtracted
+  host.killProcess()
+  const again = await reopen(host)
+  const bits = again.bitmaps.get('all')?.bits
+  assert.deepEqual([bits?.hasAny(0, 1), bits?.hasAny(GRANULE, 1), bits?.hasAny(2 * GRANULE, 1)], [true, false, true])
+})

@@ -7,7 +7,9 @@ import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { missing } from '../../test/support/peer.ts'
 import { tempFolder } from '../../test/support/temp.ts'
+import { COPY_POOLED_MIN } from '../base/limits.ts'
 import { Random, seedOfRun } from '../base/random.ts'
+import { copyPool } from '../block/pool.ts'
 import type { HostFile } from './host.ts'
 import { realHost } from './real.ts'
 import { syscalls } from './syscalls.ts'
@@ -152,4 +154,17 @@ test('holes and data are told as they are after every write, punch, zero and cha
   await file.truncate(32 * KIB)
   await file.truncate(128 * KIB)
   shows('-DDD--DD' + '-'.repeat(24))
+})
+
+test('what a job copies is read and written in the pool, even in memory', async (t) => {
+  const { content, file } = await newFile(t, 2 * COPY_POOLED_MIN)
+  const buffer = copyPool.take(COPY_POOLED_MIN)
+  const read = file.read(0, COPY_POOLED_MIN, buffer, 0)
+  assert.ok(read !== undefined)
+  await read
+  const written = file.write(COPY_POOLED_MIN, COPY_POOLED_MIN, buffer, 0)
+  assert.ok(written !== undefined)
+  await written
+  assert.ok(fs.readFileSync(file.path).subarray(COPY_POOLED_MIN).equals(content.subarray(0, COPY_POOLED_MIN)))
+  copyPool.give(buffer)
 })
