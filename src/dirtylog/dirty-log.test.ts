@@ -379,7 +379,7 @@ test('what is subtracted stays away after a kill, and what is marked since stays
   await log.mark(0, GRANULE)
   await subtracted
   host.killProcess()
-  const again = await reopen(host)
+  const { log: again } = await reopen(host)
   const bits = again.bitmaps.get('all')?.bits
   assert.deepEqual([bits?.hasAny(0, 1), bits?.hasAny(GRANULE, 1), bits?.hasAny(2 * GRANULE, 1)], [true, false, true])
 })
