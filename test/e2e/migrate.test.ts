@@ -6,8 +6,10 @@ import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import net from 'node:net'
 import { type TestContext, test } from 'node:test'
+import { Random } from '../../src/base/random.ts'
 import { allocated, checkEqual, contentOf, type Guest, Pair, type PairOptions } from '../support/migration.ts'
 import { MIB, Site, STATUS } from '../support/site.ts'
+import { strikeOnce } from '../support/strikes.ts'
 import { makeCredentials } from '../support/tls.ts'
 
 interface Setting {
@@ -72,6 +74,67 @@ test('a disk moves under a guest that writes, with its snapshots and bitmaps; th
   assert.ok(bytes < before + MIB, `sparse stays sparse: ${bytes} bytes of ${before}`)
   const backup = await target.done('backup', 'vm1', '--repo', source.repository, '--json')
   assert.match(backup, /incremental/)
+})
+
+for (const [strike, afterMs] of [
+  ['source killed', 60],
+  ['target killed', 60],
+  ['line cut', 60],
+] as const) {
+  test(`${strike} while the switch-over begins: no write is lost, never two write, and one command ends what does not end by itself`, async (t) => {
+    const pair = await Pair.start()
+    t.after(() => pair.end())
+    await strikeOnce(pair, 'vm1', strike, { in: 'switch-over', afterMs }, new Random(3))
+  })
+}
+
+test('what a migration left is named on both sides, and a disk is removed where nobody needs it any more', async (t) => {
+  const { pair, guest } = await setUp(t, { delayMs: 0 })
+  const { source, target } = pair
+  const id = await pair.begin('vm1', '--no-complete')
+  await pair.job(id, ({ state }) => state === 'ready')
+  assert.match(
+    await target.done('disk', 'show', 'vm1'),
+    /vm1: incoming.*\nmigration: arrives from .*: to give the copy up, varve disk remove vm1/,
+  )
+  await target.refuses(['snapshot', 'create', 'vm1', 'mine'], STATUS.busy, /disk vm1: arrives from/)
+  await target.refuses(['migrate', 'vm1', '--settle', '--force', '--yes'], STATUS.busy, /arrives from/)
+  await source.refuses(['snapshot', 'create', 'vm1', 'mine'], STATUS.busy, new RegExp(`job ${id} is at work`))
+  await source.refuses(['backup', 'vm1', '--repo', source.repository], STATUS.busy, new RegExp(`job ${id} is at work`))
+  await source.done('job', 'complete', id)
+  await source.refuses(
+    ['snapshot', 'create', 'vm1', 'mine'],
+    STATUS.busy,
+    /disk vm1: moved to .*: varve disk remove vm1/,
+  )
+  await source.refuses(['migrate', 'vm1', '--settle'], STATUS.usage, /there is nothing to settle/)
+  await target.refuses(['disk', 'remove', 'vm1'], STATUS.busy, /cannot be removed yet: arrived from/)
+  await guest.check('passed on')
+  await guest.leave()
+  await source.done('disk', 'remove', 'vm1')
+  assert.doesNotMatch(await target.done('disk', 'show', 'vm1'), /migration/)
+  await checkTarget({ pair, guest })
+  await target.done('disk', 'remove', 'vm1')
+})
+
+test('a disk that is passed on stays so over restarts of both sides, and its guest waits while the target is away', async (t) => {
+  const { pair, guest } = await setUp(t, { delayMs: 0 })
+  await pair.source.done('migrate', 'vm1', pair.uri)
+  await pair.target.daemon.stop()
+  const written = guest.write()
+  await pair.target.daemon.start()
+  await written
+  await pair.source.daemon.stop()
+  await pair.source.daemon.start()
+  await guest.write()
+  await pair.target.daemon.kill()
+  await pair.source.daemon.kill()
+  await pair.source.daemon.start()
+  const late = guest.write()
+  await pair.target.daemon.start()
+  await late
+  await guest.check('after restarts')
+  await checkTarget({ pair, guest })
 })
 
 test('with --hand-over the source hangs up, and the guest finds all it wrote at the target', async (t) => {
