@@ -15,8 +15,8 @@ const SIZE = 16 * CLUSTER
 const PIECES = SIZE / STAMPED_PIECE
 const BITMAP = 'since-monday'
 /** Strikes of each kind; with VARVE_ROUNDS more. */
-const ROUNDS = Number(process.env['VARVE_ROUNDS'] ?? 12)
-const PATIENCE_MS = 20_000
+const ROUNDS = Number(process.env['VARVE_ROUNDS'] ?? 6)
+const PATIENCE_MS = 300_000
 
 const STRIKES = ['source dies', 'target dies', 'both die', 'line is cut'] as const
 type Strike = (typeof STRIKES)[number]
