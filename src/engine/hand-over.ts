@@ -81,7 +81,10 @@ export class HandOver {
       isTaken = await askWhoHasIt(this.#context, this.#job, away)
     } catch (error) {
       // The daemon stops: what guests asked is asked again by them when it is known where.
-      this.#moveTo(new ForwardLayer({ ...this.#forwardOptions(away), connect: () => new Promise(() => undefined) }))
+      // Their connections are gone, and what was held fails: were it to wait, so would the mirror's end, and with it the daemon's.
+      const nowhere = new ForwardLayer({ ...this.#forwardOptions(away), connect: () => new Promise(() => undefined) })
+      this.#moveTo(nowhere)
+      await nowhere.close()
       await this.#closeLeft()
       throw error
     }
