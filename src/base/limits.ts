@@ -56,6 +56,13 @@ export const RING_SOLO_ROW = 16
 export const RING_SOLO_PROBE = 8
 /** What waiting so spares, in milliseconds, is no loss to the others: such a call may take so much longer than another. */
 export const RING_SOLO_SPARED_MS = 0.1
+/**
+ * After the answer to a lone request the event loop stays awake so long, in milliseconds, once so many requests in a row came within the gap after
+ * the answer before.
+ */
+export const LINGER_MS = 0.05
+export const LINGER_GAP_MS = 0.1
+export const LINGER_ROW = 16
 /** With so many under way, the next one that is done is waited for within the call; and how long such a call may last, in microseconds. */
 export const RING_DEEP = 8
 export const RING_WAIT_US = 500

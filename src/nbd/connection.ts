@@ -11,6 +11,7 @@ import { isBlockError } from '../block/error.ts'
 import type { Export } from './export.ts'
 import { type ExportList, Handshake, type PassOn } from './handshake.ts'
 import { readByEvents, takeAccepted } from './inlet.ts'
+import { Linger } from './linger.ts'
 import { Outbox } from './outbox.ts'
 import { Receiver } from './receiver.ts'
 import { NBD_OPTS_MAGIC } from './spec.ts'
@@ -51,6 +52,7 @@ export class Connection {
   #isHeld = false
   /** Reading is off until the other connections had their turn. */
   #isYielding = false
+  readonly #linger = new Linger()
   /** The client closed its side; what it asked before is still answered. */
   #hasEnded = false
   readonly #closed = Promise.withResolvers<void>()
@@ -156,6 +158,7 @@ export class Connection {
   /** The socket read something; false stops the reading. */
   readonly #arrived = (): boolean => {
     if (this.#isHeld || this.#isYielding) return false
+    this.#linger.arrived()
     this.#consume()
     return !this.#isHeld && !this.#isYielding
   }
@@ -181,7 +184,7 @@ export class Connection {
       clearTimeout(this.#timer)
       const served = outcome.session.export
       const transmission = new Transmission(outcome.session, this.#outbox, {
-        onProgress: this.#progress,
+        onProgress: this.#completed,
         report: this.#events.report,
       })
       this.#served = served
@@ -220,6 +223,7 @@ export class Connection {
     this.#outbox.flush()
     switch (outcome) {
       case 'more':
+        this.#lingerAfter(transmission)
         return
       case 'blocked':
         this.#isHeld = true
@@ -242,6 +246,16 @@ export class Connection {
     if (refusing?.consume(this.#receiver) === 'more') return this.#outbox.flush()
     this.#phase = { kind: 'draining', refusing: undefined }
     this.#receiver.start = this.#receiver.end
+  }
+
+  #lingerAfter({ taken, inFlight }: Transmission): void {
+    if (taken === 1 && inFlight === 0) this.#linger.answered()
+  }
+
+  /** A slow request completed. */
+  readonly #completed = (): void => {
+    if (this.#phase.kind === 'transmission') this.#lingerAfter(this.#phase.transmission)
+    this.#progress()
   }
 
   /** Replies were sent or a slow request completed. */

@@ -115,6 +115,8 @@ export class Transmission {
   #slowCount = 0
   #slowBytes = 0
   #isShutDown = false
+  /** Requests that the last `consume` took. */
+  taken = 0
   /** A long write whose data is still arriving. */
   #arriving: LongWrite | undefined
   readonly #idleLong: LongWrite[] = []
@@ -137,6 +139,7 @@ export class Transmission {
   consume(receiver: Receiver): Outcome {
     const began = performance.now()
     let work = 0
+    this.taken = 0
     for (;;) {
       const long = this.#arriving
       if (long === undefined ? receiver.length < REQUEST_SIZE : !long.isReady(receiver)) return 'more'
@@ -156,6 +159,7 @@ export class Transmission {
       const data = type === NBD_CMD_READ || type === NBD_CMD_WRITE ? length : 0
       if (!this.#admits(data)) return 'blocked'
       work += 1 + (data >>> 12)
+      this.taken++
       if (type === NBD_CMD_DISC) return 'disconnect'
       if (type === NBD_CMD_WRITE) {
         if (length > REQUEST_MAX) return 'violation'
