@@ -51,11 +51,9 @@ export const PACE_PAUSE_MAX_MS = 60_000
 export const DIRECT_PAGE = 4 * KIB
 export const DIRECT_PIECE = 256 * KIB
 export const DIRECT_PIECES = 64
-/** After so many requests that had the ring to themselves the next are waited for within the call, but for one in so many. */
-export const RING_SOLO_ROW = 16
-export const RING_SOLO_PROBE = 8
-/** What waiting so spares, in milliseconds, is no loss to the others: such a call may take so much longer than another. */
-export const RING_SOLO_SPARED_MS = 0.1
+/** While requests are under way in the ring the event loop turns, so long in milliseconds without an answer, after so many in a row that came within it. */
+export const RING_SPIN_MS = 0.25
+export const RING_SPIN_ROW = 16
 /**
  * After the answer to a lone request the event loop stays awake so long, in milliseconds, once so many requests in a row came within the gap after
  * the answer before.
@@ -63,9 +61,6 @@ export const RING_SOLO_SPARED_MS = 0.1
 export const LINGER_MS = 0.05
 export const LINGER_GAP_MS = 0.1
 export const LINGER_ROW = 16
-/** With so many under way, the next one that is done is waited for within the call; and how long such a call may last, in microseconds. */
-export const RING_DEEP = 8
-export const RING_WAIT_US = 500
 
 /** Longest chain that opens, in layers: more is a mistake or an attack. */
 export const CHAIN_LAYERS_MAX = 512

@@ -1,8 +1,7 @@
 // Reads and writes past the page cache by Linux's io_uring: many under way at once, without a thread for each, which the kernel
 // would have to wake for every one. One ring for a thread. Requests of one turn of the event loop are handed over in one call;
-// what is done is told by an eventfd, on which one thread of the pool waits. To wake that takes a while: so one request that comes alone to
-// a quick disk is waited for within the call, and where many are under way, the next one that is done is, turn by turn of the event
-// loop. Where there is no io_uring, `ioRing` gives undefined.
+// what is done is told by an eventfd, on which one thread of the pool waits. To wake that takes as long as a quick disk does: so while
+// requests are under way at one, the event loop turns instead of sleeping, and looks each time. Where there is no io_uring, `ioRing` gives undefined.
 //
 //   request -> submission queue --enter--> kernel -> completion queue --eventfd--> callback
 //              (memory shared with it)               (likewise)
@@ -13,10 +12,9 @@
 import fs from 'node:fs'
 import { getSystemErrorMessage, getSystemErrorName } from 'node:util'
 import { assert } from '../base/assert.ts'
-import { DIRECT_PIECES, RING_DEEP, RING_WAIT_US } from '../base/limits.ts'
+import { DIRECT_PIECES } from '../base/limits.ts'
 import { addressOf, type Koffi, koffi, mapMemory } from './koffi.ts'
-import { Pace } from './pace.ts'
-import { SoloPace } from './solo-pace.ts'
+import { SpinPace } from './spin-pace.ts'
 
 const IORING_OP_TIMEOUT = 11
 export const IORING_OP_READ = 22
@@ -27,22 +25,15 @@ const IO_URING_ENTER = 426
 const IO_URING_REGISTER = 427
 const IORING_REGISTER_EVENTFD = 4
 const IORING_FEAT_SINGLE_MMAP = 1
-const IORING_FEAT_EXT_ARG = 1 << 8
 const IORING_OFF_SQES = 0x10000000
 const EFD_CLOEXEC = 0o2000000
-const IORING_ENTER_GETEVENTS = 1
-const IORING_ENTER_EXT_ARG = 8
 const IORING_CQ_EVENTFD_DISABLED = 1
 
 const RETRY_MS = 1
 /** How long the waiting goes on after the last request: struct __kernel_timespec, seconds and nanoseconds of 64 bits each. */
 const LINGER = new BigInt64Array([0n, 250_000_000n])
-/** How long a call waits at most, likewise. */
-const AT_MOST = new BigInt64Array([0n, BigInt(RING_WAIT_US) * 1000n])
 /** Added to the eventfd, a number of 64 bits. */
 const ONE = new Uint8Array(new BigUint64Array([1n]).buffer)
-
-const WAITING = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG
 
 const PARAMS_SIZE = 120
 /** Places in struct io_uring_params, in units of 32 bits. */
@@ -56,7 +47,7 @@ const CQE_SIZE = 16
 type Moved = (error: NodeJS.ErrnoException | null, count: number) => void
 
 class IoRing {
-  readonly #enter: (submit: number, wait: 0 | 1) => number
+  readonly #enter: (submit: number) => number
   /** The ring's head and tail words, its completions and the order of submissions, in units of 32 bits; and the submissions. */
   readonly #words: Int32Array
   readonly #params: Uint32Array
@@ -72,21 +63,15 @@ class IoRing {
   #wasUsed = false
   #isTimed = false
   #isWatching = false
-  /** Whether the kernel knows how to wait for a bounded time: else nothing is waited for within a call. */
-  readonly #canWait: boolean
-  readonly #solo = new SoloPace()
-  readonly #deep = new Pace(true)
-  /** Each turn of the event loop waits for the next that is done, and the thread of the pool is not told. */
-  #isPolling = false
-  /** When the ring was empty last, and whether one request alone has been in it since. */
-  #beganMs = 0
-  #isAlone = true
+  readonly #pace = new SpinPace()
+  /** The event loop turns, and the thread of the pool is not told. */
+  #isTurning = false
 
   constructor(koffi: Koffi) {
     const libc = koffi.load(null)
     const setup = libc.func('int64_t syscall(int64_t number, uint32_t entries, void *params)')
     const enter = libc.func(
-      'int64_t syscall(int64_t number, int fd, uint32_t submit, uint32_t wait, uint32_t flags, void *arg, size_t size)',
+      'int64_t syscall(int64_t number, int fd, uint32_t submit, uint32_t wait, uint32_t flags, void *sig)',
     )
     const register = libc.func('int64_t syscall(int64_t number, int fd, uint32_t what, void *argument, uint32_t count)')
     const eventfd = libc.func('int eventfd(unsigned int value, int flags)')
@@ -104,13 +89,7 @@ class IoRing {
     this.#requests = new Uint32Array(mapMemory(koffi, place(0) * SQE_SIZE, fd, IORING_OFF_SQES))
     this.#event = checked(eventfd(0, EFD_CLOEXEC))
     checked(register(IO_URING_REGISTER, fd, IORING_REGISTER_EVENTFD, new Int32Array([this.#event]), 1))
-    this.#canWait = ((params[AT_FEATURES] as number) & IORING_FEAT_EXT_ARG) !== 0
-    // struct io_uring_getevents_arg
-    const bounded = new BigUint64Array([0n, 0n, BigInt(addressOf(AT_MOST.buffer))])
-    this.#enter = (submit, wait) =>
-      wait === 0
-        ? Number(enter(IO_URING_ENTER, fd, submit, 0, 0, null, 0))
-        : Number(enter(IO_URING_ENTER, fd, submit, 1, WAITING, bounded, bounded.byteLength))
+    this.#enter = (submit) => Number(enter(IO_URING_ENTER, fd, submit, 0, 0, null))
     for (let i = DIRECT_PIECES - 1; i >= 0; i--) this.#free.push(i)
   }
 
@@ -120,8 +99,7 @@ class IoRing {
     const place = this.#free.pop()
     assert(place !== undefined, 'each request has a bounce buffer, of which there are as many as places')
     this.#waiting[place] = moved
-    if (this.#underWay++ === 0) this.#beganMs = performance.now()
-    this.#isAlone = this.#underWay === 1
+    if (this.#underWay++ === 0) this.#pace.began(performance.now())
     this.#wasUsed = true
     this.#queue(operation, fd, addressOf(buffer.buffer) + buffer.byteOffset, length, offset, place)
   }
@@ -155,53 +133,35 @@ class IoRing {
 
   readonly #handOver = (): void => {
     Atomics.store(this.#words, this.#at(SQ.tail), this.#load(SQ.tail) + this.#queued)
-    const isSolo = this.#queued === 1 && this.#underWay === 1
     this.#queued = 0
     // The turn that comes hands these over too.
-    if (this.#isPolling) return
-    if (this.#canWait && isSolo && this.#solo.mayWait()) return this.#waitForSolo()
-    if (this.#mayPoll) return this.#poll()
+    if (this.#isTurning) return
+    if (this.#mayTurn) return this.#turn()
     this.#pass()
     // Of what was under way before, something may be done by now: it need not wait to be told.
-    this.#complete()
+    this.#take()
     this.#watch()
   }
 
-  /** Hands over the one request and waits for it. */
-  #waitForSolo(): void {
-    const began = this.#beganMs
-    this.#waitForOne()
-    this.#solo.waited(began, performance.now())
-    this.#tell()
+  get #mayTurn(): boolean {
+    return this.#underWay > 0 && this.#pace.maySpin(performance.now())
   }
 
-  /** So many under way at a quick disk that the next is done before others have waited long. */
-  get #mayPoll(): boolean {
-    return this.#canWait && this.#underWay >= RING_DEEP && this.#deep.isQuick
-  }
-
-  /** One turn: hands over what there is, waits for one that is done, answers all that are, and lets others have their turn. */
-  readonly #poll = (): void => {
-    this.#isPolling = this.#mayPoll
-    if (!this.#isPolling) return this.#tell()
-    const began = performance.now()
-    this.#waitForOne()
-    this.#deep.tookInCall(began, performance.now(), 0)
-    setImmediate(this.#poll)
-  }
-
-  /** Hands over, waits without telling the thread that waits too, and takes what is done. */
-  #waitForOne(): void {
+  /** Hands over what there is, answers what is done, lets all others have their turn, and comes again. */
+  readonly #turn = (): void => {
+    this.#isTurning = this.#mayTurn
+    if (!this.#isTurning) return this.#tell()
     Atomics.store(this.#words, this.#at(CQ.flags), IORING_CQ_EVENTFD_DISABLED)
-    this.#enter(this.#untaken, 1)
+    if (this.#untaken > 0) this.#enter(this.#untaken)
     this.#take()
+    setImmediate(this.#turn)
   }
 
   /** From now on the thread that waits is told again; what it was not told of is taken. */
   #tell(): void {
     Atomics.store(this.#words, this.#at(CQ.flags), 0)
     this.#pass()
-    this.#complete()
+    this.#take()
     // What ended may be the time of the thread that waits.
     if (this.#isWatching && !this.#isTimed) this.#time()
     this.#watch()
@@ -209,7 +169,7 @@ class IoRing {
 
   /** Gives the kernel what it has not taken yet. What it cannot take now, for want of memory, it is given again. */
   readonly #pass = (): void => {
-    if (this.#untaken > 0) this.#enter(this.#untaken, 0)
+    if (this.#untaken > 0) this.#enter(this.#untaken)
     if (this.#untaken > 0) setTimeout(this.#pass, RETRY_MS)
   }
 
@@ -240,23 +200,16 @@ class IoRing {
 
   readonly #wasTold = (): void => {
     this.#isWatching = false
-    this.#complete()
-    const now = performance.now()
-    this.#deep.tookInPool(now, now, 0)
+    this.#take()
     // After the answers to those who wait: to wake a thread takes a while.
     setImmediate(this.#watch)
-  }
-
-  #complete(): void {
-    const wasBusy = this.#underWay > 0
-    this.#take()
-    if (wasBusy && this.#underWay === 0) this.#solo.answered(this.#beganMs, performance.now(), this.#isAlone)
   }
 
   /** Takes what is done off the completion queue. */
   #take(): void {
     let head = this.#load(CQ.head)
     const tail = this.#load(CQ.tail)
+    if (head !== tail) this.#pace.answered(performance.now())
     for (; head !== tail; head = (head + 1) | 0) {
       const at = this.#at(CQ.entriesAt) + ((head & this.#mask(CQ.mask)) * CQE_SIZE) / 4
       const place = this.#words[at] as number
