@@ -209,7 +209,7 @@ class IoRing {
   #take(): void {
     let head = this.#load(CQ.head)
     const tail = this.#load(CQ.tail)
-    if (head !== tail) this.#pace.answered(performance.now())
+    if (head !== tail) this.#pace.answered(performance.now(), (tail - head) | 0)
     for (; head !== tail; head = (head + 1) | 0) {
       const at = this.#at(CQ.entriesAt) + ((head & this.#mask(CQ.mask)) * CQE_SIZE) / 4
       const place = this.#words[at] as number

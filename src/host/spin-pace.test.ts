@@ -12,7 +12,7 @@ function answer(pace: SpinPace, count: number, tookMs: number, fromMs: number): 
   for (let i = 0; i < count; i++) {
     pace.began(now)
     now += tookMs
-    pace.answered(now)
+    pace.answered(now, 1)
     now += 10
   }
   return now
@@ -23,7 +23,7 @@ test('the loop turns after a row of quick answers, and for as long as one may ta
   let now = answer(pace, RING_SPIN_ROW - 1, QUICK, 0)
   pace.began(now)
   assert.equal(pace.maySpin(now), false)
-  pace.answered((now += QUICK))
+  pace.answered((now += QUICK), 1)
   pace.began((now += 10))
   assert.equal(pace.maySpin(now), true)
   assert.equal(pace.maySpin(now + QUICK), true)
@@ -45,7 +45,16 @@ test('of many under way each answer gives the next one its time', () => {
   const pace = new SpinPace()
   pace.began(0)
   let now = 0
-  for (let i = 0; i < RING_SPIN_ROW; i++) pace.answered((now += QUICK))
+  for (let i = 0; i < RING_SPIN_ROW; i++) pace.answered((now += QUICK), 1)
   assert.equal(pace.maySpin(now + QUICK), true)
   assert.equal(pace.maySpin(now + SLOW), false)
+})
+
+test('answers of which one is told late, together, are as quick as each of them', () => {
+  const pace = new SpinPace()
+  pace.began(0)
+  pace.answered(RING_SPIN_ROW * QUICK, RING_SPIN_ROW)
+  assert.equal(pace.maySpin(RING_SPIN_ROW * QUICK), true)
+  pace.answered(RING_SPIN_ROW * QUICK + SLOW, 1)
+  assert.equal(pace.maySpin(RING_SPIN_ROW * QUICK + SLOW), false)
 })

@@ -14,9 +14,10 @@ export class SpinPace {
     this.#lastMs = nowMs
   }
 
-  /** One is answered, or several. */
-  answered(nowMs: number): void {
-    this.#row = nowMs - this.#lastMs < RING_SPIN_MS ? Math.min(this.#row + 1, RING_SPIN_ROW) : 0
+  /** So many are answered since the last time: when one was told of them late, they come together. */
+  answered(nowMs: number, count: number): void {
+    const isQuick = nowMs - this.#lastMs < RING_SPIN_MS * count
+    this.#row = isQuick ? Math.min(this.#row + count, RING_SPIN_ROW) : 0
     this.#lastMs = nowMs
   }
 
