@@ -74,3 +74,21 @@ test('or, andNot and resized keep the count right', () => {
   const shrunk = grown.resized(3 * 4096)
   assert.equal(shrunk.count, 3)
 })
+
+test('in granules of another size the set has every granule that a set one touches, and only those', () => {
+  const size = 10 * 4096 + 512
+  const fine = new Bitmap(size, 4096)
+  fine.set(3 * 4096, 1)
+  fine.set(size - 1, 1)
+  const coarse = fine.inGranules(4 * 4096)
+  assert.deepEqual(
+    [0, 1, 2].map((index) => coarse.has(index)),
+    [true, false, true],
+  )
+  const again = coarse.inGranules(4096)
+  assert.equal(again.bytes, 4 * 4096 + size - 8 * 4096)
+  const same = fine.inGranules(4096)
+  assert.ok(same.equals(fine))
+  same.clearAll()
+  assert.equal(fine.count, 2)
+})

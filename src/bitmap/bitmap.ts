@@ -173,6 +173,14 @@ export class Bitmap {
     return other
   }
 
+  /** The set in granules of another size: each that a set granule touches. A copy, where the size is the same. */
+  inGranules(granule: number): Bitmap {
+    if (granule === this.granule) return this.copy()
+    const other = new Bitmap(this.size, granule)
+    this.runs(0, this.size, this.size, (offset, length) => other.set(offset, length) >= 0)
+    return other
+  }
+
   equals(other: Bitmap): boolean {
     if (this.size !== other.size || this.granule !== other.granule || this.#count !== other.#count) return false
     return this.#words.every((word, index) => word === other.#words[index])

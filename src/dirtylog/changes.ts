@@ -115,9 +115,9 @@ function add(directory: Directory, size: number, change: BitmapChange & { kind: 
     const message = `Bitmap "${name}": it is filled from a bitmap for ${from.size} bytes, but the disk has ${size}`
     throw new BlockError('invalid-argument', message)
   }
-  const bits = new Bitmap(size, change.granule ?? from?.granule ?? GRANULE)
-  if (from !== undefined) addBits(from, bits)
-  else if (fill === 'all') bits.setAll()
+  const granule = change.granule ?? from?.granule ?? GRANULE
+  const bits = from?.inGranules(granule) ?? new Bitmap(size, granule)
+  if (fill === 'all') bits.setAll()
   const id = directory.nextId++
   directory.entries.set(name, {
     id,
@@ -131,7 +131,7 @@ function add(directory: Directory, size: number, change: BitmapChange & { kind: 
 
 function merge(from: Entry, into: Entry): void {
   const bits = into.bits.copy()
-  addBits(from.bits, bits)
+  bits.or(from.bits.inGranules(bits.granule))
   into.bits = bits
   if (from.state !== 'void' || into.state === 'void') return
   bits.setAll()
@@ -144,12 +144,6 @@ function subtract(entry: Entry, less: Bitmap): void {
   const size = Math.min(less.size, bits.size)
   less.runs(0, size, size, (offset, length) => bits.clear(offset, length) >= 0)
   entry.bits = bits
-}
-
-/** Sets in `into` all granules that the set granules of `from` touch. */
-function addBits(from: Bitmap, into: Bitmap): void {
-  if (from.granule === into.granule) into.or(from)
-  else from.runs(0, from.size, from.size, (offset, length) => into.set(offset, length) >= 0)
 }
 
 function find(entries: Map<string, Entry>, name: string): Entry {

@@ -244,11 +244,7 @@ function capturedName(bitmap: string): string {
 function capturedBits(disk: Disk, bitmap: string): Bitmap {
   const found = disk.log.bitmaps.get(bitmap)
   if (found === undefined) throw new BlockError('not-found', `${disk.name}: bitmap ${bitmap} is gone`)
-  const { bits } = found
-  if (bits.granule === GRANULE) return bits.copy()
-  const fine = new Bitmap(bits.size)
-  bits.runs(0, bits.size, bits.size, (offset, length) => fine.set(offset, length) >= 0)
-  return fine
+  return found.bits.inGranules(GRANULE)
 }
 
 /** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */

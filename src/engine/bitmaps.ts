@@ -4,7 +4,6 @@
 
 import { GRANULE_MAX, USER_GRANULE_MIN } from '../base/limits.ts'
 import { isPowerOfTwo } from '../base/round.ts'
-import { Bitmap } from '../bitmap/bitmap.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
@@ -59,7 +58,10 @@ export function editBitmaps({ disk, control }: ManagedDisk, edits: readonly Bitm
 
 /** Kind 'not-found' when one of them is not there. */
 export function compareBitmaps({ disk }: ManagedDisk, first: string, second: string): BitmapComparison {
-  const [one, other] = inSameGranules(find(disk, first).bits, find(disk, second).bits)
+  const pair = [find(disk, first).bits, find(disk, second).bits] as const
+  const granule = Math.max(pair[0].granule, pair[1].granule)
+  const one = pair[0].inGranules(granule)
+  const other = pair[1].inGranules(granule)
   const all = one.copy()
   all.or(other)
   const onlySecond = all.copy()
@@ -71,19 +73,6 @@ export function compareBitmaps({ disk }: ManagedDisk, first: string, second: str
     onlyFirst: onlyFirst.bytes,
     onlySecond: onlySecond.bytes,
   }
-}
-
-/** Both in granules of one size, the larger. */
-function inSameGranules(first: Bitmap, second: Bitmap): readonly [Bitmap, Bitmap] {
-  const granule = Math.max(first.granule, second.granule)
-  return [inGranules(first, granule), inGranules(second, granule)]
-}
-
-function inGranules(bitmap: Bitmap, granule: number): Bitmap {
-  if (bitmap.granule === granule) return bitmap
-  const found = new Bitmap(bitmap.size, granule)
-  bitmap.runs(0, bitmap.size, bitmap.size, (offset, length) => found.set(offset, length) >= 0)
-  return found
 }
 
 function checkEdit(edit: BitmapEdit): void {
