@@ -2,10 +2,11 @@
 
 import fs from 'node:fs'
 import path from 'node:path'
+import { freePort } from '../../test/support/free-port.ts'
 import { makeCredentialsIn } from '../../test/support/tls.ts'
 import { isWrite, measure, RANDOM_READ, RANDOM_READ_1, RANDOM_WRITE, SEQUENTIAL_READ } from '../fio.ts'
 import { settle } from '../images.ts'
-import { freePort, versionOf } from '../machine.ts'
+import { versionOf } from '../machine.ts'
 import { againLast, type Bench, type Part, takeTurns } from '../part.ts'
 import type { Row } from '../results.ts'
 import { QEMU_NBD, VARVE } from '../servers.ts'

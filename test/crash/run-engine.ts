@@ -5,7 +5,8 @@
 //   node test/crash/run-engine.ts --replay 17,2310                      one crash, at operation 2310 of life 17
 
 import { parseArgs } from 'node:util'
-import { isMainThread, parentPort, Worker } from 'node:worker_threads'
+import { isMainThread } from 'node:worker_threads'
+import { performTasks, runCampaign } from './campaign.ts'
 import { checkCrash, NOTHING_SEEN, type Seen } from './engine-crash.ts'
 import { type Crash, liveAndCrash, type Loss } from './engine-life.ts'
 
@@ -84,23 +85,14 @@ class Campaign {
 
   /** True when nothing was wrong. */
   async go(): Promise<boolean> {
-    // What is done so far counts, too.
-    process.once('SIGINT', () => {
-      this.#summarise()
-      process.exit(130)
+    await runCampaign<number, Report>({
+      jobs: this.#options.jobs,
+      program: import.meta.url,
+      next: () => (this.#points < this.#options.points ? this.#next++ : undefined),
+      add: (report) => this.#add(report),
+      summarise: () => this.#summarise(),
     })
-    await Promise.all(Array.from({ length: this.#options.jobs }, () => this.#work()))
-    this.#summarise()
     return this.#findings === 0
-  }
-
-  async #work(): Promise<void> {
-    const worker = new Worker(new URL(import.meta.url))
-    try {
-      while (this.#points < this.#options.points) this.#add(await ask(worker, this.#next++))
-    } finally {
-      await worker.terminate()
-    }
   }
 
   #add({ seed, points, counts, seen, findings }: Report): void {
@@ -136,15 +128,6 @@ class Campaign {
   }
 }
 
-function ask(worker: Worker, seed: number): Promise<Report> {
-  return new Promise((resolve, reject) => {
-    worker.removeAllListeners()
-    worker.once('message', resolve)
-    worker.once('error', reject)
-    worker.postMessage(seed)
-  })
-}
-
 async function replay(words: string): Promise<boolean> {
   const [seed = 0, operation = 0] = words.split(',').map(Number)
   const { points, findings } = await perform(seed, operation)
@@ -155,9 +138,7 @@ async function replay(words: string): Promise<boolean> {
 }
 
 if (!isMainThread) {
-  parentPort?.on('message', (seed: number) => {
-    void perform(seed).then((report) => parentPort?.postMessage(report))
-  })
+  performTasks(perform)
 } else {
   const { values } = parseArgs({
     options: {

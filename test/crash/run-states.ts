@@ -9,7 +9,8 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { isMainThread, parentPort, Worker } from 'node:worker_threads'
+import { isMainThread } from 'node:worker_threads'
+import { performTasks, runCampaign } from './campaign.ts'
 import { QemuPeer } from './qcow2-qemu.ts'
 import { record } from './qcow2-run.ts'
 import { SETTINGS, settingNamed } from './qcow2-settings.ts'
@@ -93,23 +94,15 @@ class Campaign {
   }
 
   async go(): Promise<boolean> {
-    // What is done so far counts, too; the run that the next part begins with is in the summary.
-    process.once('SIGINT', () => {
-      this.#summarise()
-      process.exit(130)
+    await runCampaign<Task, Report>({
+      jobs: this.#options.jobs,
+      program: import.meta.url,
+      next: () => (this.#states < this.#options.states ? this.#nextTask() : undefined),
+      add: (report) => this.#add(report),
+      // The run that the next part begins with is in it.
+      summarise: () => this.#summarise(),
     })
-    await Promise.all(Array.from({ length: this.#options.jobs }, () => this.#work()))
-    this.#summarise()
     return this.#findings === 0
-  }
-
-  async #work(): Promise<void> {
-    const worker = new Worker(new URL(import.meta.url))
-    try {
-      while (this.#states < this.#options.states) this.#add(await ask(worker, this.#nextTask()))
-    } finally {
-      await worker.terminate()
-    }
   }
 
   #nextTask(): Task {
@@ -163,15 +156,6 @@ class Campaign {
   }
 }
 
-function ask(worker: Worker, task: Task): Promise<Report> {
-  return new Promise((resolve, reject) => {
-    worker.removeAllListeners()
-    worker.once('message', resolve)
-    worker.once('error', reject)
-    worker.postMessage(task)
-  })
-}
-
 /** Judges one state and tells all about it. */
 async function replay(words: string): Promise<boolean> {
   const [name = '', ...numbers] = words.split(',')
@@ -207,9 +191,7 @@ const { values } = parseArgs({
 })
 
 if (!isMainThread) {
-  parentPort?.on('message', (task: Task) => {
-    void perform(task).then((report) => parentPort?.postMessage(report))
-  })
+  performTasks(perform)
 } else {
   const isGood =
     values.replay === undefined

@@ -72,17 +72,30 @@ async function checkRestore(site: Site, repository: string, id: string, guest: G
   guest.checkImage(image)
 }
 
+interface SmallRepository {
+  readonly site: Site
+  /** The folder of its file system. */
+  readonly small: string
+  readonly repository: string
+  readonly guest: Guest
+}
+
+/** A disk of 32 MiB and its guest, and a repository with room for 12. */
+async function setUpSmallRepository(t: TestContext): Promise<SmallRepository> {
+  const site = await startSite(t)
+  const small = site.path('small')
+  site.smallFileSystem(small, 12)
+  const repository = path.join(small, 'repository')
+  await site.done('repo', 'init', repository)
+  await site.disk('vm1', '32M')
+  return { site, small, repository, guest: new Guest(await site.guest('vm1')) }
+}
+
 test(
   'a backup to a full repository that reports errors fails, shows nothing, and the next one is incremental',
   SKIP,
   async (t) => {
-    const site = await startSite(t)
-    const small = site.path('small')
-    site.smallFileSystem(small, 12)
-    const repository = path.join(small, 'repository')
-    await site.done('repo', 'init', repository)
-    await site.disk('vm1', '32M')
-    const guest = new Guest(await site.guest('vm1'))
+    const { site, small, repository, guest } = await setUpSmallRepository(t)
     await guest.fill(0, 4 * MIB)
     assert.equal((await backUp(site, repository)).kind, 'full')
 
@@ -103,13 +116,7 @@ test(
 )
 
 test('a backup to a full repository waits for room, and is of its own moment all the same', SKIP, async (t) => {
-  const site = await startSite(t)
-  const small = site.path('small')
-  site.smallFileSystem(small, 12)
-  const repository = path.join(small, 'repository')
-  await site.done('repo', 'init', repository)
-  await site.disk('vm1', '32M')
-  const guest = new Guest(await site.guest('vm1'))
+  const { site, small, repository, guest } = await setUpSmallRepository(t)
   await guest.fill(0, 20 * MIB)
   const moment = Buffer.from(guest.content)
 

@@ -7,6 +7,7 @@ import fs from 'node:fs'
 import net from 'node:net'
 import { type TestContext, test } from 'node:test'
 import { Random } from '../../src/base/random.ts'
+import { freePort } from '../support/free-port.ts'
 import { allocated, checkEqual, contentOf, type Guest, Pair, type PairOptions } from '../support/migration.ts'
 import { MIB, Site, STATUS } from '../support/site.ts'
 import { strikeOnce } from '../support/strikes.ts'
@@ -231,11 +232,3 @@ test('a target that speaks another version of the conversation refuses before an
   )
   assert.equal(await target.done('disk', 'list', '--json'), '[]')
 })
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await new Promise((resolve) => server.once('listening', resolve))
-  const { port } = server.address() as net.AddressInfo
-  await new Promise((resolve) => server.close(resolve))
-  return port
-}

@@ -3,12 +3,12 @@
 
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import net from 'node:net'
 import path from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { promisify } from 'node:util'
 import { SqliteCatalog } from '../../src/engine/sqlite-catalog.ts'
 import { connectNbd } from '../../src/nbd/client.ts'
+import { freePort } from '../support/free-port.ts'
 import { missing } from '../support/peer.ts'
 import { MIB, Site, STATUS } from '../support/site.ts'
 import { makeCredentials } from '../support/tls.ts'
@@ -24,14 +24,6 @@ interface MapEntry {
 async function mapOf(uri: string, context: string): Promise<[number, number, number][]> {
   const { stdout } = await run('nbdinfo', [`--map=${context}`, '--json', uri], { timeout: 30_000 })
   return (JSON.parse(stdout) as MapEntry[]).map(({ offset, length, type }) => [offset, length, type])
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await new Promise((resolve) => server.once('listening', resolve))
-  const { port } = server.address() as net.AddressInfo
-  await new Promise((resolve) => server.close(resolve))
-  return port
 }
 
 async function startSite(t: TestContext, ...args: string[]): Promise<Site> {
