@@ -168,11 +168,12 @@ const MUTATIONS = 700
 
 /** Damages a few bytes: anywhere, or where the structures are, or by setting a field to an extreme. */
 function mutate(original: Uint8Array, random: Random): Uint8Array {
-  const bytes = original.slice(0, random.chance(0.1) ? random.below(original.length) : original.length)
+  const bytes = Uint8Array.from(random.chance(0.1) ? original.subarray(0, random.below(original.length)) : original)
   for (let i = random.between(1, 4); i > 0; i--) {
     const reach = random.pick([112, 112, 512, 65_536, bytes.length])
     const at = random.below(Math.max(1, Math.min(reach, bytes.length)))
-    if (random.chance(0.3)) bytes.fill(random.pick([0, 0x7f, 0xff]), at - (at % 8), at - (at % 8) + random.pick([4, 8]))
+    const field = bytes.subarray(at - (at % 8))
+    if (random.chance(0.3)) field.subarray(0, random.pick([4, 8])).fill(random.pick([0, 0x7f, 0xff]))
     else bytes[at] = random.pick([random.below(256), 0, 1, 0x80, 0xff])
   }
   return bytes
