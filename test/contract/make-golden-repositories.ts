@@ -78,7 +78,9 @@ class Machine {
 
   /** Of the whole disk at first, then of what changed; a second disk is empty. Returns the backup's id. */
   async backUp(isFull = this.#parent === undefined): Promise<string> {
-    const changes = isFull ? [{ offset: 0, length: this.content.length }] : changeSome(this.content, this.#random, 4, 9000)
+    const changes = isFull
+      ? [{ offset: 0, length: this.content.length }]
+      : changeSome(this.content, this.#random, 4, 9000)
     const parent = isFull || this.#parent === undefined ? {} : { parent: { backup: this.#parent, disk: 'sda' } }
     const writer = await this.#repository.begin({
       machine: this.#name,
@@ -122,7 +124,12 @@ async function makeHistory(store: ObjectStore, options: RepositoryOptions): Prom
   for (const id of ids.slice(0, 3)) await keeper.forget(id)
   await keeper.prune({ repackBelow: 1 })
   for (let i = 0; i < 2; i++) ids.push(await machine.backUp())
-  const crashed = await client.begin({ machine: 'vm9', moment: START, kind: 'full', disks: [{ name: 'sda', size: SIZE }] })
+  const crashed = await client.begin({
+    machine: 'vm9',
+    moment: START,
+    kind: 'full',
+    disks: [{ name: 'sda', size: SIZE }],
+  })
   await crashed.disk(0).write(0, 64 * KIB, noise(new Random(4), 64 * KIB), 0)
   await crashed.store()
   await crashed.abort()
