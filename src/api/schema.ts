@@ -1,33 +1,12 @@
 // The API as one table: every route with its types and validators. Server, client, command line and dashboard import it; it
-// imports nothing but zod at run time.
+// and the tables beside it import nothing but zod at run time.
 
 import { z } from 'zod'
+import { hostRoutes } from './host-routes.ts'
+import { bytes, job, name, nothing, type Route, terms } from './shapes.ts'
 
-/** Characters of the longest name that a request may have. */
-export const NAME_LENGTH_MAX = 1023
 /** Edits of bitmaps in one request. */
 const EDITS_MAX = 1000
-
-const name = z.string().min(1).max(NAME_LENGTH_MAX)
-const bytes = z.number().int().nonnegative()
-
-/** How a job is run, whatever it does. */
-const terms = {
-  speed: bytes.default(0).describe('Bytes per second; 0 is no limit'),
-  onError: z
-    .enum(['report', 'ignore', 'stop', 'enospc'])
-    .optional()
-    .describe('An error ends the job, is tried again by itself, pauses it, or pauses it only when the target is full'),
-  finalize: z.enum(['auto', 'manual']).optional().describe('By hand: the result waits for the verb finalize'),
-  dismiss: z.enum(['auto', 'manual']).optional().describe('By hand: an ended job stays listed until it is dismissed'),
-  guestLatency: z
-    .number()
-    .nonnegative()
-    .optional()
-    .describe(
-      'Milliseconds that a request of the guest takes at most, on the average; found out unless told, 0 does not look',
-    ),
-}
 
 export const errorBody = z.object({ error: z.object({ kind: z.string(), message: z.string() }) })
 
@@ -88,29 +67,6 @@ const snapshot = z.object({
   uri: z.string().optional().describe('Where it is exported, for reading only'),
 })
 
-const job = z.object({
-  id: z.string(),
-  kind: z.string(),
-  subject: z.string(),
-  state: z.string(),
-  verbs: z.array(z.string()),
-  done: bytes,
-  total: bytes,
-  restMs: z.number().optional().describe('Milliseconds to go at the present pace'),
-  resumedAt: bytes,
-  speed: bytes,
-  guest: z
-    .object({ latencyMs: z.number(), targetMs: z.number(), rate: z.number().optional() })
-    .optional()
-    .describe('What a request of the guest takes on the average, may take, and the bytes per second kept to for that'),
-  onError: z.string(),
-  startedMs: z.number(),
-  endedMs: z.number().optional(),
-  dismissed: z.boolean().describe('Ended, and only kept as history'),
-  error: z.object({ kind: z.string(), message: z.string() }).optional(),
-  details: z.record(z.string(), z.unknown()),
-})
-
 const mirrorMode = z.enum(['auto', 'background', 'write-blocking'])
 const finish = z.enum(['copy', 'pivot'])
 
@@ -140,16 +96,6 @@ const incomingReply = z.object({
 const onDisk = z.object({ disk: name })
 const onSnapshot = z.object({ disk: name, snapshot: name })
 const onJob = z.object({ job: name })
-const nothing = z.object({})
-
-interface Route {
-  readonly method: 'GET' | 'POST' | 'DELETE'
-  readonly path: string
-  readonly summary: string
-  readonly params: z.ZodType
-  readonly body: z.ZodType
-  readonly response: z.ZodType
-}
 
 export const routes = {
   showStatus: {
@@ -478,6 +424,7 @@ export const routes = {
     body: z.object({ speed: bytes }),
     response: job,
   },
+  ...hostRoutes,
 } as const satisfies Record<string, Route>
 
 export type Routes = typeof routes

@@ -14,7 +14,8 @@ import { type ErrorKind, toBlockError } from '../block/error.ts'
 import type { IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import { Door } from './door.ts'
-import { type Body, errorBody, NAME_LENGTH_MAX, type Params, type Reply, type RouteName, routes } from './schema.ts'
+import { type Body, errorBody, type Params, type Reply, type RouteName, routes } from './schema.ts'
+import { NAME_LENGTH_MAX } from './shapes.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 import { addTunnel, type FindSocket } from './tunnel.ts'
 
@@ -85,6 +86,16 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
+    listMachines: () => engine.machines.list() as Reply<'listMachines'>,
+    createMachine: (_params, { name, disks }) =>
+      engine.machines.create(name, disks) as Promise<Reply<'createMachine'>>,
+    showMachine: ({ machine }) => engine.machines.show(machine) as Reply<'showMachine'>,
+    changeMachine: ({ machine }, change) =>
+      engine.machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
+    removeMachine: async ({ machine }) => {
+      await engine.machines.remove(machine)
+      return {}
+    },
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
     sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,

@@ -17,6 +17,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   serve: async () => (await import('./serve.ts')).addServeCommand,
   nbd: async () => (await import('./nbd.ts')).addNbdCommand,
   disk: async () => (await import('./disk.ts')).addDiskCommands,
+  machine: async () => (await import('./machine.ts')).addMachineCommands,
   snapshot: loadSnapshot,
   clone: loadSnapshot,
   bitmap: async () => (await import('./bitmap.ts')).addBitmapCommands,

@@ -12,9 +12,11 @@ import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 export function addSnapshotCommands(program: Command): void {
   const snapshot = program.command('snapshot').description('live snapshots of a disk')
   snapshot
-    .command('create <disk> [name]')
-    .description('freeze the present state under a name; writes go to a new overlay')
-    .option('--with <disks...>', 'other disks, at the same moment; of all or of none')
+    .command('create <machine> [name]')
+    .description(
+      'freeze the present state of a disk, or of all disks of a machine, under a name; writes go to new overlays',
+    )
+    .option('--with <machines...>', 'others, at the same moment; of all or of none')
     .action(create)
   snapshot
     .command('list <disk>')
@@ -82,12 +84,12 @@ async function create(
 ): Promise<void> {
   const cli = cliOf(command)
   const name = wanted ?? defaultName()
-  if (options.with === undefined) {
-    const made = await cli.api.call('createSnapshot', { disk }, { name })
-    print(cli, made, () => `${made.name}: ${made.path}`)
+  const made = await cli.api.call('createSnapshots', {}, { disks: [disk, ...(options.with ?? [])], name })
+  const [only] = made
+  if (only?.disk === disk && made.length === 1) {
+    print(cli, only, () => `${only.name}: ${only.path}`)
     return
   }
-  const made = await cli.api.call('createSnapshots', {}, { disks: [disk, ...options.with], name })
   print(cli, made, () => made.map((one) => `${one.disk}: ${one.name}: ${one.path}`).join('\n'))
 }
 

@@ -10,12 +10,14 @@ import { mend } from '../job/mend.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { BackupWriter, Repository } from '../repository/repository.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
-import type { BackupSpec, JobRecord } from './catalog.ts'
+import { type BackupSpec, type JobRecord, subjectOf } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 import { JobTable } from './job-table.ts'
 
 export interface BackupRequest extends JobTerms {
   readonly disks: readonly string[]
+  /** The machine that these are, if they are one. */
+  readonly machine?: string | undefined
   readonly repository: string
   readonly full: boolean
 }
@@ -28,11 +30,11 @@ export interface Part {
 
 /** Takes the moment and begins to copy, as a job. Resolves when the moment is taken. */
 export async function startBackup(context: EngineContext, request: BackupRequest): Promise<Job> {
-  const { disks, repository, full } = request
+  const { disks, machine, repository, full } = request
   for (const name of disks) context.partyOf(name)
   if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
-  const row = JobTable.newRow({ kind: 'backup', disks, repository, full }, request)
+  const row = JobTable.newRow({ kind: 'backup', disks, ...(machine === undefined ? {} : { machine }), repository, full }, request)
   const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
   await taken
   if (job.error !== undefined) throw job.error
@@ -141,7 +143,7 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
   const spec = row.spec as BackupSpec
   const parts = await makePlans(context, spec, repository)
   const request = {
-    machine: spec.disks.join('+'),
+    machine: subjectOf(spec),
     moment: Date.now(),
     kind: parts.every(({ plan }) => plan.parent !== undefined) ? ('incremental' as const) : ('full' as const),
     disks: parts.map(({ party, plan: { size, parent } }) => ({

@@ -1,4 +1,4 @@
-// The catalog: what exists. Disks with their chains, jobs, and files that are to be removed. One transaction changes any of it,
+// The catalog: what exists. Disks with their chains, machines, jobs, and files that are to be removed. One transaction changes any of it,
 // durably, or none. The catalog's record of a chain is the one truth about which layer is active. What is too large or
 // too hot for it (bitmaps, a job's progress) is in the disk's dirty log.
 
@@ -109,6 +109,8 @@ export interface MigrateSpec {
 export interface BackupSpec {
   readonly kind: 'backup'
   readonly disks: readonly string[]
+  /** The machine that the disks are; undefined for disks that were named one by one. */
+  readonly machine?: string
   readonly repository: string
   readonly full: boolean
 }
@@ -124,6 +126,11 @@ export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | Backu
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {
   return 'disks' in spec ? spec.disks : [spec.disk]
+}
+
+/** How its user calls what a job works on: a machine, or its disks. */
+export function subjectOf(spec: JobSpec): string {
+  return (spec.kind === 'backup' ? spec.machine : undefined) ?? disksOf(spec).join('+')
 }
 
 /** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
@@ -183,8 +190,17 @@ export interface IdentityRecord {
   readonly createdMs: number
 }
 
+/** Disks that are snapshot and backed up at one moment, with one outcome. A disk of no machine is one by itself, without a record. */
+export interface MachineRecord {
+  /** Its name, which no disk has. */
+  readonly id: string
+  /** Names of its disks; each is of one machine at most. */
+  readonly disks: readonly string[]
+}
+
 export interface Records {
   disk: DiskRecord
+  machine: MachineRecord
   guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord

@@ -457,6 +457,8 @@ export class Engine {
   async #checkNewDisk(name: string): Promise<void> {
     checkName('disk', name)
     checkSocketPath(this.#context.home.nbdSocket(name))
+    if (this.#context.catalog.get('machine', name) !== undefined)
+      throw new BlockError('exists', `there is a machine ${name}: give the disk a name that no machine has`)
     if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
     throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
   }

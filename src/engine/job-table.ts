@@ -17,6 +17,7 @@ import {
   type JobRecord,
   type JobSpec,
   type MirrorSpec,
+  subjectOf,
 } from './catalog.ts'
 import type { Turn } from './context.ts'
 
@@ -59,7 +60,7 @@ export class JobTable {
 
   /** The job of a row, new or found by a restart. */
   static jobOf({ id, spec, terms, finalized }: JobRecord, details: Readonly<Record<string, unknown>>): Job {
-    return new Job({ id, kind: spec.kind, subject: disksOf(spec).join('+'), terms, finalized, details })
+    return new Job({ id, kind: spec.kind, subject: subjectOf(spec), terms, finalized, details })
   }
 
   /** Running jobs first, then ended ones, newest first. */

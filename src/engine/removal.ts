@@ -9,12 +9,16 @@ import { layersOf, refuseClaimed } from './claims.ts'
 import { type EngineContext, findAny, type ManagedDisk } from './context.ts'
 import { closeManagedDisk } from './disk-opener.ts'
 import { forget } from './hand-over.ts'
+import { machineOf } from './machines.ts'
 
 /** Kind 'busy' while a job, a clone or another daemon needs the disk. Nobody else adds or removes disks meanwhile. */
 export async function removeDisk(context: EngineContext, name: string): Promise<void> {
   const failed = context.failed.get(name)
   const record = failed?.record ?? findAny(context, name).record
   refuseUnsettled(record)
+  const machine = machineOf(context.catalog, name)
+  if (machine !== undefined)
+    throw new BlockError('busy', `disk ${name} is of machine ${machine}: varve machine remove ${machine} ${name}`)
   const job = context.jobs.find(({ spec }) => disksOf(spec).includes(name))
   if (job !== undefined)
     throw new BlockError('busy', `disk ${name} is in use by job ${job.id}: varve job cancel ${job.id}`)

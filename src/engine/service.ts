@@ -10,6 +10,7 @@ import type { BackupRequest } from './backups.ts'
 import type { BitmapComparison, BitmapEdit } from './bitmaps.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
+import type { Machines } from './machines.ts'
 import type { MigrateRequest } from './migrations.ts'
 import type { MirrorRequest } from './mirrors.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from './peers.ts'
@@ -20,6 +21,7 @@ import type { ViewRequest } from './views.ts'
 type Soon<T> = T | Promise<T>
 
 export interface EngineService {
+  readonly machines: Machines
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
   /** `cache` is writeback unless told. */
@@ -36,7 +38,7 @@ export interface EngineService {
   releaseDisk(name: string): Promise<void>
   listSnapshots(disk: string): Soon<SnapshotInfo[]>
   createSnapshot(disk: string, name: string): Promise<NewSnapshot>
-  /** Of all at one moment, or of none. */
+  /** Of all at one moment, or of none; a machine's name stands for its disks. */
   createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]>
   exportSnapshot(disk: string, snapshot: string): Promise<string>
   unexportSnapshot(disk: string, snapshot: string): Promise<void>

@@ -54,7 +54,7 @@ export type PartyFunctions = {
 
 /** What the control plane asks of a shard. */
 export type ShardFunctions = PartyFunctions &
-  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk'> & {
+  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines'> & {
     /** Opens its disks. */
     open(): Promise<void>
     /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */

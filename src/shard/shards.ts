@@ -17,6 +17,7 @@ import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
 import { DistantGuests } from '../engine/distant-guests.ts'
 import { dismissal } from '../engine/job-table.ts'
+import { Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
@@ -38,7 +39,7 @@ type OfDisk = {
   [K in keyof ShardFunctions]: Parameters<ShardFunctions[K]> extends [disk: string, ...unknown[]] ? K : never
 }[keyof ShardFunctions]
 
-const RECORD_KINDS: readonly RecordKind[] = ['identity', 'disk', 'guest', 'job', 'garbage', 'history']
+const RECORD_KINDS: readonly RecordKind[] = ['identity', 'disk', 'machine', 'guest', 'job', 'garbage', 'history']
 
 export class Shards implements EngineService {
   readonly #options: ShardsOptions
@@ -54,6 +55,7 @@ export class Shards implements EngineService {
   readonly #turns = new Map<number, Seat>()
   /** Clients on TCP. */
   readonly guests: DistantGuests
+  readonly machines: Machines
   readonly #watchers = new JobWatchers((id, verb) => this.#ofJob(id).then(({ remote }) => remote[verb](id)))
   #lastTicket = 0
   #isClosing = false
@@ -84,6 +86,7 @@ export class Shards implements EngineService {
     this.#catalog = catalog
     const bootId = options.host.bootId()
     this.guests = new DistantGuests(catalog, (changes) => this.#commit(undefined, changes), bootId)
+    this.machines = new Machines(catalog, (changes) => this.#commit(undefined, changes), this.#control)
     const count = options.count ?? os.availableParallelism()
     const seat = (number: number): Seat => ({ number, disks: new Set(), shard: undefined, deaths: 0, diedMs: 0 })
     this.#seats = Array.from({ length: count }, (_, number) => seat(number))
@@ -155,7 +158,8 @@ export class Shards implements EngineService {
     return this.#control.run(async () => (await this.#of(name)).removeDisk(name))
   }
 
-  async createSnapshots(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
+  async createSnapshots(names: readonly string[], name: string): Promise<NewSnapshot[]> {
+    const { disks } = this.machines.together(names)
     const [first, ...others] = new Set(disks.map((disk) => this.#seatOf(disk)))
     if (first === undefined) throw new BlockError('invalid-argument', 'a snapshot needs at least one disk')
     if (others.length === 0) return (await this.#reach(first)).createSnapshots(disks, name)
@@ -196,18 +200,20 @@ export class Shards implements EngineService {
 
   /** A backup is made in the shard of its first disk. */
   async backup(request: BackupRequest): Promise<JobStatus> {
-    const [first] = request.disks
+    const meant = this.machines.together(request.disks)
+    const [first] = meant.disks
     if (first === undefined) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
-    for (const disk of request.disks) this.#seatOf(disk)
-    return (await this.#of(first)).backup(request)
+    for (const disk of meant.disks) this.#seatOf(disk)
+    return (await this.#of(first)).backup({ ...request, ...meant })
   }
 
   /** As a backup. */
   async openView(request: ViewRequest): Promise<JobStatus> {
-    const [first] = request.disks
+    const { disks } = this.machines.together(request.disks)
+    const [first] = disks
     if (first === undefined) throw new BlockError('invalid-argument', 'a view needs at least one disk')
-    for (const disk of request.disks) this.#seatOf(disk)
-    return (await this.#of(first)).openView(request)
+    for (const disk of disks) this.#seatOf(disk)
+    return (await this.#of(first)).openView({ ...request, disks })
   }
 
   async listJobs(): Promise<JobStatus[]> {
