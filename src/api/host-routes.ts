@@ -1,11 +1,24 @@
 // The part of the API's table that is about the host: its machines, and what of all of them is backed up when.
 
 import { z } from 'zod'
-import { name, nothing, type Route } from './shapes.ts'
+import { bytes, job, name, nothing, type Route, terms } from './shapes.ts'
 
 const machine = z.object({
   name,
   disks: z.array(name).describe('Snapshot and backed up at one moment'),
+})
+
+const windowEnd = z.enum(['finish', 'break'])
+const host = z.object({
+  machines: z.number().describe('Machines that are backed up at a time'),
+  scratchBytes: bytes.describe('Copy space of one disk'),
+  scratchHostBytes: bytes.describe('Copy space of all disks together'),
+  bandwidth: bytes.describe('Bytes per second of all backups together; 0 is no limit'),
+  windows: z.array(z.string()).describe('When queued backups begin, such as 22:00-06:00, in local time'),
+  windowEnd: windowEnd.describe('What becomes of queued backups that run when their window closes'),
+  scratch: z.object({ used: bytes, peak: bytes }).describe('Copy space in use, and the most since the daemon began'),
+  running: z.array(z.object({ job: name, machine: z.string() })),
+  waiting: z.number(),
 })
 
 const onMachine = z.object({ machine: name })
@@ -51,6 +64,43 @@ export const hostRoutes = {
     body: nothing,
     response: nothing,
   },
+  showHost: {
+    method: 'GET',
+    path: '/v1/host',
+    summary: 'What backups of this host may take, and take now',
+    params: nothing,
+    body: nothing,
+    response: host,
+  },
+  setHost: {
+    method: 'POST',
+    path: '/v1/host',
+    summary: 'Changes what backups of this host may take; null is as the daemon was started',
+    params: nothing,
+    body: z.object({
+      machines: z.number().nullish(),
+      scratchBytes: bytes.nullish(),
+      scratchHostBytes: bytes.nullish(),
+      bandwidth: bytes.nullish(),
+      windows: z.array(z.string()).nullish(),
+      windowEnd: windowEnd.nullish(),
+    }),
+    response: host,
+  },
+  queueBackups: {
+    method: 'POST',
+    path: '/v1/backups/queue',
+    summary: 'Has each machine backed up at its own moment, when its turn comes, as a job each; all when none is named',
+    params: nothing,
+    body: z.object({
+      machines: z.array(name).optional(),
+      repository: z.string().min(1),
+      full: z.boolean().default(false),
+      ...terms,
+    }),
+    response: z.array(job),
+  },
 } as const satisfies Record<string, Route>
 
+export type HostReply = z.output<typeof host>
 export type MachineReply = z.output<typeof machine>

@@ -87,15 +87,16 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
     listMachines: () => engine.machines.list() as Reply<'listMachines'>,
-    createMachine: (_params, { name, disks }) =>
-      engine.machines.create(name, disks) as Promise<Reply<'createMachine'>>,
+    createMachine: (_params, { name, disks }) => engine.machines.create(name, disks) as Promise<Reply<'createMachine'>>,
     showMachine: ({ machine }) => engine.machines.show(machine) as Reply<'showMachine'>,
-    changeMachine: ({ machine }, change) =>
-      engine.machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
+    changeMachine: ({ machine }, change) => engine.machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
     removeMachine: async ({ machine }) => {
       await engine.machines.remove(machine)
       return {}
     },
+    showHost: () => engine.host.show() as Reply<'showHost'>,
+    setHost: (_params, change) => engine.host.set(change) as Promise<Reply<'setHost'>>,
+    queueBackups: (_params, request) => engine.queueBackups(request) as Promise<Reply<'queueBackups'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
     sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,

@@ -84,6 +84,15 @@ export const DRAIN_TIMEOUT_MS = 30_000
 export const SCRATCH_BYTES = 4 * 1024 * MIB
 export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
 
+/** Machines that a host may be told to back up at a time, and backups that may be queued. */
+export const BACKUP_MACHINES_MAX = 64
+export const BACKUPS_QUEUED_MAX = 10_000
+/** Least that all backups of a host may be told to copy together, in bytes per second. */
+export const HOST_BANDWIDTH_MIN = 64 * KIB
+/** How often the queue looks again for scratch that was given back, and for a window that opens or closes, in milliseconds, at most. */
+export const QUEUE_LOOK_MS = 1000
+export const QUEUE_WINDOW_LOOK_MS = 60_000
+
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 

@@ -7,7 +7,8 @@ import { guard } from '../block/guard.ts'
 import { makeDisk } from '../../test/support/chains.ts'
 import type { Disk } from './disk.ts'
 import { PointInTime } from './point-in-time.ts'
-import { Scratch, ScratchBudget } from './scratch.ts'
+import { ScratchBudget } from './scratch-budget.ts'
+import { Scratch } from './scratch.ts'
 
 const GRANULE = 4096
 const SIZE = 512 * 1024 + 1000
@@ -50,7 +51,7 @@ for (const speed of ['at once', 'late'] as const) {
     const guest = guard(disk)
     await guest.write(0, SIZE, random.fill(Buffer.alloc(SIZE)), 0, 0)
     const moment = await readAll(disk)
-    const budget = new ScratchBudget(64 * 1024 * 1024)
+    const budget = ScratchBudget.of(64 * 1024 * 1024, 1)
     const view = await freeze(disk, budget)
     const inFlight: (Promise<void> | undefined)[] = []
     for (let step = 0; step < 400; step++) {
@@ -81,7 +82,7 @@ for (const speed of ['at once', 'late'] as const) {
 test('a second write to a saved granule leaves the saved bytes alone, and the short tail is saved too', async () => {
   const disk = await newDisk()
   await disk.write(SIZE - 1000, 1000, Buffer.alloc(1000, 1), 0, 0)
-  const view = await freeze(disk, new ScratchBudget(1024 * 1024))
+  const view = await freeze(disk, ScratchBudget.of(1024 * 1024, 1))
   await disk.write(SIZE - 500, 500, Buffer.alloc(500, 2), 0, 0)
   await disk.write(SIZE - 600, 600, Buffer.alloc(600, 3), 0, 0)
   const bytes = Buffer.alloc(1000)
@@ -95,7 +96,7 @@ test('only what the backup still needs is saved, and released granules give thei
   await disk.write(0, 64 * GRANULE, Buffer.alloc(64 * GRANULE, 1), 0, 0)
   const needed = new Bitmap(SIZE)
   needed.setGranules(0, 8)
-  const budget = new ScratchBudget(1024 * 1024)
+  const budget = ScratchBudget.of(1024 * 1024, 1)
   const view = await freeze(disk, budget, needed)
   await disk.write(0, 64 * GRANULE, Buffer.alloc(64 * GRANULE, 2), 0, 0)
   assert.equal(budget.used, 8 * GRANULE)
@@ -110,7 +111,7 @@ test('only what the backup still needs is saved, and released granules give thei
 test('a scratch that is full breaks the view and not the guest', async () => {
   const disk = await newDisk()
   await disk.write(0, 64 * GRANULE, Buffer.alloc(64 * GRANULE, 1), 0, 0)
-  const view = await freeze(disk, new ScratchBudget(4 * GRANULE))
+  const view = await freeze(disk, ScratchBudget.of(4 * GRANULE, 1))
   await disk.write(0, 64 * GRANULE, Buffer.alloc(64 * GRANULE, 2), 0, 0)
   assert.equal(view.broken?.kind, 'no-space')
   await assert.rejects(view.read(0, GRANULE, Buffer.alloc(GRANULE), 0), (error) => isBlockError(error, 'no-space'))
@@ -123,7 +124,7 @@ test('a scratch that is full breaks the view and not the guest', async () => {
 test('granules of zeros take no scratch, and what was trimmed since still counts as data', async () => {
   const disk = await newDisk()
   await disk.write(0, 16 * GRANULE, Buffer.alloc(16 * GRANULE, 1), 0, 0)
-  const budget = new ScratchBudget(1024 * 1024)
+  const budget = ScratchBudget.of(1024 * 1024, 1)
   const view = await freeze(disk, budget)
   await disk.write(32 * GRANULE, 16 * GRANULE, Buffer.alloc(16 * GRANULE, 2), 0, 0)
   assert.equal(budget.used, 0)

@@ -10,30 +10,7 @@ import { isZero } from '../base/bytes.ts'
 import type { Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { HostFile } from '../host/host.ts'
-
-/** Bytes in use out of a limit that several scratches of a host share. */
-export class ScratchBudget {
-  readonly limit: number
-  used = 0
-  peak = 0
-
-  constructor(limit: number) {
-    this.limit = limit
-  }
-
-  /** Takes `bytes`, or says that there is no room. */
-  take(bytes: number): boolean {
-    if (this.used + bytes > this.limit) return false
-    this.used += bytes
-    this.peak = Math.max(this.peak, this.used)
-    return true
-  }
-
-  give(bytes: number): void {
-    this.used -= bytes
-    assert(this.used >= 0, 'scratch given back once')
-  }
-}
+import type { ScratchBudget } from './scratch-budget.ts'
 
 const REGION_GRANULES = 1024
 const NOT_SAVED = 0

@@ -15,7 +15,8 @@ import { Bitmap } from '../bitmap/bitmap.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import { PointInTime } from '../chain/point-in-time.ts'
-import { Scratch, ScratchBudget } from '../chain/scratch.ts'
+import { ScratchBudget } from '../chain/scratch-budget.ts'
+import { Scratch } from '../chain/scratch.ts'
 import type { BitmapChange } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
 import type { BackupInfo } from '../repository/repository.ts'
@@ -23,6 +24,7 @@ import { refuseAway } from './authority.ts'
 import type { DiskRecord } from './catalog.ts'
 import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
+import { limitsOf } from './host-limits.ts'
 
 /** What of a repository's backups a party needs to know. */
 export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment'> & {
@@ -165,13 +167,13 @@ export class LocalParty implements BackupParty {
   }
 
   async #makeScratch(): Promise<Scratch> {
-    const { host, home, scratchBytes, scratchBudget } = this.#context
+    const { host, home, scratchBudget } = this.#context
     const file = path.join(home.diskFolder(this.#managed.record.id), 'scratch')
     await host.unlink(file)
     const opened = await host.open(file, { write: true, create: 'exclusive' })
     // Unlinked while open: whatever happens to the daemon, the space comes back.
     await host.unlink(file)
-    return new Scratch(opened, GRANULE, [new ScratchBudget(scratchBytes), scratchBudget])
+    return new Scratch(opened, GRANULE, [ScratchBudget.of(limitsOf(this.#context).scratchBytes, 1), scratchBudget])
   }
 }
 

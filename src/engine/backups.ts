@@ -5,13 +5,15 @@
 import path from 'node:path'
 import { BlockError } from '../block/error.ts'
 import { type BackupDisk, type BackupResult, runBackup } from '../job/backup.ts'
-import type { Job } from '../job/job.ts'
+import type { Job, JobStatus } from '../job/job.ts'
 import { mend } from '../job/mend.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { BackupWriter, Repository } from '../repository/repository.ts'
+import type { TurnWish } from './backup-queue.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
 import { type BackupSpec, type JobRecord, subjectOf } from './catalog.ts'
 import type { EngineContext } from './context.ts'
+import { type BackupFigures, learn } from './forecast.ts'
 import { JobTable } from './job-table.ts'
 
 export interface BackupRequest extends JobTerms {
@@ -34,7 +36,10 @@ export async function startBackup(context: EngineContext, request: BackupRequest
   for (const name of disks) context.partyOf(name)
   if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
-  const row = JobTable.newRow({ kind: 'backup', disks, ...(machine === undefined ? {} : { machine }), repository, full }, request)
+  const row = JobTable.newRow(
+    { kind: 'backup', disks, ...(machine === undefined ? {} : { machine }), repository, full },
+    request,
+  )
   const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
   await taken
   if (job.error !== undefined) throw job.error
@@ -49,8 +54,9 @@ export async function startBackup(context: EngineContext, request: BackupRequest
 export async function resumeBackups(context: EngineContext, rows: readonly JobRecord[]): Promise<void> {
   for (const row of rows) {
     try {
-      const repository = await context.openRepository((row.spec as BackupSpec).repository)
-      if (!(await isVisible(repository, row))) {
+      // One that never had its turn is in no repository; there may be many of them.
+      const repository = row.backup === undefined ? undefined : await context.openRepository(repositoryOf(row))
+      if (repository === undefined || !(await isVisible(repository, row))) {
         launchBackup(context, row, repository)
         continue
       }
@@ -62,6 +68,14 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
       context.jobs.launch(JobTable.jobOf(row, {}), row, () => Promise.reject(error))
     }
   }
+}
+
+/** Queued backups, new in the catalog, wait for their turns. One that was launched already stays as it is. */
+export function launchQueued(context: EngineContext, rows: readonly JobRecord[]): JobStatus[] {
+  return rows.map((row) => {
+    if (context.jobs.has(row.id)) return context.jobs.status(row.id)
+    return launchBackup(context, row, undefined).job.status
+  })
 }
 
 /**
@@ -92,6 +106,10 @@ export function isTaken({ id, backup }: JobRecord): boolean {
   return backup === id
 }
 
+function repositoryOf(row: JobRecord): string {
+  return (row.spec as BackupSpec).repository
+}
+
 async function isVisible(repository: Repository, row: JobRecord): Promise<boolean> {
   return row.backup !== undefined && (await repository.backups()).some(({ id }) => id === row.backup)
 }
@@ -104,7 +122,7 @@ async function becameVisible(context: EngineContext, row: JobRecord): Promise<bo
   if (row.spec.kind === 'view') return isTaken(row)
   let repository: Repository | undefined
   try {
-    repository = await context.openRepository((row.spec as BackupSpec).repository)
+    repository = await context.openRepository(repositoryOf(row))
     return await isVisible(repository, row)
   } catch (error) {
     context.report(`${row.id}: whether its backup is there is not known: ${(error as Error).message}`)
@@ -115,28 +133,36 @@ async function becameVisible(context: EngineContext, row: JobRecord): Promise<bo
 }
 
 /**
- * A job in the table at once, which waits for its turn, takes the moment and copies. `taken` resolves when the moment is taken,
- * or the job ended before.
+ * A job in the table at once, which waits for its turn, opens the repository unless it is open, takes the moment and copies. `taken` resolves
+ * when the moment is taken, or the job ended before.
  */
 function launchBackup(
   context: EngineContext,
   row: JobRecord,
-  repository: Repository,
+  opened: Repository | undefined,
 ): { readonly job: Job; readonly taken: Promise<unknown> } {
   const spec = row.spec as BackupSpec
   const job = JobTable.jobOf(row, { repository: path.basename(spec.repository) })
   const moment = Promise.withResolvers<void>()
+  let repository = opened
   const whole = async (): Promise<void> => {
+    repository ??= await context.openRepository(spec.repository)
     const running = await begin(context, job, row, repository)
     moment.resolve()
-    await work(job, running)
+    await work(context, job, spec, running)
   }
-  context.jobs.launch(job, row, whole, context.backupTurn)
+  job.shareLine(context.bandwidth.share())
+  context.jobs.launch(job, row, whole, { turn: context.backupTurn, wish: wishOf(row, spec) })
   const ended = context.jobs.ended(job.id)
   ended
-    .then(() => repository.close())
+    .then(() => repository?.close())
     .catch((error: unknown) => context.report(`${job.id}: closing the repository: ${(error as Error).message}`))
   return { job, taken: Promise.race([moment.promise, ended]) }
+}
+
+function wishOf({ id, startedMs }: JobRecord, spec: BackupSpec): TurnWish {
+  const { disks, full, queued } = spec
+  return { id, machine: subjectOf(spec), disks, full, place: queued ?? startedMs, queued: queued !== undefined }
 }
 
 async function begin(context: EngineContext, job: Job, row: JobRecord, repository: Repository): Promise<Running> {
@@ -156,9 +182,10 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
   try {
     const record = { ...(context.catalog.get('job', row.id) ?? row), backup: writer.id }
     await context.catalog.commit([{ put: 'job', record }])
-    const running = { ...(await takeMoment(parts, writer.id)), writer }
+    const running = { ...(await takeMoment(parts, writer.id)), writer, momentMs: Date.now() }
     job.describe({
       backup: writer.id,
+      momentMs: running.momentMs,
       disks: parts.map(({ party, plan }) => ({ name: party.disk, kind: kindOf(plan), reason: plan.reason })),
     })
     return running
@@ -183,10 +210,11 @@ export interface Moment {
 /** A backup whose moment is taken. */
 interface Running extends Moment {
   readonly writer: BackupWriter
+  readonly momentMs: number
 }
 
-async function work(job: Job, running: Running): Promise<void> {
-  const { parts, disks, durable, writer } = running
+async function work(context: EngineContext, job: Job, spec: BackupSpec, running: Running): Promise<void> {
+  const { parts, disks, durable, writer, momentMs } = running
   let result: BackupResult | undefined
   try {
     await durable
@@ -194,9 +222,28 @@ async function work(job: Job, running: Running): Promise<void> {
     job.describe({ readBytes: result.readBytes, storedBytes: result.info.storedBytes })
   } finally {
     for (const { view } of disks) await view.close()
+    // From here on nothing of it is in scratch.
+    job.describe({ releasedMs: Date.now() })
     // A suspended job's bits are settled when the daemon opens again, as after a crash.
     if (!job.suspended || result !== undefined)
       await settleParts(parts, writer.id, result === undefined ? 'returned' : 'kept')
+  }
+  await remember(context, subjectOf(spec), {
+    momentMs,
+    tookMs: Date.now() - momentMs,
+    copiedBytes: job.status.done,
+    savedBytes: disks.reduce((sum, { view }) => sum + view.savedBytes, 0),
+    full: parts.some(({ plan }) => plan.parent === undefined),
+  })
+}
+
+/** Learns for the next time; that this fails is no fault of the backup. */
+async function remember(context: EngineContext, machine: string, figures: BackupFigures): Promise<void> {
+  const record = learn(machine, context.catalog.get('forecast', machine), figures)
+  try {
+    await context.catalog.commit([{ put: 'forecast', record }])
+  } catch (error) {
+    context.report(`what the backup of ${machine} took was not noted: ${(error as Error).message}`)
   }
 }
 

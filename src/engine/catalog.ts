@@ -7,6 +7,7 @@ import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
+import type { HostLimits } from './host-limits.ts'
 
 /** One layer of a chain. */
 export interface LayerRecord {
@@ -113,6 +114,8 @@ export interface BackupSpec {
   readonly machine?: string
   readonly repository: string
   readonly full: boolean
+  /** Its place among the queued, a number that grows: it begins within a window of the host, in this order. */
+  readonly queued?: number
 }
 
 /** Moments of disks that somebody reads over NBD; it lives no longer than the daemon. */
@@ -198,9 +201,27 @@ export interface MachineRecord {
   readonly disks: readonly string[]
 }
 
+/** What was said of the host's limits (host-limits.ts); what is absent is as the daemon was started. */
+export interface HostRecord extends Partial<HostLimits> {
+  /** Always the same: there is one. */
+  readonly id: string
+}
+
+/** What was learned from a machine's backups (forecast.ts); rates in bytes per second. */
+export interface ForecastRecord {
+  /** The machine's name. */
+  readonly id: string
+  readonly momentMs: number
+  readonly writeRate: number
+  readonly copyRate: number
+  readonly fullBytes: number
+}
+
 export interface Records {
   disk: DiskRecord
   machine: MachineRecord
+  host: HostRecord
+  forecast: ForecastRecord
   guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord
@@ -209,6 +230,19 @@ export interface Records {
 }
 
 export type RecordKind = keyof Records
+
+const KINDS: Record<RecordKind, true> = {
+  identity: true,
+  host: true,
+  disk: true,
+  machine: true,
+  forecast: true,
+  guest: true,
+  job: true,
+  garbage: true,
+  history: true,
+}
+export const RECORD_KINDS = Object.keys(KINDS) as readonly RecordKind[]
 
 export type CatalogChange =
   | { [K in RecordKind]: { readonly put: K; readonly record: Records[K] } }[RecordKind]

@@ -22,10 +22,13 @@ const WAITS_FOR = {
 
 export type ChainWork = keyof typeof WAITS_FOR
 
-/** Kind 'busy' while a job runs on the disk that the work has to wait for. */
+/** Kind 'busy' while a job runs on the disk that the work has to wait for. A backup that waits for its turn has not begun: nothing waits for it. */
 export function refuseConflict(context: EngineContext, disk: string, work: ChainWork): void {
   const kinds: readonly JobSpec['kind'][] = WAITS_FOR[work]
-  const job = context.jobs.find(({ spec }) => kinds.includes(spec.kind) && disksOf(spec).includes(disk))
+  const job = context.jobs.find(({ spec }, state) => {
+    const isWaiting = spec.kind === 'backup' && state === 'created'
+    return !isWaiting && kinds.includes(spec.kind) && disksOf(spec).includes(disk)
+  })
   if (job === undefined) return
   throw new BlockError('busy', `${work} has to wait: job ${job.id} is at work on disk ${disk}`)
 }

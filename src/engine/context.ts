@@ -5,16 +5,19 @@ import type { BackupParty } from './backup-party.ts'
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
-import type { ScratchBudget } from '../chain/scratch.ts'
+import type { ScratchBudget } from '../chain/scratch-budget.ts'
 import { BlockError } from '../block/error.ts'
 import { withCacheMode } from '../host/cache-mode.ts'
 import type { Host } from '../host/host.ts'
+import type { Bandwidth } from '../job/bandwidth.ts'
 import type { MirrorPace } from '../job/mirror.ts'
 import type { MergePaces } from '../job/settler.ts'
 import type { Repository } from '../repository/repository.ts'
 import { refuseAway } from './authority.ts'
+import type { Turn } from './backup-queue.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
 import type { Home } from './home.ts'
+import type { LimitDefaults } from './host-limits.ts'
 import type { JobTable } from './job-table.ts'
 import type { Peers } from './peers.ts'
 
@@ -41,11 +44,6 @@ export interface ViewServing {
   /** A reader came, or went. */
   readonly opened: () => void
   readonly closed: () => void
-}
-
-/** Runs one work at a time, in the order of asking. */
-export interface Turn {
-  run<T>(work: () => Promise<T>): Promise<T>
 }
 
 /** An open disk. */
@@ -84,11 +82,14 @@ export interface EngineContext {
   readonly peers: Peers
   /** Tokens of migrations whose disks an operator takes back without the target's word. */
   readonly takenBack: Set<string>
-  readonly scratchBytes: number
+  /** Those of the host's limits that the daemon was started with. */
+  readonly limitDefaults: LimitDefaults
   readonly mirrorPace: MirrorPace
   readonly mergePaces: MergePaces
   readonly scratchBudget: ScratchBudget
-  /** One backup at a time on this host. */
+  /** What all backups of the host may copy in a second. */
+  readonly bandwidth: Bandwidth
+  /** Whose turn it is to be backed up. */
   readonly backupTurn: Turn
   /** Who answers for a disk in a backup; kind 'not-found' when there is no such disk. */
   readonly partyOf: (disk: string) => BackupParty

@@ -1,13 +1,16 @@
 // What an engine is given: the host and the home, how things are served and repositories opened, its budgets, and where it is one
 // of several, what it must know of the others.
 
+import type { ScratchBudget } from '../chain/scratch-budget.ts'
 import type { Host } from '../host/host.ts'
+import type { Bandwidth } from '../job/bandwidth.ts'
 import type { MirrorPace } from '../job/mirror.ts'
 import type { MergePaces } from '../job/settler.ts'
 import type { Repository } from '../repository/repository.ts'
 import type { BackupParty } from './backup-party.ts'
+import type { Turn } from './backup-queue.ts'
 import type { Catalog } from './catalog.ts'
-import type { ServeDisk, ServeView, Turn } from './context.ts'
+import type { ServeDisk, ServeView } from './context.ts'
 import type { Home } from './home.ts'
 import type { Peers } from './peers.ts'
 
@@ -38,6 +41,8 @@ export interface EngineShard {
   owns(diskId: string): boolean
   /** Who answers for a disk of another engine. */
   partyOf(disk: string): BackupParty
-  /** One backup at a time on this host. */
+  /** Of the host, for the disks of all engines together. */
+  readonly scratch: ScratchBudget
+  readonly bandwidth: Bandwidth
   readonly backupTurn: Turn
 }

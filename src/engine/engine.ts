@@ -6,7 +6,6 @@ import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
-import { ScratchBudget } from '../chain/scratch.ts'
 import type { Format } from '../chain/open.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import { createRaw } from '../format/raw/raw.ts'
@@ -20,8 +19,15 @@ import { type BackupParty, LocalParty } from './backup-party.ts'
 import { diskOfToken, ensureIdentity } from './authority.ts'
 import { sideOf } from './branches.ts'
 import { type BitmapComparison, type BitmapEdit, compareBitmaps, editBitmaps } from './bitmaps.ts'
-import { type BackupRequest, settleBackups, startBackup } from './backups.ts'
-import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
+import { type BackupRequest, launchQueued, settleBackups, startBackup } from './backups.ts'
+import {
+  type Catalog,
+  type CatalogChange,
+  type DiskRecord,
+  disksOf,
+  type JobRecord,
+  type LayerRecord,
+} from './catalog.ts'
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
@@ -32,6 +38,8 @@ import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import type { Home } from './home.ts'
+import { HostDesk } from './host-desk.ts'
+import type { LimitDefaults } from './host-limits.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
 import { JobTable } from './job-table.ts'
 import { type MigrateRequest, startMigration } from './migrations.ts'
@@ -83,6 +91,11 @@ export class Engine {
     const { host, home, shard } = options
     const catalog = options.openCatalog()
     const disks = new Map<string, ManagedDisk>()
+    const limitDefaults = {
+      scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
+      scratchHostBytes: options.scratchHostBytes ?? SCRATCH_HOST_BYTES,
+    }
+    const own = shard === undefined ? hostOf(catalog, limitDefaults) : shard
     // Of several engines in one home the control plane sees to it.
     if (shard === undefined) await ensureIdentity(catalog)
     const context: EngineContext = {
@@ -97,11 +110,12 @@ export class Engine {
       openRepository: options.openRepository,
       peers: options.peers ?? noPeers,
       takenBack: new Set(),
-      scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
+      limitDefaults,
       mergePaces: options.mergePaces ?? MERGE_PACES,
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
-      scratchBudget: new ScratchBudget(options.scratchHostBytes ?? SCRATCH_HOST_BYTES),
-      backupTurn: shard?.backupTurn ?? new Mutex(),
+      scratchBudget: own.scratch,
+      bandwidth: own.bandwidth,
+      backupTurn: own.backupTurn,
       partyOf: (disk) => engine.#partyOf(disk),
       report: options.report,
     }
@@ -332,6 +346,15 @@ export class Engine {
     return (await startBackup(this.#context, request)).status
   }
 
+  /** Lets queued backups wait for their turns, whose rows are in the catalog. */
+  launchQueued(ids: readonly string[]): JobStatus[] {
+    const rows = ids.flatMap((id) => this.#context.catalog.get('job', id) ?? [])
+    return launchQueued(
+      this.#context,
+      rows.filter((row) => this.#ownsJob(row)),
+    )
+  }
+
   /** Resolves when the moment is taken and exported; see `openView`. */
   async openView(request: ViewRequest): Promise<JobStatus> {
     return (await openView(this.#context, request)).status
@@ -462,6 +485,12 @@ export class Engine {
     if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
     throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
   }
+}
+
+/** The host of a home that has one engine. */
+function hostOf(catalog: Catalog, defaults: LimitDefaults): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn'> {
+  const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1 })
+  return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue }
 }
 
 /** Takes the home for this process. Kind 'busy' when another daemon has it. */

@@ -6,7 +6,7 @@ import { JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import { Courtesy } from '../job/courtesy.ts'
-import { Job, type JobStatus, type PlainVerb } from '../job/job.ts'
+import { Job, type JobState, type JobStatus, type PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { checkTerms, type JobTerms } from '../job/terms.ts'
 import {
@@ -19,7 +19,7 @@ import {
   type MirrorSpec,
   subjectOf,
 } from './catalog.ts'
-import type { Turn } from './context.ts'
+import type { Turn, TurnWish } from './backup-queue.ts'
 
 /** What of a verb outlives a restart. */
 const KEPT: Record<PlainVerb, Partial<Pick<JobRecord, 'paused' | 'finalized'>>> = {
@@ -34,6 +34,8 @@ export class JobTable {
   readonly #disks: ReadonlyMap<string, { readonly disk: Disk }>
   readonly #report: (message: string) => void
   #isStopped = false
+  /** Has a job stop waiting for its turn. */
+  readonly #waiting = new Map<string, () => void>()
   readonly #running = new Map<
     string,
     { readonly job: Job; readonly record: () => JobRecord; readonly ended: Promise<void> }
@@ -94,9 +96,17 @@ export class JobTable {
     return this.#running.get(id)?.job.watch((job) => listener(job.status)) ?? (() => {})
   }
 
+  /** Whether the table has the job as one that has not ended. */
+  has(id: string): boolean {
+    return this.#running.has(id)
+  }
+
   /** The job that works on a disk in the given way, if any; one that has concluded works on nothing, whatever the catalog says yet. */
-  find(test: (record: JobRecord) => boolean): Job | undefined {
-    return [...this.#running.values()].find(({ job, record }) => job.state !== 'concluded' && test(record()))?.job
+  find(test: (record: JobRecord, state: JobState) => boolean): Job | undefined {
+    const found = [...this.#running.values()].find(
+      ({ job, record }) => job.state !== 'concluded' && test(record(), job.state),
+    )
+    return found?.job
   }
 
   /** Resolves when the job is no longer running; a job that the daemon's stop suspended has not ended then. */
@@ -164,9 +174,9 @@ export class JobTable {
 
   /**
    * Runs `work` as a job whose row is already in the catalog. When it ends, the row goes and the history has it; when
-   * it is suspended, the row stays. With a `turn` it waits for that, known and not begun, and holds it while it works.
+   * it is suspended, the row stays. With a `line` it waits for its turn there, known and not begun, and holds it while it works.
    */
-  launch(job: Job, record: JobRecord, work: () => Promise<void>, turn?: Turn): void {
+  launch(job: Job, record: JobRecord, work: () => Promise<void>, line?: { turn: Turn; wish: TurnWish }): void {
     const begin = async (): Promise<void> => {
       // It may have been cancelled, or the daemon told to stop, while it waited for its turn.
       await job.pausePoint(0)
@@ -177,7 +187,7 @@ export class JobTable {
     }
     const run = async (): Promise<void> => {
       try {
-        await (turn === undefined ? begin() : turn.run(begin))
+        await (line === undefined ? begin() : this.#inTurn(job, line, begin))
       } catch (error) {
         if (job.suspended) return
         job.fail(error)
@@ -191,6 +201,26 @@ export class JobTable {
     // The table knows the job before the work begins.
     const ended = Promise.resolve().then(run)
     this.#running.set(job.id, { job, record: () => this.#catalog.get('job', record.id) ?? record, ended })
+  }
+
+  /** One that is cancelled or suspended while it waits does not wait for its turn. */
+  async #inTurn(job: Job, { turn, wish }: { turn: Turn; wish: TurnWish }, begin: () => Promise<void>): Promise<void> {
+    const giveBack = (): void => turn.give(job.id)
+    const unwatch = job.watch(({ state }) => {
+      if (state === 'aborting') giveBack()
+    })
+    this.#waiting.set(job.id, giveBack)
+    const waits = (reason: string | undefined): void => job.describe({ waits: reason })
+    try {
+      if (!job.suspended) await turn.take(wish, { waits, over: (error) => job.giveUp(error) })
+      unwatch()
+      this.#waiting.delete(job.id)
+      await begin()
+    } finally {
+      unwatch()
+      this.#waiting.delete(job.id)
+      giveBack()
+    }
   }
 
   async #makingWay(job: Job, { spec, terms: { guestLatency } }: JobRecord, work: () => Promise<void>): Promise<void> {
@@ -209,6 +239,7 @@ export class JobTable {
   stop(): void {
     this.#isStopped = true
     for (const { job } of this.#running.values()) job.suspend()
+    for (const giveBack of this.#waiting.values()) giveBack()
   }
 
   /** Kind 'closed' when the daemon stops. */

@@ -72,7 +72,10 @@ export class Machines {
   remove(name: string): Promise<void> {
     return this.#control.run(async () => {
       this.#find(name)
-      await this.#commit([{ remove: 'machine', id: name }])
+      await this.#commit([
+        { remove: 'machine', id: name },
+        { remove: 'forecast', id: name },
+      ])
     })
   }
 

@@ -32,6 +32,7 @@ export async function removeDisk(context: EngineContext, name: string): Promise<
   await context.catalog.commit([
     { remove: 'disk', id: record.id },
     { remove: 'guest', id: record.id },
+    { remove: 'forecast', id: name },
     ...garbage.map(({ id }) => ({ remove: 'garbage' as const, id })),
     ...jobs.map(({ id }) => ({ remove: 'job' as const, id })),
   ])

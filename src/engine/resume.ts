@@ -13,7 +13,8 @@ import { endView } from './views.ts'
 const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
 
 /** Launches all of these; a job whose disk is not open waits for the next start. */
-export async function resumeRows(context: EngineContext, rows: readonly JobRecord[]): Promise<void> {
+export async function resumeRows(context: EngineContext, all: readonly JobRecord[]): Promise<void> {
+  const rows = all.filter(({ id }) => !context.jobs.has(id))
   await resumeBackups(
     context,
     rows.filter(({ spec }) => spec.kind === 'backup'),

@@ -7,9 +7,11 @@ import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { BackupRequest } from './backups.ts'
+import type { QueueRequest } from './queued-backups.ts'
 import type { BitmapComparison, BitmapEdit } from './bitmaps.ts'
 import type { Direction } from './deletion.ts'
 import type { DiskStatus } from './disk-status.ts'
+import type { HostDesk } from './host-desk.ts'
 import type { Machines } from './machines.ts'
 import type { MigrateRequest } from './migrations.ts'
 import type { MirrorRequest } from './mirrors.ts'
@@ -22,6 +24,7 @@ type Soon<T> = T | Promise<T>
 
 export interface EngineService {
   readonly machines: Machines
+  readonly host: Pick<HostDesk, 'show' | 'set'>
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
   /** `cache` is writeback unless told. */
@@ -58,6 +61,8 @@ export interface EngineService {
   completeJob(id: string, finish: MirrorFinish): Promise<JobStatus>
   setMirrorMode(id: string, mode: MirrorMode): Promise<JobStatus>
   backup(request: BackupRequest): Promise<JobStatus>
+  /** Has each machine backed up when its turn comes; all of the home when none is named. Resolves when all of them are queued, or none. */
+  queueBackups(request: QueueRequest): Promise<JobStatus[]>
   openView(request: ViewRequest): Promise<JobStatus>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>

@@ -10,6 +10,7 @@ import { assert } from '../base/assert.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { SPEED_BURST_MS } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import type { BandwidthShare } from './bandwidth.ts'
 import type { Courtesy, GuestStatus } from './courtesy.ts'
 import { RestTime } from './rest-time.ts'
 import { type ErrorPolicy, type JobKind, type JobTerms, TERMS } from './terms.ts'
@@ -110,6 +111,7 @@ export class Job {
   readonly #dismisses: boolean
   readonly #rest = new RestTime()
   #courtesy: Courtesy | undefined
+  #line: BandwidthShare | undefined
   #error: BlockError | undefined
   #details: Readonly<Record<string, unknown>>
   readonly #startedMs: number
@@ -278,6 +280,11 @@ export class Job {
     this.#courtesy = courtesy
   }
 
+  /** From now on it keeps to a limit that it shares with other jobs. */
+  shareLine(line: BandwidthShare): void {
+    this.#line = line
+  }
+
   /** Asks the work to undo itself and end; it ends at its next pause point. */
   cancel(): void {
     this.#check('cancel')
@@ -359,11 +366,11 @@ export class Job {
     if (this.#speed > 0) {
       const now = this.#clock.now()
       this.#paidUntil = Math.max(this.#paidUntil, now - SPEED_BURST_MS) + (bytes / this.#speed) * 1000
-    } else if (this.#courtesy === undefined) return
+    } else if (this.#courtesy === undefined && this.#line === undefined) return
     for (let moved = bytes; ; moved = 0) {
       const now = this.#clock.now()
       const ownMs = this.#speed > 0 && bytes > 0 ? this.#paidUntil - now : 0
-      const waitMs = Math.max(ownMs, this.#courtesy?.waitMs(now, moved) ?? 0)
+      const waitMs = Math.max(ownMs, this.#courtesy?.waitMs(now, moved) ?? 0, this.#line?.waitMs(moved) ?? 0)
       if (waitMs <= 0 || this.#suspended || this.#state === 'aborting') break
       const woken = new Promise<void>((resolve) => (this.#wake = resolve))
       await Promise.race([this.#clock.sleep(waitMs), woken])

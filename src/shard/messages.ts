@@ -1,6 +1,7 @@
 // What the control plane and a shard may ask of each other. All of it is plain data.
 
 import type { DiskPlan, Outcome, PlanRequest } from '../engine/backup-party.ts'
+import type { TurnWish } from '../engine/backup-queue.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
@@ -18,7 +19,9 @@ export interface ShardStart {
   /** All records of the catalog. */
   readonly records: readonly AnyRecord[]
   readonly scratchBytes: number | undefined
-  readonly scratchHostBytes: number | undefined
+  /** Cells that all threads share: the host's budget of scratch, and what its backups may copy in a second. */
+  readonly scratch: Int32Array
+  readonly bandwidth: Int32Array
   /** This shard's part of the memory for the maps of qcow2 images, in bytes. */
   readonly metadataCacheBytes: number
   /** Requests that this shard may have in the process's thread pool at once. */
@@ -54,12 +57,17 @@ export type PartyFunctions = {
 
 /** What the control plane asks of a shard. */
 export type ShardFunctions = PartyFunctions &
-  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines'> & {
+  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines' | 'host' | 'queueBackups'> & {
     /** Opens its disks. */
     open(): Promise<void>
     /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */
     settleBackups(ofDisks: readonly string[] | undefined): Promise<void>
     resumeJobs(): Promise<void>
+    /** Queued backups of its disks, of which the catalog knows by now, wait for their turns. */
+    launchQueued(ids: readonly string[]): JobStatus[]
+    /** What a backup hears of its turn; see TurnEvents. */
+    turnWaits(id: string, reason: string | undefined): void
+    turnOver(id: string, message: string): void
     /** A disk's side of a snapshot of disks in several shards; see SnapshotParty. */
     snapshotPrepare(disk: string, name: string): Promise<void>
     snapshotFreeze(disk: string): Promise<FrozenDisk>
@@ -81,9 +89,9 @@ export type ControlFunctions = PartyFunctions & {
   report(message: string, details?: Record<string, unknown>): void
   /** A watched job changed. */
   jobChanged(id: string, status: JobStatus): void
-  /** Resolves when it is this shard's turn to make a backup, with what gives the turn back. */
-  takeTurn(): Promise<number>
-  giveTurn(ticket: number): void
+  /** See Turn. */
+  takeTurn(wish: TurnWish): Promise<void>
+  giveTurn(id: string): void
   /** See Peers and PeerCalls. */
   peerPrepare(to: string, request: IncomingRequest): Promise<IncomingReply>
   peerStep(to: string, token: string, step: IncomingStep): Promise<IncomingReply>

@@ -5,12 +5,14 @@ import { parentPort, workerData } from 'node:worker_threads'
 import { EVENTS_EVERY_MS } from '../base/limits.ts'
 import { assert } from '../base/assert.ts'
 import { BlockError } from '../block/error.ts'
+import { ScratchBudget } from '../chain/scratch-budget.ts'
+import type { Turn, TurnEvents } from '../engine/backup-queue.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
-import type { Turn } from '../engine/context.ts'
 import { Engine } from '../engine/engine.ts'
 import type { SnapshotParty } from '../engine/snapshot-party.ts'
 import { homeAt } from '../engine/home.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
+import { Bandwidth } from '../job/bandwidth.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import { realHost } from '../host/real.ts'
 import { Calls } from './calls.ts'
@@ -44,6 +46,9 @@ const views = new ViewExports(
   (disk) => home.viewSocket(disk),
 )
 
+/** Backups of this shard that have their turn or wait for it. */
+const turns = new Map<string, TurnEvents>()
+
 /** This shard's sides of snapshots that the control plane takes of disks in several. */
 const snapshots = new Map<string, SnapshotParty>()
 
@@ -68,10 +73,11 @@ const functions: ShardFunctions = {
       peers: peersThrough(control),
       report: (message, details) => void control.report(message, details),
       ...(start.scratchBytes === undefined ? {} : { scratchBytes: start.scratchBytes }),
-      ...(start.scratchHostBytes === undefined ? {} : { scratchHostBytes: start.scratchHostBytes }),
       shard: {
         owns: (id) => owned.has(id),
         partyOf: (disk) => new RemoteParty(disk, start.number, control),
+        scratch: new ScratchBudget(start.scratch, start.number),
+        bandwidth: new Bandwidth(start.bandwidth),
         backupTurn,
       },
     })
@@ -129,6 +135,9 @@ const functions: ShardFunctions = {
   completeJob: (...args) => running().completeJob(...args),
   setMirrorMode: (...args) => running().setMirrorMode(...args),
   backup: (request) => running().backup(request),
+  launchQueued: (ids) => running().launchQueued(ids),
+  turnWaits: (id, reason) => turns.get(id)?.waits(reason),
+  turnOver: (id, message) => turns.get(id)?.over(new BlockError('timeout', message)),
   openView: (...args) => running().openView(...args),
   listJobs: () => running().listJobs(),
   showJob: (id) => running().showJob(id),
@@ -158,13 +167,12 @@ const { remote: control } = new Calls<ControlFunctions>(parentPort, functions, (
 })
 
 const backupTurn: Turn = {
-  async run(work) {
-    const ticket = await control.takeTurn()
-    try {
-      return await work()
-    } finally {
-      void control.giveTurn(ticket)
-    }
+  take: (wish, events) => {
+    turns.set(wish.id, events)
+    return control.takeTurn(wish)
+  },
+  give: (id) => {
+    if (turns.delete(id)) void control.giveTurn(id)
   },
 }
 

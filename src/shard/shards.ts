@@ -7,18 +7,21 @@
 
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
-import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
+import { QCOW2_METADATA_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import { diskOfToken, ensureIdentity, identityOf, isServed } from '../engine/authority.ts'
+import type { TurnWish } from '../engine/backup-queue.ts'
 import type { BackupRequest } from '../engine/backups.ts'
-import type { Catalog, CatalogChange, RecordKind } from '../engine/catalog.ts'
+import { type Catalog, type CatalogChange, RECORD_KINDS } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { lockHome } from '../engine/engine.ts'
 import { DistantGuests } from '../engine/distant-guests.ts'
-import { dismissal } from '../engine/job-table.ts'
+import { HostDesk } from '../engine/host-desk.ts'
+import { dismissal, JobTable } from '../engine/job-table.ts'
 import { Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
+import { type QueueRequest, queueRows } from '../engine/queued-backups.ts'
 import type { EngineService } from '../engine/service.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
@@ -30,7 +33,8 @@ import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 import { JobWatchers } from './job-watchers.ts'
 import { remoteSnapshotParty } from './remote-snapshot-party.ts'
-import type { ControlFunctions, PartyFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import { partyCalls } from './party-calls.ts'
 import type { Seat, Shard } from './seat.ts'
 import { noPeerCalls, type PeerCalls, type ShardsOptions } from './shards-options.ts'
 
@@ -39,8 +43,6 @@ type OfDisk = {
   [K in keyof ShardFunctions]: Parameters<ShardFunctions[K]> extends [disk: string, ...unknown[]] ? K : never
 }[keyof ShardFunctions]
 
-const RECORD_KINDS: readonly RecordKind[] = ['identity', 'disk', 'machine', 'guest', 'job', 'garbage', 'history']
-
 export class Shards implements EngineService {
   readonly #options: ShardsOptions
   readonly #peers: PeerCalls
@@ -48,16 +50,15 @@ export class Shards implements EngineService {
   readonly #catalog: Catalog
   readonly #seats: readonly Seat[]
   readonly #control = new Mutex()
-  readonly #turn = new Mutex()
   /** One snapshot of disks in several shards at a time. */
   readonly #snapshotTurn = new Mutex()
-  /** Who has the turn, by ticket: at most one. */
-  readonly #turns = new Map<number, Seat>()
+  /** The shards whose backups have their turn or wait for it, by job. */
+  readonly #turns = new Map<string, Seat>()
   /** Clients on TCP. */
   readonly guests: DistantGuests
   readonly machines: Machines
+  readonly host: HostDesk
   readonly #watchers = new JobWatchers((id, verb) => this.#ofJob(id).then(({ remote }) => remote[verb](id)))
-  #lastTicket = 0
   #isClosing = false
   #closed: Promise<void> | undefined
 
@@ -87,7 +88,17 @@ export class Shards implements EngineService {
     const bootId = options.host.bootId()
     this.guests = new DistantGuests(catalog, (changes) => this.#commit(undefined, changes), bootId)
     this.machines = new Machines(catalog, (changes) => this.#commit(undefined, changes), this.#control)
-    const count = options.count ?? os.availableParallelism()
+    const {
+      count = os.availableParallelism(),
+      scratchBytes = SCRATCH_BYTES,
+      scratchHostBytes = SCRATCH_HOST_BYTES,
+    } = options
+    this.host = new HostDesk({
+      catalog,
+      commit: (changes) => this.#commit(undefined, changes),
+      defaults: { scratchBytes, scratchHostBytes },
+      threads: count,
+    })
     const seat = (number: number): Seat => ({ number, disks: new Set(), shard: undefined, deaths: 0, diedMs: 0 })
     this.#seats = Array.from({ length: count }, (_, number) => seat(number))
   }
@@ -216,6 +227,19 @@ export class Shards implements EngineService {
     return (await this.#of(first)).openView({ ...request, disks })
   }
 
+  async queueBackups(request: QueueRequest): Promise<JobStatus[]> {
+    if (this.#isClosing) throw new BlockError('closed', 'the daemon stops: ask again when it runs')
+    const rows = queueRows(this.#catalog, this.machines, request)
+    await this.#commit(
+      undefined,
+      rows.map((record) => ({ put: 'job', record })),
+    )
+    const ids = rows.map(({ id }) => id)
+    // A shard that is just being started finds its rows by itself.
+    const launched = (await this.#everywhere((remote) => remote.launchQueued(ids))).flat()
+    return rows.map((row) => launched.find(({ id }) => id === row.id) ?? JobTable.jobOf(row, {}).status)
+  }
+
   async listJobs(): Promise<JobStatus[]> {
     const lists = await this.#everywhere((remote) => remote.listJobs())
     const ended = this.#catalog.list('history').map(({ status }) => status as JobStatus)
@@ -304,14 +328,15 @@ export class Shards implements EngineService {
   }
 
   #start(seat: Seat): Shard {
-    const { home, scratchBytes, scratchHostBytes, metadataCacheBytes = QCOW2_METADATA_BYTES } = this.#options
+    const { home, scratchBytes, metadataCacheBytes = QCOW2_METADATA_BYTES } = this.#options
     const workerData: ShardStart = {
       number: seat.number,
       home: home.folder,
       disks: [...seat.disks],
       records: this.#records(),
       scratchBytes,
-      scratchHostBytes,
+      scratch: this.host.scratch.cells,
+      bandwidth: this.host.bandwidth.cells,
       metadataCacheBytes: Math.floor(metadataCacheBytes / this.#seats.length),
       poolLanes: poolLanes.total,
     }
@@ -333,7 +358,8 @@ export class Shards implements EngineService {
     shard.calls.lose(new BlockError('closed', message))
     if (seat.shard !== shard) return
     seat.shard = undefined
-    for (const [ticket, holder] of this.#turns) if (holder === seat) this.#giveTurn(ticket)
+    this.host.scratch.reclaim(seat.number)
+    for (const [id, holder] of this.#turns) if (holder === seat) this.#giveTurn(id)
     if (this.#isClosing) return
     const isRecent = Date.now() - seat.diedMs < 60_000
     seat.deaths = isRecent ? seat.deaths + 1 : 0
@@ -366,40 +392,33 @@ export class Shards implements EngineService {
 
   /** What the shard may ask. */
   #functionsFor(seat: Seat): ControlFunctions {
-    const party =
-      (name: keyof PartyFunctions) =>
-      async (disk: string, ...args: unknown[]) => {
-        const call = (await this.#of(disk))[name] as (...given: unknown[]) => Promise<unknown>
-        return call(disk, ...args)
-      }
     return {
-      partyPlan: party('partyPlan') as PartyFunctions['partyPlan'],
-      partyFreeze: party('partyFreeze') as PartyFunctions['partyFreeze'],
-      partyCapture: party('partyCapture') as PartyFunctions['partyCapture'],
-      partyDurable: party('partyDurable') as PartyFunctions['partyDurable'],
-      partyThaw: party('partyThaw') as PartyFunctions['partyThaw'],
-      partyRestrict: party('partyRestrict') as unknown as PartyFunctions['partyRestrict'],
-      partyStats: party('partyStats') as unknown as PartyFunctions['partyStats'],
-      partySettle: party('partySettle') as PartyFunctions['partySettle'],
+      ...partyCalls((disk) => this.#of(disk)),
       commit: (changes) => this.#commit(seat, changes),
       report: this.#options.report,
       jobChanged: (id, status) => this.#watchers.changed(id, status),
       peerPrepare: (to, request) => this.#peers.prepare(to, request),
       peerStep: (to, token, step) => this.#peers.step(to, token, step),
       peerSocket: (to, token) => this.#peers.socket(to, token),
-      takeTurn: async () => {
-        await this.#turn.acquire()
-        const ticket = ++this.#lastTicket
-        this.#turns.set(ticket, seat)
-        if (seat.shard === undefined) this.#giveTurn(ticket)
-        return ticket
-      },
-      giveTurn: (ticket) => this.#giveTurn(ticket),
+      takeTurn: (wish) => this.#takeTurn(seat, wish),
+      giveTurn: (id) => this.#giveTurn(id),
     }
   }
 
-  #giveTurn(ticket: number): void {
-    if (this.#turns.delete(ticket)) this.#turn.release()
+  async #takeTurn(seat: Seat, wish: TurnWish): Promise<void> {
+    const tell = (say: (remote: Remote<ShardFunctions>) => Promise<void>): void =>
+      void (seat.shard && say(seat.shard.calls.remote).catch(() => undefined))
+    if (seat.shard === undefined) return
+    this.#turns.set(wish.id, seat)
+    await this.host.queue.take(wish, {
+      waits: (reason) => tell((remote) => remote.turnWaits(wish.id, reason)),
+      over: ({ message }) => tell((remote) => remote.turnOver(wish.id, message)),
+    })
+  }
+
+  #giveTurn(id: string): void {
+    this.#turns.delete(id)
+    this.host.queue.give(id)
   }
 
   /** Commits for a shard, or for the control plane itself, and shows it to the others. */
