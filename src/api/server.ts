@@ -14,12 +14,11 @@ import { type ErrorKind, toBlockError } from '../block/error.ts'
 import type { IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import { Door } from './door.ts'
-import { type Body, errorBody, type Params, type Reply, type RouteName, routes } from './schema.ts'
+import { type Handlers, hostHandlersOf } from './host-handlers.ts'
+import { errorBody, type Reply, type RouteName, routes } from './schema.ts'
 import { NAME_LENGTH_MAX } from './shapes.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 import { addTunnel, type FindSocket } from './tunnel.ts'
-
-type Handlers = { [K in RouteName]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K> }
 
 export interface ServerOptions {
   readonly engine: EngineService
@@ -33,6 +32,7 @@ export interface ServerOptions {
 
 function handlersOf({ engine, version, home }: ServerOptions): Handlers {
   return {
+    ...hostHandlersOf(engine),
     showStatus: () => {
       return { version, pid: process.pid, home, node: process.version, memory: process.memoryUsage.rss() }
     },
@@ -86,17 +86,6 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
-    listMachines: () => engine.machines.list() as Reply<'listMachines'>,
-    createMachine: (_params, { name, disks }) => engine.machines.create(name, disks) as Promise<Reply<'createMachine'>>,
-    showMachine: ({ machine }) => engine.machines.show(machine) as Reply<'showMachine'>,
-    changeMachine: ({ machine }, change) => engine.machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
-    removeMachine: async ({ machine }) => {
-      await engine.machines.remove(machine)
-      return {}
-    },
-    showHost: () => engine.host.show() as Reply<'showHost'>,
-    setHost: (_params, change) => engine.host.set(change) as Promise<Reply<'setHost'>>,
-    queueBackups: (_params, request) => engine.queueBackups(request) as Promise<Reply<'queueBackups'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
     sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,

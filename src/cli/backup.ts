@@ -11,6 +11,7 @@ import { type Format, FORMATS } from '../chain/open.ts'
 import { SalvageFilter } from '../filter/salvage.ts'
 import { absoluteLocation } from '../shard/repositories.ts'
 import type { BackupReader, VerifyReport } from '../repository/repository.ts'
+import { backupQueue } from './backup-queue.ts'
 import { print } from './context.ts'
 import { Progress } from './progress.ts'
 import { cliOf, followJob } from './daemon-context.ts'
@@ -27,11 +28,18 @@ export function addBackupCommands(program: Command): void {
     listBackups(options.repo, options, command),
   )
   const command = program
-    .command('backup <disk...>')
-    .description('back up disks at one moment, incrementally whenever it can be')
+    .command('backup [machines...]')
+    .description(
+      'back up machines, or disks by themselves, each at one moment, incrementally whenever it can be; several, or all, are queued',
+    )
     .addOption(repoOption())
     .option('--full', 'copy all that is allocated, whatever changed')
-  addTermOptions(command, 'backup').option('--no-wait', 'return as soon as the moment is taken').action(backup)
+    .option('--all', 'every machine of the host')
+    .option('--with <machines...>', 'others, at the same moment')
+    .option('--queue', 'also a single one waits for its window; see varve host')
+  addTermOptions(command, 'backup')
+    .option('--no-wait', 'return as soon as the moment is taken, or all are queued')
+    .action(backup)
   withKeys(
     program.command('verify <backup>').description('read and check every byte of a backup').addOption(repoOption()),
   )
@@ -55,6 +63,9 @@ export function addBackupCommands(program: Command): void {
 interface BackupOptions extends TermOptions {
   readonly repo: string
   readonly full?: boolean
+  readonly all?: boolean
+  readonly with?: readonly string[]
+  readonly queue?: boolean
   readonly wait: boolean
 }
 
@@ -64,10 +75,20 @@ interface DiskKind {
   readonly reason: string
 }
 
-async function backup(disks: string[], options: BackupOptions, command: Command): Promise<void> {
+async function backup(machines: string[], options: BackupOptions, command: Command): Promise<void> {
+  const { all = false, queue = false, with: others = [], full = false } = options
+  if (all === machines.length > 0) throw new BlockError('invalid-argument', 'name machines to back up, or say --all')
+  const isQueued = all || queue || machines.length > 1
+  if (isQueued && others.length > 0)
+    throw new BlockError(
+      'invalid-argument',
+      '--with is for one machine: those that are queued have moments of their own',
+    )
   const cli = cliOf(command)
   const repository = absoluteLocation(options.repo)
-  const wish = { disks, repository, full: options.full === true, ...termsOf(options) }
+  const terms = { repository, full, ...termsOf(options) }
+  if (isQueued) return backupQueue(cli, { ...(all ? {} : { machines }), ...terms }, options.wait)
+  const wish = { disks: [...machines, ...others], ...terms }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => {
     const kinds = (details['disks'] as DiskKind[]).map((disk) => `${disk.name}: ${disk.kind} (${disk.reason})`)

@@ -13,7 +13,7 @@ import { describeMigration } from './migrate.ts'
 import { describeMirror } from './mirror.ts'
 import { restOf } from './progress.ts'
 
-const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'REST', 'RESUMED AT', 'ERROR']
+const HEADS = ['JOB', 'SUBJECT', 'STATE', 'DONE', 'OF', 'REST', 'RESUMED AT', 'ERROR OR WAITS FOR']
 
 const WHAT: Record<PlainVerb, string> = {
   pause: 'stop copying for now',
@@ -130,6 +130,12 @@ async function complete(id: string, options: CompleteOptions, command: Command):
   print(cli, await followJob(cli, asked, options), (status) => (DESCRIBE[status.kind] ?? describeMirror)(status))
 }
 
+/** Why its turn has not come. */
+function waitsOf({ details }: JobReply): string {
+  const { waits } = details
+  return typeof waits === 'string' ? waits : ''
+}
+
 function row(job: JobReply): string[] {
   const resumed = job.resumedAt > 0 ? formatSize(job.resumedAt) : ''
   return [
@@ -140,6 +146,6 @@ function row(job: JobReply): string[] {
     formatSize(job.total),
     job.state === 'running' ? restOf(job.restMs) : '',
     resumed,
-    job.error?.message ?? '',
+    job.error?.message ?? waitsOf(job),
   ]
 }

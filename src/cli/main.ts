@@ -25,6 +25,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   stream: loadMerge,
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,
   migrate: async () => (await import('./migrate.ts')).addMigrateCommand,
+  host: async () => (await import('./host.ts')).addHostCommands,
   repo: async () => (await import('./repo.ts')).addRepoCommands,
   view: async () => (await import('./view.ts')).addViewCommands,
   backup: loadBackup,

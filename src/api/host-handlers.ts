@@ -1,0 +1,27 @@
+// Answers the routes about the host: its machines, its limits, and backups that are queued.
+
+import type { EngineService } from '../engine/service.ts'
+import type { hostRoutes } from './host-routes.ts'
+import type { Body, Params, Reply, RouteName } from './schema.ts'
+
+/** What answers each route. */
+export type Handlers<N extends RouteName = RouteName> = {
+  [K in N]: (params: Params<K>, body: Body<K>) => Promise<Reply<K>> | Reply<K>
+}
+
+export function hostHandlersOf(engine: EngineService): Handlers<keyof typeof hostRoutes> {
+  const { machines, host } = engine
+  return {
+    listMachines: () => machines.list() as Reply<'listMachines'>,
+    createMachine: (_params, { name, disks }) => machines.create(name, disks) as Promise<Reply<'createMachine'>>,
+    showMachine: ({ machine }) => machines.show(machine) as Reply<'showMachine'>,
+    changeMachine: ({ machine }, change) => machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
+    removeMachine: async ({ machine }) => {
+      await machines.remove(machine)
+      return {}
+    },
+    showHost: () => host.show() as Reply<'showHost'>,
+    setHost: (_params, change) => host.set(change) as Promise<Reply<'setHost'>>,
+    queueBackups: (_params, request) => engine.queueBackups(request) as Promise<Reply<'queueBackups'>>,
+  }
+}

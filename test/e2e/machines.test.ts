@@ -1,0 +1,115 @@
+// Machines and the queue of backups, by the command line on a real daemon: one moment for the disks of a machine, an outcome for each of
+// those queued, the limits of the host, and a queue that a restart finds again.
+
+import assert from 'node:assert/strict'
+import { after, before, test } from 'node:test'
+import { Site, STATUS } from '../support/site.ts'
+
+let site: Site
+
+before(async () => {
+  site = await Site.start({ args: ['--shards', '2'] })
+  for (const disk of ['root', 'data', 'lone', 'other'])
+    await site.done('disk', 'create', disk, site.path(`${disk}.raw`), '-f', 'raw', '--size', '4M')
+})
+
+after(() => site.end())
+
+/** The jobs that are not over. */
+async function open(): Promise<{ id: string; subject: string; state: string; details: Record<string, unknown> }[]> {
+  const jobs = await site.daemon.api.call('listJobs', {}, {})
+  return jobs.filter(({ endedMs }) => endedMs === undefined)
+}
+
+test('a machine is made of disks, and they are snapshot and backed up at one moment under its name', async () => {
+  await site.done('machine', 'create', 'vm1', 'root', 'data')
+  assert.match(await site.done('machine', 'list'), /vm1 +root data/)
+  const refused = await site.varve('disk', 'remove', 'root')
+  assert.equal(refused.status, STATUS.busy)
+  assert.match(refused.stderr, /of machine vm1: varve machine remove vm1 root/)
+  const taken = await site.varve('disk', 'create', 'vm1', site.path('vm1.raw'), '-f', 'raw', '--size', '1M')
+  assert.match(taken.stderr, /there is a machine vm1/)
+  const snapshots = JSON.parse(await site.done('snapshot', 'create', 'vm1', 'first', '--json')) as { disk: string }[]
+  assert.deepEqual(
+    snapshots.map(({ disk }) => disk),
+    ['root', 'data'],
+  )
+  assert.match(await site.done('backup', 'vm1', '--repo', site.repository), /root: full .*\ndata: full /)
+  const [listed] = JSON.parse(await site.done('backups', '--repo', site.repository, '--json')) as {
+    machine: string
+    disks: { name: string }[]
+  }[]
+  assert.equal(listed?.machine, 'vm1')
+  assert.deepEqual(
+    listed?.disks.map(({ name }) => name),
+    ['root', 'data'],
+  )
+})
+
+test('all machines are backed up by one command, which says how each fared; one that fails stops no other', async () => {
+  const said = await site.done('backup', '--all', '--repo', site.repository)
+  assert.match(said, /^vm1: incremental .*\nlone: full .*\nother: full .*\n3 of 3 machines backed up$/)
+  await site.done('machine', 'create', 'vm2', 'lone', 'other')
+  const again = JSON.parse(await site.done('backup', 'vm2', 'vm1', '--repo', site.repository, '--json')) as {
+    done: number
+    machines: { machine: string; kind: string }[]
+  }
+  assert.deepEqual(
+    again.machines.map(({ machine, kind }) => `${machine}: ${kind}`),
+    ['vm2: incremental', 'vm1: incremental'],
+  )
+  const missing = await site.varve('backup', '--all', '--repo', site.path('nowhere'))
+  assert.equal(missing.status, STATUS.failed)
+  assert.match(missing.stdout, /vm1: failed: .*\nvm2: failed: .*\n0 of 2 machines backed up, 2 failed/)
+})
+
+test('queued backups wait for their window, say so, can be cancelled at once, and a restart finds the rest', async () => {
+  const hour = new Date().getHours()
+  const far = (hour + 12) % 24
+  await site.done('host', 'set', '--window', `${far}:00-${far}:01`)
+  await site.done('backup', '--all', '--no-wait', '--repo', site.repository)
+  const queued = await open()
+  assert.equal(queued.length, 2)
+  for (const { state, details } of queued) {
+    assert.equal(state, 'created')
+    assert.match(String(details['waits']), /^the window .* opens at /)
+  }
+  assert.match(await site.done('job', 'list'), /the window/)
+  const [first, second] = queued.toSorted((a, b) => a.subject.localeCompare(b.subject))
+  const cancelled = await site.daemon.api.call('sayToJob', { job: String(first?.id), verb: 'cancel' }, {})
+  assert.ok(['aborting', 'concluded'].includes(cancelled.state))
+  assert.equal((await site.daemon.api.follow(String(first?.id), () => undefined)).error?.kind, 'cancelled')
+  // Nothing that waits is in the way of other work.
+  await site.done('disk', 'resize', 'lone', '5M')
+  await site.daemon.kill()
+  await site.daemon.start()
+  assert.deepEqual(
+    (await open()).map(({ id }) => id),
+    [second?.id],
+  )
+  await site.done('host', 'set', '--window', 'any')
+  const ended = await site.daemon.api.follow(String(second?.id), () => undefined)
+  assert.equal(ended.error, undefined)
+  assert.equal(ended.subject, 'vm2')
+})
+
+test('the limits of the host are kept, and refused when they cannot be', async () => {
+  await site.done('host', 'set', '--machines', '2', '--scratch-host', '64M', '--bandwidth', '100M')
+  await site.daemon.kill()
+  await site.daemon.start()
+  const shown = await site.done('host', 'show')
+  assert.match(shown, /machines at a time: 2\nscratch: 4.00 GiB a disk, 64.0 MiB in all/)
+  assert.match(shown, /bandwidth: 100.0 MiB a second\nwindow: at any time\nrunning: nothing; waiting: 0/)
+  await site.done('host', 'set', '--machines', 'default', '--bandwidth', '0')
+  assert.match(await site.done('host', 'show'), /machines at a time: 1\n/)
+  for (const args of [['--machines', '0'], ['--window', '22-06'], ['--bandwidth', '1K'], []])
+    assert.equal((await site.varve('host', 'set', ...args)).status, STATUS.usage, args.join(' '))
+})
+
+test('a machine lets disks go, and is forgotten; its disks stay', async () => {
+  await site.done('machine', 'remove', 'vm1', 'data')
+  assert.equal(await site.done('machine', 'show', 'vm1'), 'vm1: root')
+  await site.done('machine', 'remove', 'vm1')
+  assert.equal((await site.varve('machine', 'show', 'vm1')).status, STATUS.notFound)
+  await site.done('disk', 'show', 'root')
+})
