@@ -1,23 +1,20 @@
-// varve backup, backups, verify and restore. Only `backup` needs the daemon: what is in a repository can be listed, verified and
-// restored by anybody who can read it.
+// varve backup, backups and verify. Only `backup` needs the daemon: what is in a repository can be listed and verified by anybody who
+// can read it.
 
-import path from 'node:path'
 import { type Command, Option } from 'commander'
-import { IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
-import type { BlockDevice } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import { SalvageFilter } from '../filter/salvage.ts'
 import { absoluteLocation } from '../shard/repositories.ts'
-import type { BackupReader, VerifyReport } from '../repository/repository.ts'
+import { chooseDisk } from '../repository/choose-disk.ts'
+import type { VerifyReport } from '../repository/repository.ts'
+import { parseBackupName } from './backup-name.ts'
 import { backupQueue } from './backup-queue.ts'
 import { print } from './context.ts'
 import { Progress } from './progress.ts'
 import { cliOf, followJob } from './daemon-context.ts'
 import { listBackups } from './repo.ts'
 import { repoOption, type RepositoryFlags, withKeys, withRepository } from './repository.ts'
-import { restoreToImage } from './restore-image.ts'
 import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 import { compareWith } from './verify-against.ts'
 
@@ -47,17 +44,6 @@ export function addBackupCommands(program: Command): void {
     .addOption(new Option('-f, --format <format>', 'the format of that image').choices(FORMATS))
     .option('--disk <name>', 'which disk, when the backup has several')
     .action(verify)
-  withKeys(
-    program
-      .command('restore <backup>')
-      .description('restore a disk of a backup to a new image')
-      .addOption(repoOption()),
-  )
-    .requiredOption('--to <image>', 'the image to make')
-    .addOption(new Option('-f, --format <format>', 'its format').choices(FORMATS).default('raw'))
-    .option('--disk <name>', 'which disk, when the backup has several')
-    .option('--salvage', 'go on over what is damaged, as zeros; ends with status 5 when there was any')
-    .action(restore)
 }
 
 interface BackupOptions extends TermOptions {
@@ -127,12 +113,13 @@ function findingsOf(report: VerifyReport): string[] {
   ]
 }
 
-async function verifyAgainst(id: string, against: string, options: VerifyOptions, command: Command): Promise<void> {
+async function verifyAgainst(named: string, against: string, options: VerifyOptions, command: Command): Promise<void> {
+  const { backup: id, disk: wanted = options.disk } = parseBackupName(named)
   const progress = new Progress('verify')
   const result = await withRepository(options.repo, options, async (repository) => {
     const reader = await repository.openBackup(id)
     try {
-      const disk = chooseDisk(reader, options.disk)
+      const disk = chooseDisk(reader, wanted)
       const report = (done: number, total: number): void => progress.update(done, total)
       const found = await compareWith(disk.device, against, options.format, report)
       return { backup: id, disk: disk.name, against, ...found }
@@ -151,61 +138,4 @@ async function verifyAgainst(id: string, against: string, options: VerifyOptions
     'corrupt',
     `disk ${result.disk} of ${id} differs from ${against} in ${result.differentBytes} bytes`,
   )
-}
-
-interface RestoreOptions extends RepositoryFlags {
-  readonly repo: string
-  readonly to: string
-  readonly format: Format
-  readonly disk?: string
-  readonly salvage?: boolean
-}
-
-async function restore(id: string, options: RestoreOptions, command: Command): Promise<void> {
-  const cli = cliOf(command)
-  const image = path.resolve(options.to)
-  const lost = new LostRanges()
-  const result = await withRepository(options.repo, options, async (repository) => {
-    const reader = await repository.openBackup(id)
-    const progress = new Progress('restore')
-    try {
-      const disk = chooseDisk(reader, options.disk)
-      const source: BlockDevice =
-        options.salvage === true ? new SalvageFilter(disk.device, (...range) => lost.add(...range)) : disk.device
-      const report = (done: number, total: number): void => progress.update(done, total)
-      return { image, size: disk.size, copied: await restoreToImage(source, image, options.format, report) }
-    } finally {
-      progress.end()
-      await reader.close()
-    }
-  })
-  const lines = lost.ranges.map(({ offset, length, reason }) => `lost: ${length} bytes at ${offset}: ${reason}`)
-  const shown = options.salvage === true ? { ...result, lostBytes: lost.bytes, lost: lost.ranges } : result
-  print(cli, shown, () => [result.image, ...lines].join('\n'))
-  if (lost.bytes === 0) return
-  throw new BlockError('corrupt', `${lost.bytes} bytes of ${id} could not be read, and are zeros in ${image}`)
-}
-
-/** Neighbours are one range; so many are listed, and all bytes are counted. */
-class LostRanges {
-  readonly ranges: { offset: number; length: number; reason: string }[] = []
-  bytes = 0
-
-  add(offset: number, length: number, reason: string): void {
-    this.bytes += length
-    const last = this.ranges.at(-1)
-    if (last !== undefined && last.offset + last.length === offset) last.length += length
-    else if (this.ranges.length < IMAGE_LOST_RANGES_MAX) this.ranges.push({ offset, length, reason })
-  }
-}
-
-function chooseDisk(reader: BackupReader, wanted: string | undefined): BackupReader['disks'][number] {
-  const names = reader.disks.map((disk) => disk.name)
-  const name = wanted ?? (names.length === 1 ? names[0] : undefined)
-  if (name === undefined) {
-    throw new BlockError('invalid-argument', `${reader.info.id} has the disks ${names.join(', ')}: say --disk NAME`)
-  }
-  const disk = reader.disks.find((other) => other.name === name)
-  if (disk !== undefined) return disk
-  throw new BlockError('not-found', `${reader.info.id} has no disk ${name}; it has ${names.join(', ')}`)
 }

@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict'
 import type { Random } from '../../src/base/random.ts'
 import { roundDown, roundUp } from '../../src/base/round.ts'
+import type { BlockDevice } from '../../src/block/device.ts'
 import { type ErrorKind, isBlockError } from '../../src/block/error.ts'
 import {
   type BackupInfo,
@@ -74,6 +75,14 @@ export async function backUp(
     await writer.abort()
     throw error
   }
+}
+
+/** The one disk of a full backup of this content, as a device. */
+export async function openBackedUp(repository: Repository, content: Uint8Array): Promise<BlockDevice> {
+  const { id } = await backUp(repository, content)
+  const device = (await repository.openBackup(id)).disks[0]?.device
+  if (device === undefined) throw new Error(`no disk in ${id}`)
+  return device
 }
 
 /** All bytes of a disk of a backup. */
