@@ -1,12 +1,14 @@
 // What must be true of an engine that opens after a crash (engine-life.ts): the disk, every snapshot and every clone show what they
-// may, none that must be there is missing, the jobs go on and end, every bitmap covers what changed since its backup, no file is left
-// over. Also, where asked for, the next backup and the earlier ones.
+// may, none that must be there is missing, the jobs go on and end, every bitmap has what it must have and covers what changed since its
+// backup, no file is left over. Also, where asked for, the next backup into each repository is an incremental if there was one before, and
+// shows the disk; and the earlier ones are as they were.
 
 import assert from 'node:assert/strict'
 import type { BlockDevice } from '../../src/block/device.ts'
-import { LAB_REPOSITORY, readWhole } from '../support/lab.ts'
-import { type Crash, DISK, readBackup } from './engine-life.ts'
-import { BLOCK, type Bounds, checkContent, exactly, PIECES } from './versioned-guest.ts'
+import { readWhole } from '../support/lab.ts'
+import { type Crash, DISK, type DoneBackup, readBackup, REPOSITORIES } from './engine-life.ts'
+import { checkTracked } from './tracked-check.ts'
+import { BLOCK, type Bounds, checkContent, exactly, PIECES, tookEffect } from './versioned-guest.ts'
 
 /** What was looked at. */
 export interface Seen {
@@ -29,7 +31,11 @@ export async function checkCrash(crash: Crash, note: string, withBackup: boolean
   await lab.jobsEnd()
   const content = await readWhole(lab.guest(DISK))
   checkContent(content, crash.content, loss === 'kill' ? PIECES.kill : PIECES.power, note)
-  const seen = { ...(await checkMoments(crash, note)), bitmaps: await checkBitmaps(crash, content, note), jobs }
+  const { bitmaps } = lab.disk(DISK).log
+  const took = tookEffect(content, crash.acknowledged)
+  const tracked = checkTracked(crash.bitmaps, bitmaps, loss, took, note)
+  await checkCover(crash, content, note)
+  const seen = { ...(await checkMoments(crash, note)), bitmaps: tracked, jobs }
   if (withBackup) await checkBackups(crash, content, note)
   assert.deepEqual(lab.catalog.list('garbage'), [], note)
   await lab.stop()
@@ -68,32 +74,44 @@ async function checkMoments({ lab, moments, certain }: Crash, note: string): Pro
 }
 
 /** Every block in which the disk differs from a backup is set in the bitmap that counts from it. */
-async function checkBitmaps({ lab, backups }: Crash, content: Buffer, note: string): Promise<number> {
-  let count = 0
+async function checkCover({ lab, backups }: Crash, content: Buffer, note: string): Promise<void> {
+  const locations = new Map<string, string>()
+  for (const location of REPOSITORIES) {
+    const repository = await lab.repository(location)
+    locations.set(`backup:${repository.id}`, location)
+    await repository.close()
+  }
   for (const [name, { state, meta, bits }] of lab.disk(DISK).log.bitmaps) {
-    if (!name.startsWith('backup:')) continue
+    const location = locations.get(name)
+    if (location === undefined) continue
     const { last } = JSON.parse(meta) as { last?: string }
     assert.equal(state, 'valid', `${note}: bitmap ${name}`)
     if (last === undefined) continue
-    const before = backups.get(last) ?? (await readBackup(lab, last))
+    const before = backups.get(last)?.shown ?? (await readBackup(lab, last, location))
     for (let at = 0; at < content.length; at += BLOCK) {
       const isEqual = content.subarray(at, at + BLOCK).equals(before.subarray(at, Math.min(at + BLOCK, content.length)))
       assert.ok(isEqual || bits.hasAny(at, 1), `${note}: block ${at / BLOCK} is not in bitmap ${name}`)
     }
-    count++
   }
-  return count
 }
 
-/** A backup taken now equals the disk, and the earlier ones are as they were. */
-async function checkBackups({ lab, backups }: Crash, content: Buffer, note: string): Promise<void> {
-  const job = await lab.engine.backup({ disks: [DISK], repository: LAB_REPOSITORY, full: false, speed: 0 })
-  const ended = await lab.engine.jobEnded(job.id)
-  assert.equal(ended.error, undefined, note)
-  const shown = await readBackup(lab, String(ended.details['backup']))
-  assert.ok(shown.equals(content), `${note}: the backup after it differs from the disk`)
-  for (const [id, before] of backups) {
-    const now = await readBackup(lab, id)
-    checkContent(now, [exactly(before, Math.floor(before.length / BLOCK))], BLOCK, `${note}, backup ${id}`)
+/** A backup taken now into either repository equals the disk, and is an incremental where there is one already; the earlier ones are as they were. */
+async function checkBackups(crash: Crash, content: Buffer, note: string): Promise<void> {
+  const { lab, backups } = crash
+  for (const repository of REPOSITORIES) {
+    const job = await lab.engine.backup({ disks: [DISK], repository, full: false, speed: 0 })
+    const ended = await lab.engine.jobEnded(job.id)
+    assert.equal(ended.error, undefined, note)
+    const [disk] = ended.details['disks'] as readonly { readonly kind: string; readonly reason: string }[]
+    const isFirst = ![...backups.values()].some((done) => done.repository === repository)
+    assert.ok(isFirst || disk?.kind === 'incremental', `${note}: a full into ${repository}, since ${disk?.reason}`)
+    const shown = await readBackup(lab, String(ended.details['backup']), repository)
+    assert.ok(shown.equals(content), `${note}: the backup into ${repository} differs from the disk`)
   }
+  for (const [id, done] of backups) await checkKept(crash, id, done, note)
+}
+
+async function checkKept({ lab }: Crash, id: string, { repository, shown }: DoneBackup, note: string): Promise<void> {
+  const now = await readBackup(lab, id, repository)
+  checkContent(now, [exactly(shown, Math.floor(shown.length / BLOCK))], BLOCK, `${note}, backup ${id}`)
 }

@@ -1,6 +1,7 @@
 // A life of the whole engine on a simulated host: a guest writes, zeroes and flushes while snapshots, reverts, deletions, commits,
-// streams, mirrors, clones, resizes and backups go on, and at changes of what is stored the host sets aside what a kill or a
-// power loss would leave then, with what must be true of it. Whether it is, engine-crash.ts looks.
+// streams, mirrors, clones and resizes, backups into two repositories, views, and edits of bitmaps go on, and at changes of what is
+// stored the host sets aside what a kill or a power loss would leave then, with what must be true of it. Whether it is,
+// engine-crash.ts looks.
 
 import assert from 'node:assert/strict'
 import { Random } from '../../src/base/random.ts'
@@ -8,14 +9,22 @@ import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
 import type { HostOperation } from '../../src/host/simulated.ts'
 import type { JobStatus } from '../../src/job/job.ts'
+import { VIEW_LEASE_MS } from '../../src/base/limits.ts'
 import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
+import { BITMAP_COMMANDS, type BitmapCommand, BitmapCommands, meaningOf } from './bitmap-commands.ts'
+import { type Known, TrackedBitmaps, VIEW_BITMAP } from './tracked-bitmaps.ts'
 import { type Bounds, BLOCK, checkContent, exactly, VersionedGuest } from './versioned-guest.ts'
 
 export const DISK = 'vm1'
+/** Of most disks, and of every fifth: three regions of the dirty log, of which the guest writes to one at a time. */
 const BLOCKS = 256
-export const SIZE = BLOCKS * BLOCK
+const MANY_BLOCKS = 3 * 1024
 const LAYERS_MAX = 5
 const CLONES_MAX = 2
+/** The two that backups go to, in turn at random. */
+export const REPOSITORIES = [LAB_REPOSITORY, '/repository-2'] as const
+/** Guest requests that a view may outlast. */
+const VIEW_TURNS = 12
 
 /** What a crash takes: nothing, when the process is killed; of what is not synced, all or some, when the power fails. */
 export const LOSSES = ['kill', 'all unsynced', 'some unsynced'] as const
@@ -43,12 +52,20 @@ export interface Crash {
   readonly during: readonly string[]
   /** What the disk must show, one of several during a revert. */
   readonly content: readonly Bounds[]
+  /** From what was acknowledged on, whatever is lost. */
+  readonly acknowledged: Bounds
+  readonly bitmaps: Known
   /** What each snapshot and clone must show, if it is there. */
   readonly moments: ReadonlyMap<string, Bounds>
   /** The snapshots and clones that must be there. */
   readonly certain: ReadonlySet<string>
-  /** Backups that were reported done by then, and what they show. */
-  readonly backups: ReadonlyMap<string, Buffer>
+  /** Backups that were reported done by then, where they are, and what they show. */
+  readonly backups: ReadonlyMap<string, DoneBackup>
+}
+
+export interface DoneBackup {
+  readonly repository: string
+  readonly shown: Buffer
 }
 
 export interface LifeOptions {
@@ -63,16 +80,20 @@ export async function liveAndCrash(options: LifeOptions): Promise<Crash[]> {
   const random = new Random(options.seed)
   // Every other host answers late.
   const lab = await Lab.create(options.seed % 2 === 1 ? new Random(random.next()) : undefined)
-  await lab.engine.createDisk(DISK, '/images/vm1.qcow2', random.pick(['qcow2', 'qcow2', 'raw'] as const), SIZE)
-  return new Life(lab, random, options).run()
+  await lab.makeRepository(REPOSITORIES[1])
+  const blocks = options.seed % 5 === 4 ? MANY_BLOCKS : BLOCKS
+  const format = random.pick(['qcow2', 'qcow2', 'raw'] as const)
+  await lab.engine.createDisk(DISK, '/images/vm1.qcow2', format, blocks * BLOCK)
+  await lab.engine.editBitmaps(DISK, [{ edit: 'add', name: VIEW_BITMAP }])
+  return new Life(lab, random, options, blocks).run()
 }
 
-/** The command of the second lane. */
-const BACKUP = 'backup'
-
+/** Commands of which one is under way at a time. */
 interface Lane {
   readonly commands: readonly (readonly [name: string, command: () => Promise<void>])[]
   readonly chance: number
+  /** They change which snapshots and clones there are. */
+  readonly isOfChain?: true
   /** The name of the command under way. */
   at: string | undefined
   running: Promise<void>
@@ -82,10 +103,15 @@ class Life {
   readonly #lab: Lab
   readonly #random: Random
   readonly #options: LifeOptions
-  readonly #guest = new VersionedGuest(BLOCKS)
+  readonly #blocks: number
+  readonly #guest: VersionedGuest
+  readonly #bitmaps: TrackedBitmaps
+  readonly #bitmapCommands: BitmapCommands
+  /** Where the guest writes, of a disk of many blocks. */
+  #spot = 0
   readonly #crashes: Crash[] = []
   readonly #moments = new Map<string, Bounds>()
-  readonly #backups = new Map<string, Buffer>()
+  readonly #backups = new Map<string, DoneBackup>()
   /** A snapshot that is being taken shows something from here on. */
   #taking: { readonly name: string; readonly since: Bounds } | undefined
   #certain: ReadonlySet<string> = new Set()
@@ -94,18 +120,27 @@ class Life {
   #requests = new Set<Promise<void>>()
   #names = 0
 
-  constructor(lab: Lab, random: Random, options: LifeOptions) {
+  constructor(lab: Lab, random: Random, options: LifeOptions, blocks: number) {
     this.#lab = lab
     this.#random = random
     this.#options = options
+    this.#blocks = blocks
+    this.#guest = new VersionedGuest(blocks)
+    this.#bitmaps = new TrackedBitmaps(lab.disk(DISK), blocks)
+    this.#bitmapCommands = new BitmapCommands(random)
   }
 
   async run(): Promise<Crash[]> {
+    const idle = { at: undefined, running: Promise.resolve() }
+    const edits = BITMAP_COMMANDS.map((name) => [name, () => this.#editBitmaps(name)] as const)
     const lanes: Lane[] = [
-      { commands: Object.entries(this.#commands), chance: 0.3, at: undefined, running: Promise.resolve() },
-      { commands: [[BACKUP, () => this.#backup()]], chance: 0.02, at: undefined, running: Promise.resolve() },
+      { commands: Object.entries(this.#commands), chance: 0.3, isOfChain: true, ...idle },
+      { commands: [['backup', () => this.#backup()]], chance: 0.04, ...idle },
+      { commands: [['view', () => this.#openView()]], chance: 0.03, ...idle },
+      { commands: edits, chance: 0.15, ...idle },
     ]
-    this.#lab.host.beforeOperation = ({ kind, number }) => {
+    this.#lab.host.beforeOperation = ({ kind, number, path }) => {
+      if (kind === 'sync' && /slot\.[01]$/.test(path)) this.#bitmaps.slotSync()
       if (!CHANGES.has(kind) || !this.#random.chance(1 / this.#options.every)) return
       const during = lanes.flatMap(({ at }) => (at === undefined ? [] : [at]))
       this.#crashes.push(this.#crash(number, during))
@@ -134,6 +169,8 @@ class Life {
       operation,
       during,
       content: this.#reverted === undefined ? [now] : [now, this.#reverted],
+      acknowledged: this.#guest.bounds('kill'),
+      bitmaps: this.#bitmaps.known(),
       moments,
       certain: this.#certain,
       backups: new Map(this.#backups),
@@ -146,7 +183,8 @@ class Life {
       return
     }
     const device = this.#lab.guest(DISK)
-    const first = this.#random.below(BLOCKS - 4)
+    if (this.#random.chance(0.02)) this.#spot = this.#random.below(this.#blocks - BLOCKS + 1)
+    const first = this.#spot + this.#random.below(BLOCKS - 4)
     const count = this.#random.between(1, 4)
     const kind = this.#random.pick(['write', 'write', 'write', 'write', 'zero', 'flush'] as const)
     const request = {
@@ -158,6 +196,7 @@ class Life {
     this.#requests.add(tracked)
     // Blocks of two writes in flight could end in either order; one at a time tells more.
     await tracked
+    this.#bitmaps.acknowledged()
   }
 
   #begin(lane: Lane): void {
@@ -170,7 +209,7 @@ class Life {
       })
       .finally(() => {
         lane.at = undefined
-        if (name !== BACKUP) this.#noteCertain()
+        if (lane.isOfChain === true) this.#noteCertain()
       })
     // Told at the end.
     lane.running.catch(() => undefined)
@@ -268,7 +307,7 @@ class Life {
       const until = this.#guest.since(since)
       const shown = await this.#show(name)
       checkContent(shown, until, BLOCK, `snapshot ${name}`)
-      this.#moments.set(name, exactly(shown, BLOCKS))
+      this.#moments.set(name, exactly(shown, this.#blocks))
     } finally {
       this.#taking = undefined
     }
@@ -289,7 +328,7 @@ class Life {
       const keep = this.#random.chance(0.5) && this.#layers.length < LAYERS_MAX ? this.#name('k') : undefined
       if (keep !== undefined) {
         const now = await readWhole(this.#lab.guest(DISK))
-        this.#moments.set(keep, exactly(now, BLOCKS))
+        this.#moments.set(keep, exactly(now, this.#blocks))
       }
       await this.#lab.engine.revert(DISK, target, keep)
       const shown = await readWhole(this.#lab.guest(DISK))
@@ -320,13 +359,45 @@ class Life {
   async #backup(): Promise<void> {
     const before = this.#guest.bounds('kill')
     const full = this.#random.chance(0.1)
-    const job = await this.#lab.engine.backup({ disks: [DISK], repository: LAB_REPOSITORY, full, speed: 0 })
+    const repository = this.#random.pick(REPOSITORIES)
+    const job = await this.#lab.engine.backup({ disks: [DISK], repository, full, speed: 0 })
     const until = this.#guest.since(before)
     const ended = await this.#ended(job.id)
     const id = String(ended.details['backup'])
-    const shown = await readBackup(this.#lab, id)
+    this.#bitmaps.backupDone(`backup:${await this.#idOf(repository)}`, id)
+    const shown = await readBackup(this.#lab, id, repository)
     checkContent(shown, until, BLOCK, `backup ${id}`)
-    this.#backups.set(id, shown)
+    this.#backups.set(id, { repository, shown })
+  }
+
+  async #idOf(repository: string): Promise<string> {
+    const opened = await this.#lab.repository(repository)
+    await opened.close()
+    return opened.id
+  }
+
+  async #editBitmaps(command: BitmapCommand): Promise<void> {
+    const edits = this.#bitmapCommands.edits(command, this.#bitmaps.world)
+    if (edits.length === 0) return
+    this.#bitmaps.expect(meaningOf(edits, this.#blocks))
+    await this.#lab.engine.editBitmaps(DISK, edits)
+  }
+
+  async #openView(): Promise<void> {
+    let isTaken = false
+    try {
+      const { id } = await this.#lab.engine.openView({ disks: [DISK], bitmap: VIEW_BITMAP, leaseMs: VIEW_LEASE_MS })
+      for (let turn = this.#random.below(VIEW_TURNS); turn > 0; turn--)
+        await new Promise((resolve) => setImmediate(resolve))
+      const verb = this.#random.pick(['finalize', 'finalize', 'cancel'] as const)
+      if (verb === 'finalize') this.#bitmaps.completing()
+      await this.#lab.engine.sayToJob(id, verb)
+      const { error } = await this.#lab.engine.jobEnded(id)
+      assert.equal(error?.kind, verb === 'finalize' ? undefined : 'cancelled')
+      isTaken = verb === 'finalize'
+    } finally {
+      this.#bitmaps.viewEnded(isTaken)
+    }
   }
 
   async #ended(id: string): Promise<JobStatus> {
@@ -337,8 +408,8 @@ class Life {
 }
 
 /** What a backup of the disk shows. */
-export async function readBackup(lab: Lab, id: string): Promise<Buffer> {
-  const repository = await lab.repository()
+export async function readBackup(lab: Lab, id: string, location: string): Promise<Buffer> {
+  const repository = await lab.repository(location)
   const reader = await repository.openBackup(id)
   const device = reader.disks[0]?.device
   assert.ok(device !== undefined)

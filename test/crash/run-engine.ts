@@ -12,8 +12,8 @@ import { type Crash, liveAndCrash, type Loss } from './engine-life.ts'
 
 /** Guest requests of a life. */
 const STEPS = 120
-/** One crash in so many has its backups looked at, too, which takes longest. */
-const BACKUP_EVERY = 40
+/** One crash in so many has its backups looked at, too, which takes longest; unless told. */
+const BACKUP_EVERY = 10
 
 interface Finding {
   readonly replay: string

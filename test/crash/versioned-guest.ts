@@ -113,6 +113,19 @@ function stampAt(bytes: Buffer, at: number): number {
   return getUint32(bytes, at)
 }
 
+/** The blocks that hold what a request wrote that was not acknowledged; zeros, which may be older, are not told. */
+export function tookEffect(bytes: Buffer, { history, oldest }: Bounds): Set<number> {
+  const took = new Set<number>()
+  for (const [block, all] of history.entries()) {
+    if (all.length - 1 === oldest[block]) continue
+    for (let at = block * BLOCK; at < (block + 1) * BLOCK; at += SECTOR) {
+      const stamp = stampAt(bytes, at)
+      if (stamp !== ZEROS && all.indexOf(stamp) > (oldest[block] as number)) took.add(block)
+    }
+  }
+  return took
+}
+
 /** What is wrong with the content, if anything: each piece must be whole and hold what its block may hold, the rest zeros. */
 export function findWrong(bytes: Buffer, { history, oldest, newest }: Bounds, piece: number): string | undefined {
   const end = history.length * BLOCK
