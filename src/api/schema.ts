@@ -152,6 +152,14 @@ export const routes = {
     body: z.object({ edits: z.array(bitmapEdit).min(1).max(EDITS_MAX) }),
     response: disk,
   },
+  saveBitmaps: {
+    method: 'POST',
+    path: '/v1/disks/:disk/saved-bitmaps',
+    summary: 'Writes bitmaps into the qcow2 image, where others may use them once the disk was closed cleanly',
+    params: onDisk,
+    body: z.object({ bitmap: name.optional().describe('This one; unless told, all that are no backup’s or job’s') }),
+    response: disk,
+  },
   compareBitmaps: {
     method: 'GET',
     path: '/v1/disks/:disk/bitmaps/:first/compared-with/:second',

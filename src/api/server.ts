@@ -47,6 +47,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     showDisk: async ({ disk }) => (await engine.showDisk(disk)) as Reply<'showDisk'>,
     resizeDisk: ({ disk }, { size }) => engine.resizeDisk(disk, size) as Promise<Reply<'resizeDisk'>>,
     editBitmaps: ({ disk }, { edits }) => engine.editBitmaps(disk, edits) as Promise<Reply<'editBitmaps'>>,
+    saveBitmaps: ({ disk }, { bitmap }) => engine.saveBitmaps(disk, bitmap) as Promise<Reply<'saveBitmaps'>>,
     compareBitmaps: async ({ disk, first, second }) => engine.compareBitmaps(disk, first, second),
     removeDisk: async ({ disk }) => {
       await engine.removeDisk(disk)

@@ -1,4 +1,5 @@
-// varve bitmap: which granules of a disk changed since a moment; add, list, remove, clear, enable, disable, rename, merge, compare.
+// varve bitmap: which granules of a disk changed since a moment; add, list, remove, clear, enable, disable, rename, merge,
+// compare, save.
 
 import { type Command } from 'commander'
 import type { BitmapEditBody, DiskReply } from '../api/schema.ts'
@@ -54,6 +55,17 @@ export function addBitmapCommands(program: Command): void {
     .command('compare <disk> <first> <second>')
     .description('how two bitmaps differ; exits with 1 when they do')
     .action(compare)
+  bitmap
+    .command('save <disk> [name]')
+    .description('write bitmaps into the qcow2 image now, as a clean close does; others may use them once the disk is closed')
+    .action(save)
+}
+
+async function save(disk: string, name: string | undefined, _options: unknown, command: Command): Promise<void> {
+  const cli = cliOf(command)
+  const body = name === undefined ? {} : { bitmap: name }
+  const { bitmaps, layers } = await cli.api.call('saveBitmaps', { disk }, body)
+  print(cli, bitmaps, () => `saved in ${layers.at(-1)?.path}; marked in use until disk ${disk} is closed cleanly`)
 }
 
 interface AddOptions {

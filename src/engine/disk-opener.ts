@@ -20,6 +20,7 @@ import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { settleGuest } from './distant-guests.ts'
 import { finishResize } from './resize.ts'
+import { entrustBitmaps, saveBitmaps, takeBitmaps } from './internal-bitmaps.ts'
 import { openExports } from './snapshot-exports.ts'
 import { removeGarbage } from './snapshots.ts'
 
@@ -48,10 +49,12 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     // Before the image is opened for writing, which changes it; no other program can, since the layers are locked.
     const opened = await openLog(context, record, chain.size, found)
     log = opened.log
+    if (opened.isNew) await takeBitmaps(context, record.name, chain.active, log)
     const noted = opened.lost === undefined ? record : await noteLoss(context, record, opened.lost)
     await settleGuest(context, record, opened.isClean)
     // Takes the last clean close back: from here on the images change, by snapshots and merges also without a mark.
     await log.fold()
+    entrustBitmaps(chain.active, log)
     await chain.active.setAccess('write')
     const settled = await finishResize(context, noted, chain.active, log)
     if (settled !== noted) chain.replaceLayers(layers)
@@ -104,6 +107,7 @@ export async function closeManagedDisk(context: EngineContext, managed: ManagedD
   }
   for (const served of [...managed.exports.values(), managed.peerServed, managed.served]) await served?.close()
   await managed.disk.drain()
+  if (managed.record.away === undefined) await saveBitmaps(context, managed)
   await managed.disk.close()
   await managed.disk.log.close(await lineage(context, managed.record.layers.at(-1) as LayerRecord))
 }
@@ -164,6 +168,8 @@ function checkAgainstCatalog(record: DiskRecord, layers: readonly Layer[]): void
 
 interface OpenedLog {
   readonly log: DirtyLog
+  /** It was made now, and has no bitmaps. */
+  readonly isNew: boolean
   /** The disk was closed cleanly the last time. */
   readonly isClean: boolean
   /** Why the log had to be made anew; undefined when nothing was lost. */
@@ -179,7 +185,8 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
   if (isNew) {
     const log = await createLog(context, folder, size, bootId)
     const isKnown = context.catalog.get('disk', record.id) !== undefined
-    return isKnown ? { log, isClean: false, lost: `the dirty log in ${folder} is gone` } : { log, isClean: true }
+    const made = { log, isNew: true }
+    return isKnown ? { ...made, isClean: false, lost: `the dirty log in ${folder} is gone` } : { ...made, isClean: true }
   }
   let lost: string
   let isClean = false
@@ -191,7 +198,7 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     const isResized = record.growTo !== undefined && log.size <= record.growTo
     if (isOurs && (log.size === size || isResized)) {
       if (!isClean) context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
-      return { log, isClean }
+      return { log, isNew: false, isClean }
     }
     await log.close('')
     lost = `another program changed ${(record.layers.at(-1) as LayerRecord).path} while the daemon did not run`
@@ -200,7 +207,7 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     lost = `its dirty log was damaged: ${error.message}`
     await closeFiles(files)
   }
-  return { log: await makeLogAnew(context, record, size), isClean, lost }
+  return { log: await makeLogAnew(context, record, size), isNew: true, isClean, lost }
 }
 
 /** Keeps for the next backup why it must be a full. */

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
-// reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
+// internal-bitmaps, reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
 
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
@@ -41,6 +41,7 @@ import type { Home } from './home.ts'
 import { HostDesk } from './host-desk.ts'
 import type { LimitDefaults } from './host-limits.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
+import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
 import { type MigrateRequest, startMigration } from './migrations.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
@@ -200,6 +201,12 @@ export class Engine {
 
   async editBitmaps(name: string, edits: readonly BitmapEdit[]): Promise<DiskStatus> {
     await editBitmaps(findDisk(this.#context, name), edits)
+    return this.showDisk(name)
+  }
+
+  /** See `depositBitmaps`. */
+  async saveBitmaps(name: string, bitmap?: string): Promise<DiskStatus> {
+    await depositBitmaps(findDisk(this.#context, name), bitmap)
     return this.showDisk(name)
   }
 

@@ -36,6 +36,7 @@ export interface EngineService {
   removeDisk(name: string): Promise<void>
   /** At one moment, all or none. */
   editBitmaps(disk: string, edits: readonly BitmapEdit[]): Promise<DiskStatus>
+  saveBitmaps(disk: string, bitmap?: string): Promise<DiskStatus>
   compareBitmaps(disk: string, first: string, second: string): Soon<BitmapComparison>
   /** Serves a disk on TCP again that is held since the host stopped uncleanly; kind 'invalid-argument' when it is not held. */
   releaseDisk(name: string): Promise<void>

@@ -1,7 +1,7 @@
 // Takes the persistent bitmaps of an image over into a new one that shows the same disk.
 
 import { BlockError } from '../block/error.ts'
-import type { BitmapToSave } from '../format/qcow2/bitmaps.ts'
+import type { BitmapToSave } from '../format/qcow2/bitmap-info.ts'
 import type { Qcow2Image } from '../format/qcow2/image.ts'
 
 /**

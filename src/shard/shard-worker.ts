@@ -94,6 +94,7 @@ const functions: ShardFunctions = {
   createDisk: (...args) => running().createDisk(...args),
   resizeDisk: (...args) => running().resizeDisk(...args),
   editBitmaps: (...args) => running().editBitmaps(...args),
+  saveBitmaps: (...args) => running().saveBitmaps(...args),
   compareBitmaps: (...args) => running().compareBitmaps(...args),
   clone: (...args) => running().clone(...args),
   removeDisk: (name) => {

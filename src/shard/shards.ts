@@ -65,6 +65,7 @@ export class Shards implements EngineService {
   // What one disk is asked goes to its shard as it is.
   readonly resizeDisk = this.#passOn('resizeDisk')
   readonly editBitmaps = this.#passOn('editBitmaps')
+  readonly saveBitmaps = this.#passOn('saveBitmaps')
   readonly compareBitmaps = this.#passOn('compareBitmaps')
   readonly listSnapshots = this.#passOn('listSnapshots')
   readonly createSnapshot = this.#passOn('createSnapshot')

@@ -6,6 +6,9 @@
 //   consistent --(begin)--> in_use, bits in memory --(store, sync, release)--> consistent
 //   in_use, or autoclear bit 0 clear: inconsistent, and of no use but to be removed
 //
+// Those that are entrusted to whoever writes the image, since it keeps them itself, are marked in the same way and not recorded here:
+// it saves them at the end of writing, and if it does not come to that nobody trusts what the file has.
+//
 // No request may be in flight while any method but `record` runs.
 
 import { QCOW2_BITMAP_MAX, QCOW2_BITMAPS_BYTES } from '../../base/limits.ts'
@@ -20,6 +23,7 @@ import {
   writeDirectory,
   writeFlags,
 } from './bitmap-directory.ts'
+import { type BitmapInfo, type BitmapToSave, copyRuns } from './bitmap-info.ts'
 import { bitmapBytes, checkBitmap, defaultGranularity, tooLarge } from './bitmap-shape.ts'
 import {
   allocateTable,
@@ -34,29 +38,8 @@ import {
 import { findBitmapDirectory, hasAutoclear, type Header } from './header.ts'
 import * as spec from './spec.ts'
 
-export interface BitmapInfo {
-  readonly name: string
-  /** Bytes of the disk for each bit. */
-  readonly granularity: number
-  /** True when every change of the disk is recorded, by any program that knows bitmaps. */
-  readonly isRecording: boolean
-  /** False when it may have missed a change; it can then only be removed. */
-  readonly isConsistent: boolean
-  /** The names that QEMU has for the flags. */
-  readonly flags: readonly ('in-use' | 'auto')[]
-  /** How many granules are set, where that is known without reading them: of what records, while the image is written. */
-  readonly count: number | undefined
-}
-
-export interface BitmapToSave {
-  readonly name: string
-  /** Of the disk's size. */
-  readonly bits: Bitmap
-  readonly isRecording: boolean
-}
-
 /** What can be done with the bitmaps of an image that is written. */
-export type BitmapEdits = Pick<Bitmaps, 'add' | 'remove' | 'setRecording' | 'clear' | 'merge' | 'save'>
+export type BitmapEdits = Pick<Bitmaps, 'add' | 'remove' | 'setRecording' | 'clear' | 'merge' | 'save' | 'deposit'>
 
 /** Bits in memory, of a bitmap that is marked in_use in the file. */
 interface Live {
@@ -80,6 +63,8 @@ export class Bitmaps {
   #recording: Bitmap[] = []
   /** There while the image is written. */
   #home: StorageHome | undefined
+  /** Names of bitmaps that whoever writes the image keeps itself: from the next `begin` on. */
+  entrusted: ReadonlySet<string> = new Set()
 
   /** `report` hears of bitmaps that are given up. */
   constructor(file: HostFile, header: Header, report: (message: string) => void) {
@@ -151,6 +136,7 @@ export class Bitmaps {
     if (this.#problem !== undefined) throw this.#problem
     this.#home = home
     if (!this.#isTrusted) return
+    for (const { entry } of this.#held) if (this.entrusted.has(entry.name)) entry.flags |= spec.BITMAP_IN_USE
     const taken = this.#held.filter(
       ({ entry }) => (entry.flags & (spec.BITMAP_AUTO | spec.BITMAP_IN_USE)) === spec.BITMAP_AUTO,
     )
@@ -257,6 +243,29 @@ export class Bitmaps {
    * from now on, and is whole in the file after the clean end of writing; the others are durable on return. Kinds: as for `add`.
    */
   async save(bitmaps: readonly BitmapToSave[]): Promise<void> {
+    await this.#put(bitmaps)
+    await this.#settle()
+  }
+
+  /**
+   * The same for bitmaps that are entrusted from now on: durable on return, and marked until `save` has them at the end of writing. Kinds:
+   * as for `add`.
+   */
+  async deposit(bitmaps: readonly BitmapToSave[]): Promise<void> {
+    const names = new Set(bitmaps.map(({ name }) => name))
+    this.entrusted = new Set([...this.entrusted, ...names])
+    try {
+      await this.#put(bitmaps)
+      const meant = new Set(this.#held.flatMap(({ entry, live }) => (live && names.has(entry.name) ? [live] : [])))
+      await this.#store((live) => meant.has(live))
+      await this.#file.sync()
+    } finally {
+      for (const held of this.#held) if (names.has(held.entry.name)) held.live = undefined
+      this.#refresh()
+    }
+  }
+
+  async #put(bitmaps: readonly BitmapToSave[]): Promise<void> {
     for (const { name, bits, isRecording } of bitmaps) {
       this.#check(name, bits.granule)
       if (bits.size !== this.#header.size)
@@ -269,7 +278,6 @@ export class Bitmaps {
         await this.#add(name, bits.copy(), isRecording)
       }
     }
-    await this.#settle()
   }
 
   /** Before the disk gets `size` bytes: takes all that is consistent into memory. Kind 'unsupported' when that is too much. */
@@ -488,12 +496,4 @@ export class Bitmaps {
     const { path } = this.#file
     return new BlockError(kind, `${path}: ${what}`, { path })
   }
-}
-
-/** Sets in `to` what `from` has set, as far as both go. */
-function copyRuns(from: Bitmap, to: Bitmap): void {
-  from.runs(0, Math.min(from.size, to.size), Number.MAX_SAFE_INTEGER, (offset, length) => {
-    to.set(offset, length)
-    return true
-  })
 }

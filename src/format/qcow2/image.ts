@@ -16,7 +16,8 @@ import {
 } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import type { Host, HostFile } from '../../host/host.ts'
-import { type BitmapEdits, type BitmapInfo, Bitmaps } from './bitmaps.ts'
+import type { BitmapInfo } from './bitmap-info.ts'
+import { type BitmapEdits, Bitmaps } from './bitmaps.ts'
 import { BorrowedFile } from './borrowed-file.ts'
 import { type CheckOptions, type CheckResult, checkImage } from './check.ts'
 import { removeBacking, rewriteBacking } from './backing.ts'
@@ -343,6 +344,19 @@ export class Qcow2Image implements Layer {
   get bitmapEdits(): BitmapEdits {
     this.#mustWrite()
     return this.#bitmaps
+  }
+
+  /**
+   * From the next change to access 'write' on these bitmaps are not recorded in the image but by whoever writes it: they are only marked
+   * in_use, and consistent again when `bitmapEdits.save` has them at the end of writing.
+   */
+  entrustBitmaps(names: readonly string[]): void {
+    this.#bitmaps.entrusted = new Set(names)
+  }
+
+  /** Those, and what was deposited since. */
+  get entrustedBitmaps(): readonly string[] {
+    return [...this.#bitmaps.entrusted]
   }
 
   /** For `openQcow2`: reads what else than the disk the image holds. */
