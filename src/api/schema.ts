@@ -17,11 +17,14 @@ const layer = z.object({
   of: z.string().optional().describe('The disk whose layer it is, in a clone'),
 })
 
+const durability = z.enum(['host', 'process', 'none']).describe('What a bitmap outlives; after the rest it is void')
+
 const bitmap = z.object({
   name: z.string(),
   granule: z.number(),
   recording: z.boolean(),
   state: z.enum(['valid', 'void']),
+  durability,
   dirtyBytes: bytes,
 })
 
@@ -32,6 +35,7 @@ const bitmapEdit = z.union([
     granule: bytes.optional(),
     disabled: z.boolean().optional(),
     from: name.optional().describe('A bitmap to copy'),
+    durability: durability.optional(),
   }),
   z.object({ edit: z.enum(['remove', 'clear', 'enable', 'disable']), name }),
   z.object({ edit: z.literal('rename'), name, to: name }),
@@ -125,6 +129,7 @@ export const routes = {
       format: z.enum(['raw', 'qcow2']),
       size: bytes.optional(),
       cache: cache.optional(),
+      durability: durability.optional(),
     }),
     response: disk,
   },

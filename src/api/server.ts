@@ -37,11 +37,11 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
       return { version, pid: process.pid, home, node: process.version, memory: process.memoryUsage.rss() }
     },
     listDisks: async () => (await engine.listDisks()) as Reply<'listDisks'>,
-    addDisk: (_params, { name, image, format, size, cache }) => {
+    addDisk: (_params, { name, image, format, size, cache, durability }) => {
       const added =
         size === undefined
-          ? engine.addDisk(name, image, format, cache)
-          : engine.createDisk(name, image, format, size, cache)
+          ? engine.addDisk(name, image, format, cache, durability)
+          : engine.createDisk(name, image, format, size, cache, durability)
       return added as Promise<Reply<'addDisk'>>
     },
     showDisk: async ({ disk }) => (await engine.showDisk(disk)) as Reply<'showDisk'>,

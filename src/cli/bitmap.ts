@@ -4,7 +4,8 @@
 import { type Command } from 'commander'
 import type { BitmapEditBody, DiskReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
-import { print, sizeArgument, table } from './context.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
+import { durabilityOption, print, sizeArgument, table } from './context.ts'
 import { cliOf } from './daemon-context.ts'
 
 /** The commands that need nothing but the bitmap's name, and what is said when they are done. */
@@ -15,6 +16,8 @@ const SIMPLE = {
   disable: { about: 'record no more; what it holds stays', done: 'records no more' },
 } as const
 
+const OUTLIVES = { host: 'power loss', process: 'kill', none: 'clean stop' } as const
+
 export function addBitmapCommands(program: Command): void {
   const bitmap = program.command('bitmap').description('which parts of a disk changed since a moment')
   bitmap
@@ -23,6 +26,7 @@ export function addBitmapCommands(program: Command): void {
     .option('-g, --granule <size>', 'how much of the disk a bit stands for; 4K unless told', sizeArgument)
     .option('--from <bitmap>', 'begin as a copy of this one')
     .option('--disabled', 'do not record')
+    .addOption(durabilityOption('what it outlives; as the disk’s own bitmaps unless told'))
     .action(add)
   bitmap
     .command('list <disk>')
@@ -30,7 +34,7 @@ export function addBitmapCommands(program: Command): void {
     .action(async (disk: string, _options: unknown, command: Command) => {
       const cli = cliOf(command)
       const { bitmaps } = await cli.api.call('showDisk', { disk }, {})
-      print(cli, bitmaps, () => table(['NAME', 'GRANULE', 'DIRTY', 'STATE'], bitmaps.map(row)))
+      print(cli, bitmaps, () => table(['NAME', 'GRANULE', 'DIRTY', 'STATE', 'OUTLIVES'], bitmaps.map(row)))
     })
   for (const edit of Object.keys(SIMPLE) as (keyof typeof SIMPLE)[])
     bitmap
@@ -72,6 +76,7 @@ interface AddOptions {
   readonly granule?: number
   readonly from?: string
   readonly disabled?: boolean
+  readonly durability?: Durability
 }
 
 function add(disk: string, name: string, options: AddOptions, command: Command): Promise<void> {
@@ -106,7 +111,7 @@ async function compare(
   )
 }
 
-function row({ name, granule, dirtyBytes, state, recording }: DiskReply['bitmaps'][number]): string[] {
+function row({ name, granule, dirtyBytes, state, recording, durability }: DiskReply['bitmaps'][number]): string[] {
   const is = state === 'void' ? 'void: all counts as changed' : recording ? 'recording' : 'disabled'
-  return [name, formatSize(granule), formatSize(dirtyBytes), is]
+  return [name, formatSize(granule), formatSize(dirtyBytes), is, OUTLIVES[durability]]
 }

@@ -5,6 +5,7 @@ import { Option } from 'commander'
 import { QCOW2_METADATA_BYTES, QCOW2_METADATA_MIN } from '../base/limits.ts'
 import { formatSize, parseSize } from '../base/size.ts'
 import { BlockError, type ErrorKind, isBlockError } from '../block/error.ts'
+import { DURABILITIES } from '../dirtylog/durability.ts'
 import { CACHE_MODES } from '../host/cache-mode.ts'
 
 /** Exit statuses: 0 done, 1 failed, 2 usage, 3 not found, 4 busy or locked, 5 corrupt or verification failed. */
@@ -75,6 +76,11 @@ export function metadataCacheOption(): Option {
 export function cacheOption(): Option {
   const what = 'writeback; none: past the page cache; unsafe: flushes do nothing'
   return new Option('--cache <mode>', what).choices(CACHE_MODES).default('writeback')
+}
+
+/** `--durability D`: what a bitmap outlives. */
+export function durabilityOption(about: string): Option {
+  return new Option('--durability <what>', `${about}: host, process, none`).choices(DURABILITIES)
 }
 
 /** A TCP port argument. Kind 'invalid-argument' when it is none. */

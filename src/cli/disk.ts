@@ -5,13 +5,15 @@ import { type Command, Option } from 'commander'
 import type { DiskReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
-import { cacheOption, print, sizeArgument, table } from './context.ts'
+import { cacheOption, durabilityOption, print, sizeArgument, table } from './context.ts'
 import { cliOf } from './daemon-context.ts'
 
 interface DiskOptions {
   readonly format: Format
   readonly cache: CacheMode
+  readonly durability?: Durability
 }
 
 const formatOption = (): Option =>
@@ -27,6 +29,7 @@ export function addDiskCommands(program: Command): void {
     .addOption(formatOption())
     .requiredOption('--size <size>', 'size, such as 10G', sizeArgument)
     .addOption(cacheOption())
+    .addOption(durabilityOption('what the bitmaps of its backups outlive; host unless told'))
     .action((name: string, image: string, options: DiskOptions & { size: number }, command: Command) =>
       add(command, { name, image: path.resolve(image), ...options }),
     )
@@ -35,6 +38,7 @@ export function addDiskCommands(program: Command): void {
     .description('serve an image as a disk; prints the URI for QEMU’s nbd driver')
     .addOption(formatOption())
     .addOption(cacheOption())
+    .addOption(durabilityOption('what the bitmaps of its backups outlive; host unless told'))
     .action((name: string, image: string, options: DiskOptions, command: Command) =>
       add(command, { name, image: path.resolve(image), ...options }),
     )

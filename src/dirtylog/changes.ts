@@ -5,6 +5,7 @@ import { DIRTYLOG_BITMAPS_MAX, DIRTYLOG_NAME_MAX, DIRTYLOG_TEXT_MAX, GRANULE } f
 import { unreachable } from '../base/assert.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { BlockError } from '../block/error.ts'
+import type { Durability } from './durability.ts'
 
 /** A bitmap of a disk. The object stays the same as long as the bitmap lives; `bits` may be another one after an edit. */
 export interface LoggedBitmap {
@@ -14,8 +15,9 @@ export interface LoggedBitmap {
   readonly bits: Bitmap
   /** Marks of the disk set its granules. */
   readonly recording: boolean
-  /** 'void': it lost what it knew, when the log failed. All its bits are set; only a clear makes it valid again. */
+  /** 'void': it lost what it knew, when the log failed or by a crash that it does not outlive. All its bits are set; only a clear makes it valid again. */
   readonly state: 'valid' | 'void'
+  readonly durability: Durability
   /** A text of the caller's, JSON as a rule. */
   readonly meta: string
 }
@@ -31,6 +33,8 @@ export type BitmapChange =
       /** A Bitmap of the disk's size is copied. */
       readonly fill: 'none' | 'all' | Bitmap
       readonly meta?: string
+      /** 'host' unless told. */
+      readonly durability?: Durability
     }
   | { readonly kind: 'remove'; readonly name: string }
   | { readonly kind: 'rename'; readonly name: string; readonly to: string }
@@ -105,7 +109,7 @@ function applyChange(directory: Directory, size: number, change: BitmapChange): 
 }
 
 function add(directory: Directory, size: number, change: BitmapChange & { kind: 'add' }): void {
-  const { name, fill, recording, meta = '' } = change
+  const { name, fill, recording, meta = '', durability = 'host' } = change
   checkNew(directory.entries, name)
   if (directory.entries.size >= DIRTYLOG_BITMAPS_MAX) {
     throw new BlockError('invalid-argument', `A disk has at most ${DIRTYLOG_BITMAPS_MAX} bitmaps; remove one first`)
@@ -125,6 +129,7 @@ function add(directory: Directory, size: number, change: BitmapChange & { kind: 
     bits,
     recording,
     state: 'valid',
+    durability,
     meta: checkText(meta, `text of bitmap "${name}"`),
   })
 }

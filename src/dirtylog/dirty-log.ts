@@ -10,17 +10,16 @@ import type { Pending } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { HostFile } from '../host/host.ts'
 import { applyChanges, type BitmapChange, checkText, type Directory, type Entry, type LoggedBitmap } from './changes.ts'
+import { type Durability, recordFor } from './durability.ts'
 import { formatArea, LogArea } from './log-area.ts'
 import { ignore, settled } from './outcome.ts'
 import { type DirtyLogFiles, recordingOf, type Recovery, recover } from './recovery.ts'
 import { HotRegions } from './regions.ts'
 import { type SlotContent, writeSlot } from './slot.ts'
 import { CLEAR, COLD_MARK, MARK, RECORD_BYTES } from './spec.ts'
+import { systemTimer, type Timer } from './timer.ts'
 
-export type { BitmapChange, DirtyLogFiles, LoggedBitmap, Recovery }
-
-/** Calls `run` once after the delay unless the function returned is called before; must not keep the process alive. */
-export type Timer = (delayMs: number, run: () => void) => () => void
+export type { BitmapChange, DirtyLogFiles, Durability, LoggedBitmap, Recovery, Timer }
 
 export interface DirtyLogOptions {
   /** The host's boot id. */
@@ -44,11 +43,6 @@ interface WaitingClear {
   readonly offset: number
   readonly length: number
   cancelled: boolean
-}
-
-const systemTimer: Timer = (delayMs, run) => {
-  const timer = setTimeout(run, delayMs).unref()
-  return () => clearTimeout(timer)
 }
 
 export class DirtyLog {
@@ -261,7 +255,12 @@ export class DirtyLog {
   }
 
   #logMark(offset: number, length: number): Pending {
-    const isCold = this.#regions.isCold(offset, length)
+    const needed = this.#calm ? recordFor(this.#recording, offset, length) : 'host'
+    if (needed === 'none') {
+      for (const entry of this.#recording) entry.bits.set(offset, length)
+      return this.#wait(offset, length)
+    }
+    const isCold = needed === 'host' && this.#regions.isCold(offset, length)
     if (this.#isFull || (isCold && this.#regions.count >= DIRTYLOG_HOT_REGIONS)) {
       return this.#makeRoom().then(() => this.mark(offset, length))
     }

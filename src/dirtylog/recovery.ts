@@ -36,13 +36,26 @@ export async function recover(files: DirtyLogFiles, bootId: string): Promise<Rec
   for (const { record, position } of records) {
     if (record.epoch > content.epoch || position >= content.start) replay(content, record)
   }
-  if (content.bootId === bootId) return { recovery: 'process', content }
+  if (content.bootId === bootId) {
+    voidUnless(content, ({ durability }) => durability !== 'none')
+    return { recovery: 'process', content }
+  }
   for (const { record } of records) {
     if (record.kind !== COLD_MARK) continue
     const start = roundDown(record.offset, DIRTYLOG_REGION)
     markAll(content, start, roundUp(record.offset + record.length, DIRTYLOG_REGION) - start)
   }
+  voidUnless(content, ({ durability }) => durability === 'host')
   return { recovery: 'host', content }
+}
+
+/** One that recorded and does not outlive what happened: what it missed is not known. */
+function voidUnless({ entries }: SlotContent, survives: (entry: Entry) => boolean): void {
+  for (const entry of entries) {
+    if (!entry.recording || survives(entry)) continue
+    entry.state = 'void'
+    entry.bits.setAll()
+  }
 }
 
 async function newestSlot(files: DirtyLogFiles): Promise<SlotContent> {

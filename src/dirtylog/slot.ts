@@ -10,6 +10,7 @@ import { Bitmap } from '../bitmap/bitmap.ts'
 import { pool } from '../block/pool.ts'
 import type { HostFile } from '../host/host.ts'
 import type { Entry } from './changes.ts'
+import { isDurability } from './durability.ts'
 import { BITS_ALIGNMENT, HEADER_BYTES, MAGIC, VERSION } from './spec.ts'
 
 export interface SlotContent {
@@ -126,8 +127,8 @@ function byteLength(bits: Bitmap): number {
 }
 
 function encodeDirectory({ bootId, stamp, size, start, nextId, entries }: SlotContent): Uint8Array {
-  const bitmaps = entries.map(({ id, name, bits, recording, state, meta }) => {
-    return { id, name, granule: bits.granule, recording, state, meta }
+  const bitmaps = entries.map(({ id, name, bits, recording, state, durability, meta }) => {
+    return { id, name, granule: bits.granule, recording, state, durability, meta }
   })
   return utf8.encode(JSON.stringify({ bootId, stamp: stamp ?? null, size, start, nextId, bitmaps }))
 }
@@ -149,11 +150,12 @@ function decodeDirectory(epoch: number, text: string): SlotContent | undefined {
 }
 
 function decodeEntry(size: number, bitmap: unknown): Entry | undefined {
-  const { id, name, granule, recording, state, meta } = (bitmap ?? {}) as Record<string, unknown>
+  const { id, name, granule, recording, state, durability = 'host', meta } = (bitmap ?? {}) as Record<string, unknown>
   if (!isCount(id) || typeof name !== 'string' || typeof recording !== 'boolean') return undefined
   if ((state !== 'valid' && state !== 'void') || typeof meta !== 'string') return undefined
+  if (!isDurability(durability)) return undefined
   if (!isCount(granule) || !isPowerOfTwo(granule) || granule < GRANULE_MIN || granule > GRANULE_MAX) return undefined
-  return { id, name, bits: new Bitmap(size, granule), recording, state, meta }
+  return { id, name, bits: new Bitmap(size, granule), recording, state, durability, meta }
 }
 
 function isCount(value: unknown): value is number {

@@ -143,7 +143,7 @@ export class LocalParty implements BackupParty {
     this.#view = view
     this.#scratch = undefined
     const durable =
-      moves && bitmap !== undefined ? disk.log.edit(captureChanges(disk, bitmap, backup)) : Promise.resolve()
+      moves && bitmap !== undefined ? disk.log.edit(captureChanges(this.#managed, bitmap, backup)) : Promise.resolve()
     // Whoever waits for it hears of a failure; until then it is nobody's.
     durable.catch(() => undefined)
     return { view, changed, durable }
@@ -250,7 +250,7 @@ function capturedBits(disk: Disk, bitmap: string): Bitmap {
 }
 
 /** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */
-function captureChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[] {
+function captureChanges({ disk, record }: ManagedDisk, bitmap: string, backup: string): BitmapChange[] {
   const old = disk.log.bitmaps.get(bitmap)
   const { last } = metaOf(old?.meta ?? '')
   const meta = JSON.stringify({ last, pending: backup } satisfies RecordingMeta)
@@ -258,6 +258,7 @@ function captureChanges(disk: Disk, bitmap: string, backup: string): BitmapChang
     kind: 'add',
     name: bitmap,
     granule: old?.bits.granule ?? GRANULE,
+    durability: old?.durability ?? record.durability ?? 'host',
     recording: true,
     fill: 'none',
     meta,

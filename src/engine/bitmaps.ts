@@ -6,7 +6,7 @@ import { GRANULE_MAX, USER_GRANULE_MIN } from '../base/limits.ts'
 import { isPowerOfTwo } from '../base/round.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
-import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
+import type { BitmapChange, Durability, LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import { USER_BITMAP_META } from './backup-party.ts'
 import { checkName, type ManagedDisk } from './context.ts'
 
@@ -21,6 +21,8 @@ export type BitmapEdit =
       readonly disabled?: boolean | undefined
       /** A bitmap whose granules it has set to begin with. */
       readonly from?: string | undefined
+      /** What it outlives; as the disk's own bitmaps unless told. */
+      readonly durability?: Durability | undefined
     }
   | { readonly edit: 'remove' | 'clear' | 'enable' | 'disable'; readonly name: string }
   | { readonly edit: 'rename'; readonly name: string; readonly to: string }
@@ -37,8 +39,9 @@ export interface BitmapComparison {
  * Makes the edits at one moment, all or none, and resolves when they are durable. Kinds 'not-found', 'exists', 'invalid-argument'; 'timeout'
  * when the guest's requests in flight do not end.
  */
-export function editBitmaps({ disk, control }: ManagedDisk, edits: readonly BitmapEdit[]): Promise<void> {
-  return control.run(async () => {
+export function editBitmaps(managed: ManagedDisk, edits: readonly BitmapEdit[]): Promise<void> {
+  const { disk } = managed
+  return managed.control.run(async () => {
     for (const edit of edits) checkEdit(edit)
     // A bitmap begins with what is on stable storage: what a power loss takes back after that would differ without a bit. Most of
     // the flush happens before the guest has to wait for the rest.
@@ -47,7 +50,7 @@ export function editBitmaps({ disk, control }: ManagedDisk, edits: readonly Bitm
     let durable: Promise<void>
     try {
       await disk.chain.flush()
-      durable = disk.log.edit(edits.flatMap((edit) => changesOf(disk, edit)))
+      durable = disk.log.edit(edits.flatMap((edit) => changesOf(managed, edit)))
       durable.catch(() => undefined)
     } finally {
       disk.undrain()
@@ -96,11 +99,11 @@ function namesOf(edit: BitmapEdit): string[] {
   return edit.edit === 'rename' ? [edit.name, edit.to] : [edit.name]
 }
 
-function changesOf(disk: Disk, edit: BitmapEdit): BitmapChange[] {
+function changesOf(managed: ManagedDisk, edit: BitmapEdit): BitmapChange[] {
   const { name } = edit
   switch (edit.edit) {
     case 'add':
-      return addition(disk, edit)
+      return addition(managed, edit)
     case 'enable':
     case 'disable':
       return [{ kind: 'record', name, on: edit.edit === 'enable' }]
@@ -114,13 +117,14 @@ function changesOf(disk: Disk, edit: BitmapEdit): BitmapChange[] {
   }
 }
 
-function addition(disk: Disk, edit: BitmapEdit & { readonly edit: 'add' }): BitmapChange[] {
-  const { name, from } = edit
+function addition({ disk, record }: ManagedDisk, edit: BitmapEdit & { readonly edit: 'add' }): BitmapChange[] {
+  const { name, from, durability = record.durability } = edit
   const granule = edit.granule ?? (from === undefined ? undefined : find(disk, from).bits.granule)
   const added: BitmapChange = {
     kind: 'add',
     name,
     ...(granule === undefined ? {} : { granule }),
+    ...(durability === undefined ? {} : { durability }),
     recording: edit.disabled !== true,
     fill: 'none',
     meta: USER_BITMAP_META,

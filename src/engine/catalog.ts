@@ -3,6 +3,7 @@
 // too hot for it (bitmaps, a job's progress) is in the disk's dirty log.
 
 import type { Format } from '../chain/open.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { JobTerms } from '../job/terms.ts'
@@ -38,6 +39,8 @@ export interface DiskRecord {
   readonly nextOverlay: number
   /** How much of the page cache its images have; writeback when it is not said. */
   readonly cache?: CacheMode
+  /** What the bitmaps that its backups count by outlive, and those of users unless told otherwise; 'host' when it is not said. */
+  readonly durability?: Durability
   /** The size in bytes that a resize was giving it; a crash came between when the disk is opened with it. */
   readonly growTo?: number
   /** Names of its snapshots that are exported read-only. */

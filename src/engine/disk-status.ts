@@ -1,6 +1,7 @@
 // A disk as the API shows it: plain data, made from the catalog's record and, when the disk is open, from the disk itself.
 
 import type { Pauses } from '../chain/disk.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import { authorityOf, migrationNote } from './authority.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
@@ -11,6 +12,7 @@ export interface BitmapStatus {
   readonly granule: number
   readonly recording: boolean
   readonly state: 'valid' | 'void'
+  readonly durability: Durability
   /** Bytes that the set granules cover. */
   readonly dirtyBytes: number
 }
@@ -38,11 +40,12 @@ export interface DiskStatus {
 }
 
 export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
-  const bitmaps = [...disk.log.bitmaps.values()].map(({ name, bits, recording, state }) => ({
+  const bitmaps = [...disk.log.bitmaps.values()].map(({ name, bits, recording, state, durability }) => ({
     name,
     granule: bits.granule,
     recording,
     state,
+    durability,
     dirtyBytes: bits.bytes,
   }))
   const { name, layers, cache = 'writeback' } = record

@@ -7,6 +7,7 @@ import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { Format } from '../chain/open.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
 import { createQcow2 } from '../format/qcow2/create.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import { type CacheMode, warningOf } from '../host/cache-mode.ts'
@@ -142,22 +143,28 @@ export class Engine {
   }
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
-  addDisk(name: string, image: string, format: Format, cache: CacheMode = 'writeback'): Promise<DiskStatus> {
-    return this.#add(name, image, format, cache, {})
+  addDisk(
+    name: string,
+    image: string,
+    format: Format,
+    cache: CacheMode = 'writeback',
+    durability: Durability = 'host',
+  ): Promise<DiskStatus> {
+    return this.#add(name, image, format, { cache, durability }, {})
   }
 
   #add(
     name: string,
     image: string,
     format: Format,
-    cache: CacheMode,
+    { cache, durability }: Required<Pick<DiskRecord, 'cache' | 'durability'>>,
     by: { readonly made?: true },
   ): Promise<DiskStatus> {
     return this.#control.run(async () => {
       await this.#checkNewDisk(name)
       const layers = (await readLayers(this.#context, name, image, format)).map((layer) => ({ ...layer, ...by }))
       const id = randomBytes(8).toString('hex')
-      const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache }
+      const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache, durability }
       try {
         await this.#openNew(record)
       } catch (error) {
@@ -176,6 +183,7 @@ export class Engine {
     format: Format,
     size: number,
     cache: CacheMode = 'writeback',
+    durability: Durability = 'host',
   ): Promise<DiskStatus> {
     await this.#checkNewDisk(name)
     const { host } = this.#context
@@ -186,7 +194,7 @@ export class Engine {
     if (format === 'raw') await createRaw(host, image, size)
     else await createQcow2(host, image, { size })
     try {
-      return await this.#add(name, image, format, cache, { made: true })
+      return await this.#add(name, image, format, { cache, durability }, { made: true })
     } catch (error) {
       await host.unlink(image)
       throw error

@@ -2,6 +2,7 @@
 // data, so that it can cross threads.
 
 import type { Format } from '../chain/open.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
@@ -27,9 +28,22 @@ export interface EngineService {
   readonly host: Pick<HostDesk, 'show' | 'set'>
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
-  /** `cache` is writeback unless told. */
-  addDisk(name: string, image: string, format: Format, cache?: CacheMode): Promise<DiskStatus>
-  createDisk(name: string, image: string, format: Format, size: number, cache?: CacheMode): Promise<DiskStatus>
+  /** `cache` is writeback unless told, and `durability` of its bitmaps host. */
+  addDisk(
+    name: string,
+    image: string,
+    format: Format,
+    cache?: CacheMode,
+    durability?: Durability,
+  ): Promise<DiskStatus>
+  createDisk(
+    name: string,
+    image: string,
+    format: Format,
+    size: number,
+    cache?: CacheMode,
+    durability?: Durability,
+  ): Promise<DiskStatus>
   /** `image` is the clone's own; beside the origin's base unless told. */
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus>
   resizeDisk(name: string, size: number): Promise<DiskStatus>
