@@ -22,9 +22,11 @@ import { CONVERT } from './parts/convert.ts'
 import { EIGHT_DISKS } from './parts/eight-disks.ts'
 import { HUNDRED_DISKS } from './parts/hundred-disks.ts'
 import { IN_PROCESS } from './parts/in-process.ts'
+import { INCREMENTAL } from './parts/incremental.ts'
 import { JOBS } from './parts/jobs.ts'
 import { NETWORK } from './parts/network.ts'
 import { SLOW_NEIGHBOUR } from './parts/slow-neighbour.ts'
+import { TRACKING } from './parts/tracking.ts'
 import { UNCACHED } from './parts/uncached.ts'
 import { type Extent, findingsOf, type Results } from './results.ts'
 
@@ -40,6 +42,8 @@ const PARTS: readonly Part[] = [
   HUNDRED_DISKS,
   CONVERT,
   JOBS,
+  TRACKING,
+  INCREMENTAL,
 ]
 
 const PUBLISHED: Extent = { rounds: 5, seconds: 1, imageMiB: 2048 }
