@@ -91,7 +91,14 @@ async function measureDays(bench: Bench, { image, uri, tools }: Days): Promise<R
   const days = { program: CHANGED, rounds: changed }
   const asRestic = tools.length > 1 ? [{ of: RESTIC, atMost: 0.1 }] : []
   return [
-    { ...shape, table: 'next backup', name: 'time', unit: 's', figures: figures((done) => done.seconds), asks: asRestic },
+    {
+      ...shape,
+      table: 'next backup',
+      name: 'time',
+      unit: 's',
+      figures: figures((done) => done.seconds),
+      asks: asRestic,
+    },
     {
       ...shape,
       name: 'read',
@@ -116,8 +123,7 @@ async function changeSome(uri: string, day: number): Promise<number> {
     const places = new Set<number>()
     while (places.size < granules / ONE_IN) places.add(random.below(granules))
     const block = Buffer.alloc(GRANULE)
-    for (const place of places)
-      await client.write(place * GRANULE, GRANULE, Buffer.from(random.fill(block)), 0, 0)
+    for (const place of places) await client.write(place * GRANULE, GRANULE, Buffer.from(random.fill(block)), 0, 0)
     await client.flush()
     return places.size * GRANULE
   } finally {

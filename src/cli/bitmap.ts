@@ -61,7 +61,9 @@ export function addBitmapCommands(program: Command): void {
     .action(compare)
   bitmap
     .command('save <disk> [name]')
-    .description('write bitmaps into the qcow2 image now, as a clean close does; others may use them once the disk is closed')
+    .description(
+      'write bitmaps into the qcow2 image now, as a clean close does; others may use them once the disk is closed',
+    )
     .action(save)
 }
 

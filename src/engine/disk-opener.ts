@@ -186,7 +186,9 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     const log = await createLog(context, folder, size, bootId)
     const isKnown = context.catalog.get('disk', record.id) !== undefined
     const made = { log, isNew: true }
-    return isKnown ? { ...made, isClean: false, lost: `the dirty log in ${folder} is gone` } : { ...made, isClean: true }
+    return isKnown
+      ? { ...made, isClean: false, lost: `the dirty log in ${folder} is gone` }
+      : { ...made, isClean: true }
   }
   let lost: string
   let isClean = false
@@ -198,6 +200,11 @@ async function openLog(context: EngineContext, record: DiskRecord, size: number,
     const isResized = record.growTo !== undefined && log.size <= record.growTo
     if (isOurs && (log.size === size || isResized)) {
       if (!isClean) context.report(`${record.name}: dirty log recovered after the ${recovery} stopped`)
+      for (const { name, state, durability } of log.bitmaps.values())
+        if (!isClean && state === 'void' && durability !== 'host')
+          context.report(
+            `${record.name}: bitmap ${name} is void, it does not outlive this: all counts as changed until it is cleared`,
+          )
       return { log, isNew: false, isClean }
     }
     await log.close('')

@@ -29,13 +29,7 @@ export interface EngineService {
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
   /** `cache` is writeback unless told, and `durability` of its bitmaps host. */
-  addDisk(
-    name: string,
-    image: string,
-    format: Format,
-    cache?: CacheMode,
-    durability?: Durability,
-  ): Promise<DiskStatus>
+  addDisk(name: string, image: string, format: Format, cache?: CacheMode, durability?: Durability): Promise<DiskStatus>
   createDisk(
     name: string,
     image: string,

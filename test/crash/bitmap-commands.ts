@@ -8,6 +8,7 @@ import { BLOCK } from './versioned-guest.ts'
 
 const BITMAPS_MAX = 5
 const GRANULES = [BLOCK, BLOCK, 4 * BLOCK, 16 * BLOCK] as const
+const OUTLIVES = ['host', 'host', 'host', 'process', 'none'] as const
 
 export const BITMAP_COMMANDS = [
   'bitmap add',
@@ -67,6 +68,7 @@ export class BitmapCommands {
       name: this.#name(),
       granule: this.#random.pick(GRANULES),
       disabled: this.#random.chance(0.2),
+      durability: this.#random.pick(OUTLIVES),
     }
   }
 
@@ -115,7 +117,8 @@ function apply(world: World, edit: BitmapEdit, blocks: number): World {
     const granule = edit.granule ?? from?.granule ?? BLOCK
     const empty = { must: new Uint8Array(blocks), may: new Uint8Array(blocks) }
     const bits = from === undefined ? empty : union(empty, outward(from))
-    return after.set(edit.name, { ...bits, granule, recording: edit.disabled !== true })
+    const { durability = 'host' } = edit
+    return after.set(edit.name, { ...bits, granule, durability, recording: edit.disabled !== true })
   }
   if (bitmap === undefined) return after
   switch (edit.edit) {

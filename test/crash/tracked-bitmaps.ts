@@ -7,7 +7,7 @@
 // Users' bitmaps are known by what a command means (bitmap-commands.ts), those of backups by the backup that they count from, and that
 // of a view by whether its reader said that it has all of it.
 
-import type { BitmapChange } from '../../src/dirtylog/dirty-log.ts'
+import type { BitmapChange, Durability } from '../../src/dirtylog/dirty-log.ts'
 import { DIRTYLOG_REGION } from '../../src/base/limits.ts'
 import { Bitmap } from '../../src/bitmap/bitmap.ts'
 import type { Disk } from '../../src/chain/disk.ts'
@@ -22,6 +22,7 @@ export interface Bits {
 export interface ModelBitmap extends Bits {
   readonly granule: number
   readonly recording: boolean
+  readonly durability: Durability
 }
 
 /** The users' bitmaps, by name. */
