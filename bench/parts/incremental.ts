@@ -28,7 +28,7 @@ interface Done {
 
 interface Tool {
   readonly program: string
-  backUp(): Done
+  readonly backUp: () => Done
 }
 
 export const INCREMENTAL: Part = {
