@@ -7,11 +7,8 @@ import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { Format } from '../chain/open.ts'
-import type { Durability } from '../dirtylog/dirty-log.ts'
-import { createQcow2 } from '../format/qcow2/create.ts'
-import { createRaw } from '../format/raw/raw.ts'
-import { type CacheMode, warningOf } from '../host/cache-mode.ts'
-import type { Host, HostFile } from '../host/host.ts'
+import { warningOf } from '../host/cache-mode.ts'
+import type { HostFile } from '../host/host.ts'
 import type { JobStatus, PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import { MERGE_PACES } from '../job/settler.ts'
@@ -38,7 +35,7 @@ import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
-import type { Home } from './home.ts'
+import { lockHome } from './home.ts'
 import { HostDesk } from './host-desk.ts'
 import type { LimitDefaults } from './host-limits.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
@@ -46,7 +43,7 @@ import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
 import { type MigrateRequest, startMigration } from './migrations.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
-import { noteOnImage, readLayers } from './new-disk.ts'
+import { type DiskTerms, makeImage, noteOnImage, readLayers } from './new-disk.ts'
 import { type IncomingReply, type IncomingRequest, type IncomingStep, noPeers } from './peers.ts'
 import { removeDisk, removeFolder } from './removal.ts'
 import { resizeDisk } from './resize.ts'
@@ -143,21 +140,15 @@ export class Engine {
   }
 
   /** Takes an image into the catalog and serves it. Nothing is changed when that fails. */
-  addDisk(
-    name: string,
-    image: string,
-    format: Format,
-    cache: CacheMode = 'writeback',
-    durability: Durability = 'host',
-  ): Promise<DiskStatus> {
-    return this.#add(name, image, format, { cache, durability }, {})
+  addDisk(name: string, image: string, format: Format, ...terms: DiskTerms): Promise<DiskStatus> {
+    return this.#add(name, image, format, terms, {})
   }
 
   #add(
     name: string,
     image: string,
     format: Format,
-    { cache, durability }: Required<Pick<DiskRecord, 'cache' | 'durability'>>,
+    [cache = 'writeback', durability = 'host']: DiskTerms,
     by: { readonly made?: true },
   ): Promise<DiskStatus> {
     return this.#control.run(async () => {
@@ -182,21 +173,14 @@ export class Engine {
     image: string,
     format: Format,
     size: number,
-    cache: CacheMode = 'writeback',
-    durability: Durability = 'host',
+    ...terms: DiskTerms
   ): Promise<DiskStatus> {
     await this.#checkNewDisk(name)
-    const { host } = this.#context
-    if ((await host.status(image)) !== undefined) {
-      const message = `${image} is there already: take it with varve disk add, or name another image`
-      throw new BlockError('exists', message, { path: image })
-    }
-    if (format === 'raw') await createRaw(host, image, size)
-    else await createQcow2(host, image, { size })
+    await makeImage(this.#context, image, format, size)
     try {
-      return await this.#add(name, image, format, { cache, durability }, { made: true })
+      return await this.#add(name, image, format, terms, { made: true })
     } catch (error) {
-      await host.unlink(image)
+      await this.#context.host.unlink(image)
       throw error
     }
   }
@@ -506,9 +490,4 @@ export class Engine {
 function hostOf(catalog: Catalog, defaults: LimitDefaults): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn'> {
   const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1 })
   return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue }
-}
-
-/** Takes the home for this process. Kind 'busy' when another daemon has it. */
-export function lockHome(host: Host, home: Home): Promise<HostFile> {
-  return host.open(home.lock, { write: true, create: 'if-missing', lock: 'write' })
 }

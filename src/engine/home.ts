@@ -9,6 +9,7 @@
 
 import os from 'node:os'
 import path from 'node:path'
+import type { Host, HostFile } from '../host/host.ts'
 
 export interface Home {
   readonly folder: string
@@ -48,4 +49,9 @@ export function homeAt(folder: string): Home {
     imageFolder: path.join(folder, 'images'),
     diskFolder: (id) => path.join(folder, 'disks', id),
   }
+}
+
+/** Takes the home for this process. Kind 'busy' when another daemon has it. */
+export function lockHome(host: Host, home: Home): Promise<HostFile> {
+  return host.open(home.lock, { write: true, create: 'if-missing', lock: 'write' })
 }

@@ -1,12 +1,29 @@
-// What must be true of an image that becomes a disk, and what is worth saying of it. Changes nothing.
+// What must be true of an image that becomes a disk, and what is worth saying of it; and a new image for one.
 
 import path from 'node:path'
 import { BlockError } from '../block/error.ts'
 import { type Format, openChain } from '../chain/open.ts'
+import type { Durability } from '../dirtylog/dirty-log.ts'
+import { createQcow2 } from '../format/qcow2/create.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
+import { createRaw } from '../format/raw/raw.ts'
+import type { CacheMode } from '../host/cache-mode.ts'
 import type { LayerRecord } from './catalog.ts'
 import { layersOf } from './claims.ts'
 import type { EngineContext } from './context.ts'
+
+/** What of a disk its user may say: writeback and host, unless told. */
+export type DiskTerms = readonly [cache?: CacheMode, durability?: Durability]
+
+/** Makes an image for a new disk. Kind 'exists' when there is something at the path. */
+export async function makeImage({ host }: EngineContext, image: string, format: Format, size: number): Promise<void> {
+  if ((await host.status(image)) !== undefined) {
+    const message = `${image} is there already: take it with varve disk add, or name another image`
+    throw new BlockError('exists', message, { path: image })
+  }
+  if (format === 'raw') await createRaw(host, image, size)
+  else await createQcow2(host, image, { size })
+}
 
 /** The chain of an image as the catalog will have it. Checks all that opening it checks, and closes it again. */
 export async function readLayers(
