@@ -96,6 +96,11 @@ export const QUEUE_WINDOW_LOOK_MS = 60_000
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 
+/** When no guest of a thread has asked for anything for so many milliseconds, its jobs make haste. */
+export const GUESTS_IDLE_MS = 20
+/** How much longer the pieces are that a merge or a mirror has copied in the pool while the guests are idle: fewer threads to wake. */
+export const COPY_IDLE_PIECES = 4
+
 /** Requests of a copy that are at least so long are made in the pool. */
 export const COPY_POOLED_MIN = 64 * KIB
 

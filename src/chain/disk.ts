@@ -6,6 +6,7 @@
 // A request that completes within the call allocates nothing; the first step that takes time turns the rest into one
 // promise. The disk knows nothing of jobs: they attach interceptors.
 
+import { threadGuests } from '../block/thread-guests.ts'
 import { DRAIN_TIMEOUT_MS } from '../base/limits.ts'
 import type { BlockDevice, Capabilities, ExtentVisitor, Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
@@ -83,11 +84,13 @@ export class Disk implements BlockDevice {
   }
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
+    threadGuests.requests++
     if (this.#gate !== undefined) return this.#afterGate(() => this.read(offset, length, into, at))
     return this.#served(this.chain.read(offset, length, into, at))
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number, flags: number): Pending {
+    threadGuests.requests++
     if (this.#gate !== undefined || this.#interceptors.length > 0) {
       return this.#change({ kind: 'write', offset, length, from, at, flags })
     }
@@ -99,10 +102,12 @@ export class Disk implements BlockDevice {
   }
 
   zero(offset: number, length: number, flags: number): Pending {
+    threadGuests.requests++
     return this.#change({ kind: 'zero', offset, length, from: NOTHING, at: 0, flags })
   }
 
   trim(offset: number, length: number, flags: number): Pending {
+    threadGuests.requests++
     return this.#change({ kind: 'trim', offset, length, from: NOTHING, at: 0, flags })
   }
 

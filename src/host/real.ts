@@ -102,6 +102,12 @@ async function probed(direct: number): Promise<number> {
   }
 }
 
+/** A descriptor that keeps a file's content while its name goes; undefined where there is none to be had, which costs only time. */
+async function heldOpen(path: string): Promise<number | undefined> {
+  const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants
+  return openDescriptor(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0).catch(() => undefined)
+}
+
 /** In the pool, since a server that does not answer holds up whoever opens a file of it. */
 function openDescriptor(path: string, flags: number, mode: number): Promise<number> {
   return new Promise((resolve, reject) =>
@@ -167,7 +173,13 @@ export const realHost: Host = {
   rename: (from, to) => attempt(from, `rename to ${to}`, () => fs.promises.rename(from, to)),
 
   async unlink(path: string): Promise<void> {
-    await attempt(path, 'remove', () => fs.promises.rm(path, { force: true }))
+    const fd = await heldOpen(path)
+    try {
+      await attempt(path, 'remove', () => fs.promises.rm(path, { force: true }))
+    } finally {
+      // What the file held is freed by this close, in the pool: for a large file that takes a while, and nobody waits for it.
+      if (fd !== undefined) fs.close(fd, () => undefined)
+    }
   },
 
   async syncFolder(folder: string): Promise<void> {

@@ -1,9 +1,11 @@
-// What a checkpoint says is done for good. That copies reach their targets is shown where they are made: job.test.ts and test/model.
+// What a checkpoint says is done for good, and what pieces a pass is made of. That copies reach their targets is shown where they are made: job.test.ts and test/model.
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { CHECKPOINT_RANGES, GRANULE } from '../base/limits.ts'
+import { CHECKPOINT_RANGES, COPY_IDLE_PIECES, COPY_PIECE, GRANULE } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
+import { copyPool } from '../block/pool.ts'
+import { threadGuests } from '../block/thread-guests.ts'
 import type { Change } from '../chain/disk.ts'
 import { Copier, type CopyMode, type Settled } from './copier.ts'
 import { Job } from './job.ts'
@@ -79,3 +81,46 @@ for (const granules of [2 * CHECKPOINT_RANGES, GRANULES]) {
     assert.equal(ledger.done.count, granules / 2)
   })
 }
+
+/** The pieces of a pass over so many bytes, and which of them are copied in the pool; `asks` says that a guest asks all the time. */
+async function piecesOf(size: number, options: { hastens: boolean; asks: boolean; speed?: number }): Promise<string[]> {
+  const todo = new Bitmap(size)
+  todo.set(0, size)
+  const job = new Job({ id: 'copy', kind: 'commit', subject: 'disk', terms: { speed: options.speed ?? 0 } })
+  job.move('running')
+  const pieces: string[] = []
+  const source = {
+    read: (_offset: number, length: number, into: Uint8Array) => {
+      if (options.asks) threadGuests.requests++
+      pieces.push(`${copyPool.lent(into) ? 'pool' : 'call'} ${length / COPY_PIECE}`)
+      return new Promise<void>((resolve) => setImmediate(resolve))
+    },
+    extents: () => undefined,
+  }
+  const nothing = (): undefined => undefined
+  const { hastens } = options
+  const copier = new Copier({ job, source, target: { write: nothing, zero: nothing }, todo, lanes: 2, hastens })
+  await copier.pass()
+  assert.equal(todo.count, 0)
+  return pieces
+}
+
+test('while no guest asks for anything a job that hastens copies long pieces in the pool, and one more within the call', async () => {
+  const pieces = await piecesOf((2 * COPY_IDLE_PIECES + 1) * COPY_PIECE, { hastens: true, asks: false })
+  assert.deepEqual(pieces, [`pool ${COPY_IDLE_PIECES}`, `pool ${COPY_IDLE_PIECES}`, 'call 1'])
+})
+
+test('pieces are short, and all in the pool, for a job that does not hasten, and for one with a limit', async () => {
+  const size = 4 * COPY_PIECE
+  for (const options of [
+    { hastens: false, asks: false },
+    { hastens: true, asks: false, speed: 1e12 },
+  ]) {
+    assert.deepEqual(await piecesOf(size, options), Array(4).fill('pool 1'))
+  }
+})
+
+test('a job that hastens stops doing so when a guest asks', async () => {
+  threadGuests.requests++
+  assert.deepEqual(await piecesOf(4 * COPY_PIECE, { hastens: true, asks: true }), Array(4).fill('pool 1'))
+})

@@ -10,7 +10,7 @@
 // A granule that a copy could not bring to the target is marked again. `checkpoint` makes progress durable: what was copied and
 // has been flushed at the target, and was not touched since, is done for good.
 
-import { CHECKPOINT_RANGES, COPY_PIECE } from '../base/limits.ts'
+import { CHECKPOINT_RANGES, COPY_IDLE_PIECES, COPY_PIECE } from '../base/limits.ts'
 import { Breather } from '../base/breather.ts'
 import { isZero } from '../base/bytes.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../base/mutex.ts'
@@ -18,7 +18,8 @@ import { divideUp, roundDown, roundUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import type { ExtentVisitor, Pending } from '../block/device.ts'
 import { MAY_UNMAP, ZERO } from '../block/device.ts'
-import { copyPool } from '../block/pool.ts'
+import { type BufferPool, copyPool, pool } from '../block/pool.ts'
+import { threadGuests } from '../block/thread-guests.ts'
 import type { Change, Interceptor } from '../chain/disk.ts'
 import type { Job } from './job.ts'
 
@@ -53,6 +54,8 @@ export interface CopierOptions {
   readonly piece?: number
   /** Pieces that are copied at once; 1 unless told. More of them share what a target waits for. */
   readonly lanes?: number
+  /** While no guest of the thread asks for anything: longer pieces, and one more, which is copied within the call. */
+  readonly hastens?: boolean
   /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
   readonly unit?: number
   /** Pieces in a row that may fail before a pass ends; it goes on with the next meanwhile. 1 unless told. */
@@ -75,6 +78,8 @@ export class Copier implements Interceptor {
   readonly #held = new Map<Change, RangeToken>()
   #mode: CopyMode
   readonly #piece: number
+  /** Pieces under way in the pool. */
+  #pooled = 0
   /** Bytes moved by this copier: read from the source, and written to the target as data. */
   readBytes = 0
   writtenBytes = 0
@@ -131,11 +136,14 @@ export class Copier implements Interceptor {
     try {
       while (inARow < most) {
         await job.pausePoint(moved)
-        const run = this.#nextRun(position)
+        const hastens = this.#options.hastens === true && !job.isLimited && threadGuests.areIdle(performance.now())
+        // One processor copies what its own cache holds, while others do in the pool what is worth waking them for.
+        const isWithin = hastens && this.#pooled >= lanes
+        const run = this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
         if (run === undefined) break
         position = run.offset + run.length
         moved = run.length
-        const copied: Promise<void> = this.copyRange(run.offset, run.length)
+        const copied: Promise<void> = this.copyRange(run.offset, run.length, isWithin ? pool : copyPool)
           .then(
             () => void (inARow = 0),
             (error: unknown) => {
@@ -145,7 +153,7 @@ export class Copier implements Interceptor {
           )
           .finally(() => underWay.delete(copied))
         underWay.add(copied)
-        if (underWay.size >= lanes) await Promise.race(underWay)
+        if (underWay.size >= (hastens ? lanes + 1 : lanes)) await Promise.race(underWay)
         const breath = this.#breather.pause()
         if (breath !== undefined) await breath
       }
@@ -157,21 +165,27 @@ export class Copier implements Interceptor {
 
   /** Copies what is left while nothing is written: for the end of a job, under a drain. */
   async drainPass(): Promise<void> {
-    for (let run = this.#nextRun(0); run !== undefined; run = this.#nextRun(run.offset + run.length)) {
+    for (
+      let run = this.#nextRun(0, this.#piece);
+      run !== undefined;
+      run = this.#nextRun(run.offset + run.length, this.#piece)
+    ) {
       await this.copyRange(run.offset, run.length)
     }
   }
 
-  /** Copies one range of at most a piece. On failure its granules are to do again. */
-  async copyRange(offset: number, length: number): Promise<void> {
+  /** Copies one range of at most a few pieces, through buffers that say where. On failure its granules are to do again. */
+  async copyRange(offset: number, length: number, buffers = copyPool): Promise<void> {
+    if (buffers === copyPool) this.#pooled++
     const token = await this.#locks.acquire(offset, length, true)
     this.#todo.clear(offset, length)
     try {
-      await this.#copyExtents(offset, length)
+      await this.#copyExtents(offset, length, buffers)
     } catch (error) {
       this.#todo.set(offset, length)
       throw error
     } finally {
+      if (buffers === copyPool) this.#pooled--
       this.#locks.release(token)
     }
     this.#copied.set(offset, length)
@@ -306,27 +320,27 @@ export class Copier implements Interceptor {
     const start = roundDown(offset, unit)
     const end = Math.min(roundUp(offset + length, unit), this.#todo.size)
     // The claim of the change covers whole granules, so what is around it stands still.
-    if (end - start > length) return this.#copyExtents(start, end - start)
+    if (end - start > length) return this.#copyExtents(start, end - start, copyPool)
     if (change.kind === 'write') return this.#options.target.write(offset, length, change.from, change.at, 0)
     // A trimmed block may read as before or as zeros, and both sides must agree: what the disk shows now decides.
     return change.kind === 'zero'
       ? this.#options.target.zero(offset, length, MAY_UNMAP)
-      : this.#copyExtents(offset, length)
+      : this.#copyExtents(offset, length, copyPool)
   }
 
-  #nextRun(position: number): { offset: number; length: number } | undefined {
+  #nextRun(position: number, piece: number): { offset: number; length: number } | undefined {
     const { granule } = this.#todo
     const first = this.#todo.nextSet(divideUp(position, granule))
     if (first >= this.#todo.length) return undefined
     const offset = first * granule
     const end = Math.min(this.#todo.nextClear(first) * granule, this.#todo.size)
     // Cut at multiples of the piece, so that the target sees whole, aligned pieces where it can.
-    const cut = roundDown(offset, this.#piece) + this.#piece
+    const cut = roundDown(offset, piece) + piece
     return { offset, length: Math.min(end, cut) - offset }
   }
 
   /** Copies a range: what its source calls zero, in whole granules, as zeros; all else as data. */
-  async #copyExtents(offset: number, length: number): Promise<void> {
+  async #copyExtents(offset: number, length: number, buffers: BufferPool): Promise<void> {
     const pieces: number[] = []
     const pending = this.#options.source.extents(offset, length, (piece, extent) => pieces.push(piece, extent) > 0)
     if (pending !== undefined) await pending
@@ -340,16 +354,16 @@ export class Copier implements Interceptor {
       const zeroEnd = pieceEnd === end ? end : roundDown(pieceEnd, granule)
       position = pieceEnd
       if (((pieces[i + 1] as number) & ZERO) === 0 || zeroStart >= zeroEnd) continue
-      if (dataStart < zeroStart) await this.#copyData(dataStart, zeroStart - dataStart)
+      if (dataStart < zeroStart) await this.#copyData(dataStart, zeroStart - dataStart, buffers)
       const zeroed = this.#options.target.zero(zeroStart, zeroEnd - zeroStart, MAY_UNMAP)
       if (zeroed !== undefined) await zeroed
       dataStart = zeroEnd
     }
-    if (dataStart < end) await this.#copyData(dataStart, end - dataStart)
+    if (dataStart < end) await this.#copyData(dataStart, end - dataStart, buffers)
   }
 
-  async #copyData(offset: number, length: number): Promise<void> {
-    const buffer = copyPool.take(length)
+  async #copyData(offset: number, length: number, buffers: BufferPool): Promise<void> {
+    const buffer = buffers.take(length)
     try {
       const read = this.#options.source.read(offset, length, buffer, 0)
       if (read !== undefined) await read
@@ -361,7 +375,7 @@ export class Copier implements Interceptor {
       if (done !== undefined) await done
       if (!isAllZero) this.writtenBytes += length
     } finally {
-      copyPool.give(buffer)
+      buffers.give(buffer)
     }
   }
 }

@@ -285,6 +285,11 @@ export class Job {
     this.#line = line
   }
 
+  /** Somebody has said how fast it may copy. */
+  get isLimited(): boolean {
+    return this.#speed > 0 || this.#line !== undefined
+  }
+
   /** Asks the work to undo itself and end; it ends at its next pause point. */
   cancel(): void {
     this.#check('cancel')

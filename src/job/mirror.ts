@@ -118,6 +118,7 @@ class Mirror {
       todo: todo.bits.copy(),
       piece: pace.piece,
       lanes,
+      hastens: true,
       failures: job.onError === 'ignore' ? ERRORS_IN_A_ROW : 1,
       unit: target.can.minimumBlock,
       mode: mode() === 'write-blocking' ? 'write-both' : 'background',

@@ -81,6 +81,7 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     mode: 'yielding',
     piece: pace.piece,
     lanes: pace.lanes,
+    hastens: true,
     source: isActive ? disk.chain : target,
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
     todo: new Bitmap(Math.min(disk.size, target.size)),
