@@ -96,6 +96,7 @@ export const hostRoutes = {
       machines: z.array(name).optional(),
       repository: z.string().min(1),
       full: z.boolean().default(false),
+      prove: z.number().optional(),
       ...terms,
     }),
     response: z.array(job),

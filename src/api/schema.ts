@@ -26,6 +26,7 @@ const bitmap = z.object({
   state: z.enum(['valid', 'void']),
   durability,
   dirtyBytes: bytes,
+  distrust: z.string().optional().describe('Why its bits are not believed until a full by comparison is done'),
 })
 
 const bitmapEdit = z.union([
@@ -383,6 +384,10 @@ export const routes = {
       disks: z.array(name).min(1),
       repository: z.string().min(1),
       full: z.boolean().default(false),
+      prove: z
+        .number()
+        .optional()
+        .describe('Percent of what the bitmaps call unchanged that is read and compared with the backup before'),
       ...terms,
     }),
     response: job,

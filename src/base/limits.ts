@@ -12,6 +12,17 @@ export const VIEW_LEASE_MS = 600_000
 export const VIEW_LEASE_MAX_MS = 7 * 24 * 3_600_000
 export const VIEW_LOOK_MS = 1000
 
+/**
+ * A backup keeps what it has so far, for another one to go on from should it break, after so many milliseconds, when it copied so many bytes since;
+ * and when it ends without success, when it copied so many.
+ */
+export const BACKUP_PART_MS = 30_000
+export const BACKUP_PART_BYTES = 32 * MIB
+export const BACKUP_PART_LAST_BYTES = MIB
+
+/** The most that a proof of a bitmap reads and compares at a time, in bytes. */
+export const PROOF_PIECE = 256 * KIB
+
 /** Smallest and largest granule of a bitmap, in bytes, both QEMU's; 4 KiB unless told. */
 export const GRANULE = 4 * KIB
 export const GRANULE_MIN = 512
@@ -262,6 +273,8 @@ export const LEASE_BEAT_MS = 5 * 60_000
 export const LEASE_MS = 30 * 60_000
 /** How long what holds back a session that was given up is kept, in milliseconds. */
 export const FENCE_KEPT_MS = 30 * 24 * 3_600_000
+/** How long a part of a backup that broke is kept for a later one to go on from, in milliseconds. */
+export const PART_KEPT_MS = 7 * 24 * 3_600_000
 /** Packs that one mark names, at 35 bytes each: a sealed text must hold them. */
 export const MARK_PACKS = 100_000
 /** A pruning joins packs that are smaller than this, in bytes, when there are more than so many of them. */

@@ -14,6 +14,7 @@ export interface QueueWish extends Partial<TermOptions> {
   readonly machines?: string[]
   readonly repository: string
   readonly full: boolean
+  readonly prove?: number
 }
 
 /** How one machine fared. */

@@ -5,6 +5,7 @@ import { type Command, Option } from 'commander'
 import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
+import type { JobReply } from '../api/schema.ts'
 import { absoluteLocation } from '../shard/repositories.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
 import type { VerifyReport } from '../repository/repository.ts'
@@ -31,6 +32,11 @@ export function addBackupCommands(program: Command): void {
     )
     .addOption(repoOption())
     .option('--full', 'copy all that is allocated, whatever changed')
+    .option(
+      '--prove <percent>',
+      'read so much of what did not change, too, and compare it with the last backup',
+      percent,
+    )
     .option('--all', 'every machine of the host')
     .option('--with <machines...>', 'others, at the same moment')
     .option('--queue', 'also a single one waits for its window; see varve host')
@@ -52,6 +58,7 @@ interface BackupOptions extends TermOptions {
   readonly all?: boolean
   readonly with?: readonly string[]
   readonly queue?: boolean
+  readonly prove?: number
   readonly wait: boolean
 }
 
@@ -59,6 +66,7 @@ interface DiskKind {
   readonly name: string
   readonly kind: string
   readonly reason: string
+  readonly compared?: string
 }
 
 async function backup(machines: string[], options: BackupOptions, command: Command): Promise<void> {
@@ -72,17 +80,44 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
     )
   const cli = cliOf(command)
   const repository = absoluteLocation(options.repo)
-  const terms = { repository, full, ...termsOf(options) }
+  const { prove } = options
+  const terms = { repository, full, ...(prove === undefined ? {} : { prove }), ...termsOf(options) }
   if (isQueued) return backupQueue(cli, { ...(all ? {} : { machines }), ...terms }, options.wait)
   const wish = { disks: [...machines, ...others], ...terms }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => {
-    const kinds = (details['disks'] as DiskKind[]).map((disk) => `${disk.name}: ${disk.kind} (${disk.reason})`)
     const figures = options.wait
-      ? [`read ${formatSize(Number(details['readBytes']))}, stored ${formatSize(Number(details['storedBytes']))}`]
+      ? [
+          `read ${formatSize(Number(details['readBytes']))}, stored ${formatSize(Number(details['storedBytes']))}`,
+          ...proofLines(details),
+        ]
       : []
-    return [String(details['backup']), ...kinds, ...figures].join('\n')
+    return [String(details['backup']), ...kindLines(details), ...figures].join('\n')
   })
+}
+
+function kindLines(details: JobReply['details']): string[] {
+  return (details['disks'] as DiskKind[]).map(({ name, kind, reason, compared }) => {
+    const how = compared === undefined ? kind : `${kind} by comparison with ${compared}`
+    return `${name}: ${how} (${reason})`
+  })
+}
+
+/** Only disks with a bitmap had something to prove. */
+function proofLines(details: JobReply['details']): string[] {
+  const proofs = (details['proofs'] ?? []) as ({ percent: number; seed: number; readBytes: number } | null)[]
+  const names = (details['disks'] as DiskKind[]).map(({ name }) => name)
+  return proofs.flatMap((proof, index) => {
+    if (proof === null) return []
+    const { percent, seed, readBytes } = proof
+    return [`${names[index]}: proved ${percent} % of what did not change, ${formatSize(readBytes)}, by seed ${seed}`]
+  })
+}
+
+function percent(text: string): number {
+  const value = Number(text.replace(/ ?%$/, ''))
+  if (text.trim() !== '' && value > 0 && value <= 100) return value
+  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is no part of a disk: percent, up to 100`)
 }
 
 interface VerifyOptions extends RepositoryFlags {

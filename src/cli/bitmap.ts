@@ -113,7 +113,9 @@ async function compare(
   )
 }
 
-function row({ name, granule, dirtyBytes, state, recording, durability }: DiskReply['bitmaps'][number]): string[] {
-  const is = state === 'void' ? 'void: all counts as changed' : recording ? 'recording' : 'disabled'
+function row(bitmap: DiskReply['bitmaps'][number]): string[] {
+  const { name, granule, dirtyBytes, state, recording, durability, distrust } = bitmap
+  const known = recording ? 'recording' : 'disabled'
+  const is = state === 'void' ? 'void: all counts as changed' : distrust === undefined ? known : 'not trusted'
   return [name, formatSize(granule), formatSize(dirtyBytes), is, OUTLIVES[durability]]
 }

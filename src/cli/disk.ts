@@ -122,7 +122,7 @@ function describeDisk(disk: DiskReply): string {
   })
   const bitmaps = disk.bitmaps.map(
     (bitmap) =>
-      `  ${bitmap.name}: ${bitmap.state}, ${bitmap.recording ? 'recording' : 'not recording'}, ${formatSize(bitmap.dirtyBytes)} dirty`,
+      `  ${bitmap.name}: ${bitmap.state}, ${bitmap.recording ? 'recording' : 'not recording'}, ${formatSize(bitmap.dirtyBytes)} dirty${bitmap.distrust === undefined ? '' : `; not trusted: ${bitmap.distrust}`}`,
   )
   return [
     `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,

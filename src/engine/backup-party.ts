@@ -7,7 +7,9 @@
 //   backup:R  ##.#..        ->  backup:R:captured  ##.#..   (what this backup copies)
 //                               backup:R           ......   (records what changes from now on)
 //
-// When the backup is durable the captured bits are dropped; if it fails they are put back.
+// When the backup is durable the captured bits are dropped; if it fails they are put back. A backup that keeps a part of itself in
+// the repository changes what that means: the captured bits are then those that the part does not have, and put back they count
+// from the part.
 
 import path from 'node:path'
 import { GRANULE } from '../base/limits.ts'
@@ -17,9 +19,10 @@ import type { Disk } from '../chain/disk.ts'
 import { PointInTime } from '../chain/point-in-time.ts'
 import { ScratchBudget } from '../chain/scratch-budget.ts'
 import { Scratch } from '../chain/scratch.ts'
-import type { BitmapChange } from '../dirtylog/dirty-log.ts'
+import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
-import type { BackupInfo } from '../repository/repository.ts'
+import { type BackupInfo, PART_OF } from '../repository/repository.ts'
+import { GRANULE_BYTES } from '../repository/spec.ts'
 import { refuseAway } from './authority.ts'
 import type { DiskRecord } from './catalog.ts'
 import { refuseConflict } from './conflicts.ts'
@@ -27,7 +30,7 @@ import type { EngineContext, ManagedDisk } from './context.ts'
 import { limitsOf } from './host-limits.ts'
 
 /** What of a repository's backups a party needs to know. */
-export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment'> & {
+export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment' | 'kind' | 'labels'> & {
   readonly disks: readonly { readonly name: string; readonly size: number }[]
 }
 
@@ -35,7 +38,10 @@ export interface PlanRequest {
   readonly bitmap: string
   /** A full was asked for. */
   readonly full: boolean
-  /** Those that the bitmap may count from; undefined for a user's bitmap, which counts from whatever moment its user knows. */
+  /**
+   * Those that the bitmap may count from, parts too, oldest first; undefined for a user's bitmap, which counts from whatever moment its
+   * user knows.
+   */
   readonly backups: readonly EarlierBackup[] | undefined
 }
 
@@ -48,8 +54,11 @@ export interface DiskPlan {
   readonly moves: boolean
   /** All of the disk can be read, not only what changed. */
   readonly whole: boolean
-  /** The backup that the bitmap's bits are relative to; undefined for a full. */
+  /** The backup, or part of one, that the bitmap's bits are relative to; undefined when all is looked at. */
   readonly parent: string | undefined
+  /** With all of this backup the disk is compared, so that only what differs is stored. */
+  readonly compared?: string | undefined
+  readonly kind: BackupInfo['kind']
   readonly reason: string
 }
 
@@ -74,6 +83,10 @@ export interface BackupParty {
   /** Takes the moment: the disk is frozen. */
   capture(plan: DiskPlan, backup: string): Promise<Captured>
   thaw(): Promise<void>
+  /** The repository has a part of the backup, which has all but `rest` of the disk's moment: should it break, bits count from there. Durable on return. */
+  keepPart(bitmap: string, backup: string, part: string, rest: Bitmap): Promise<void>
+  /** The bitmap is wrong: until a full by comparison is done it says nothing. Durable on return. */
+  distrust(bitmap: string, backup: string, reason: string): Promise<void>
   /** Ends the view and settles the bits; a party that captured nothing for this backup has nothing to settle. */
   settle(bitmap: string | undefined, backup: string, outcome: Outcome): Promise<void>
 }
@@ -85,10 +98,14 @@ export interface BackupParty {
 interface RecordingMeta {
   readonly last?: string | undefined
   readonly pending?: string | undefined
+  /** What is stored of that one so far. */
+  readonly part?: string | undefined
+  /** Why its bits are not believed. */
+  readonly distrust?: string | undefined
 }
 
 /** Meta of a bitmap that a user adds. */
-export const USER_BITMAP_META = JSON.stringify({ last: 'its user’s moment' } satisfies RecordingMeta)
+export const USER_BITMAP_META = metaText({ last: 'its user’s moment' })
 
 /** The party of a disk in this thread. */
 export class LocalParty implements BackupParty {
@@ -160,6 +177,18 @@ export class LocalParty implements BackupParty {
     await unused?.close()
   }
 
+  async keepPart(bitmap: string, backup: string, part: string, rest: Bitmap): Promise<void> {
+    const { disk } = this.#managed
+    if (isPending(disk, bitmap, backup)) await disk.log.edit(partChanges(disk, bitmap, { part, rest }))
+  }
+
+  async distrust(bitmap: string, backup: string, reason: string): Promise<void> {
+    const { disk } = this.#managed
+    const meta = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
+    if (!isPending(disk, bitmap, backup)) return
+    await disk.log.edit([{ kind: 'meta', name: bitmap, meta: metaText({ ...meta, distrust: reason }) }])
+  }
+
   async settle(bitmap: string | undefined, backup: string, outcome: Outcome): Promise<void> {
     await this.#view?.close()
     this.#view = undefined
@@ -188,32 +217,58 @@ export function pendingBackups(disk: Disk): { readonly bitmap: string; readonly 
 
 /** Drops or puts back the bits that were captured for a backup; nothing when none are. */
 export async function settleBits(disk: Disk, bitmap: string, backup: string, outcome: Outcome): Promise<void> {
-  const recording = disk.log.bitmaps.get(bitmap)
-  if (recording === undefined || metaOf(recording.meta).pending !== backup) return
+  if (!isPending(disk, bitmap, backup)) return
   await disk.log.edit(outcome === 'kept' ? keepChanges(disk, bitmap, backup) : returnChanges(disk, bitmap))
 }
+
+function isPending(disk: Disk, bitmap: string, backup: string): boolean {
+  const recording = disk.log.bitmaps.get(bitmap)
+  return recording !== undefined && metaOf(recording.meta).pending === backup
+}
+
+/** Why the bits of this bitmap are not believed; undefined when they are. */
+export function distrustOf({ meta }: LoggedBitmap): string | undefined {
+  return meta.startsWith('{') ? metaOf(meta).distrust : undefined
+}
+
+type Way = Pick<DiskPlan, 'parent' | 'compared' | 'kind' | 'reason'>
 
 function findParent(
   { disk, record }: ManagedDisk,
   name: string,
   backups: ReadonlyMap<string, EarlierBackup> | undefined,
   full: boolean,
-): { parent: string | undefined; reason: string } {
-  const no = (reason: string): { parent: undefined; reason: string } => ({ parent: undefined, reason })
+): Way {
+  // What a full can be compared with is read from the repository, and only differences are stored.
+  const compared = full ? undefined : lastOf(disk, backups)
+  const no = (reason: string): Way => ({ parent: undefined, kind: 'full', reason, ...(compared && { compared }) })
   if (full) return no('asked for')
   const bitmap = disk.log.bitmaps.get(name)
   if (bitmap === undefined) {
     return no(backups === undefined ? `there was no bitmap ${name}: now there is` : whyNoBitmap(record, backups))
   }
   if (bitmap.state === 'void') return no('its bitmap is void')
-  const { last } = metaOf(bitmap.meta)
+  const { last, distrust } = metaOf(bitmap.meta)
+  if (distrust !== undefined) return no(distrust)
   if (last === undefined) return no('the earlier backup was not finished')
-  if (backups === undefined) return { parent: last, reason: `changes by bitmap ${name}` }
+  if (backups === undefined) return { parent: last, kind: 'incremental', reason: `changes by bitmap ${name}` }
   const info = backups.get(last)
   if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
   const before = info.disks.find((other) => other.name === disk.name)
-  if (before === undefined || before.size > disk.size) return no(`the disk is smaller than in ${last}`)
-  return { parent: last, reason: `changes since ${last}` }
+  if (before === undefined) return no(`the earlier backup ${last} does not have it`)
+  if (before.size > disk.size) return no(`the disk is smaller than in ${last}`)
+  const broken = info.labels[PART_OF]
+  const reason = broken === undefined ? `changes since ${last}` : `goes on where ${broken} broke off`
+  return { parent: last, kind: broken === undefined ? 'incremental' : info.kind, reason }
+}
+
+/** The newest backup of the disk that a full can be compared with. */
+function lastOf(disk: Disk, backups: ReadonlyMap<string, EarlierBackup> | undefined): string | undefined {
+  const all = [...(backups?.values() ?? [])].filter(({ labels }) => labels[PART_OF] === undefined)
+  const last = all.findLast(({ disks }) => disks.some(({ name }) => name === disk.name))
+  const size = last?.disks.find(({ name }) => name === disk.name)?.size ?? 0
+  // The map of one that was larger is cut, which goes between granules only.
+  return size > disk.size && disk.size % GRANULE_BYTES !== 0 ? undefined : last?.id
 }
 
 function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {
@@ -234,6 +289,10 @@ function metaOf(text: string): RecordingMeta {
   return text === '' ? {} : (JSON.parse(text) as RecordingMeta)
 }
 
+function metaText(meta: RecordingMeta): string {
+  return JSON.stringify(meta)
+}
+
 function isCaptured(name: string): boolean {
   return name.endsWith(':captured')
 }
@@ -252,8 +311,8 @@ function capturedBits(disk: Disk, bitmap: string): Bitmap {
 /** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */
 function captureChanges({ disk, record }: ManagedDisk, bitmap: string, backup: string): BitmapChange[] {
   const old = disk.log.bitmaps.get(bitmap)
-  const { last } = metaOf(old?.meta ?? '')
-  const meta = JSON.stringify({ last, pending: backup } satisfies RecordingMeta)
+  const { last, distrust } = metaOf(old?.meta ?? '')
+  const meta = metaText({ last, pending: backup, distrust })
   const fresh: BitmapChange = {
     kind: 'add',
     name: bitmap,
@@ -270,10 +329,19 @@ function captureChanges({ disk, record }: ManagedDisk, bitmap: string, backup: s
   return [{ kind: 'rename', name: bitmap, to: captured }, { kind: 'record', name: captured, on: false }, fresh]
 }
 
+/** What was set aside is now what the part does not have. */
+function partChanges(disk: Disk, bitmap: string, { part, rest }: { part: string; rest: Bitmap }): BitmapChange[] {
+  const captured = capturedName(bitmap)
+  const { last, pending } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
+  const old: BitmapChange[] = disk.log.bitmaps.has(captured) ? [{ kind: 'remove', name: captured }] : []
+  const fresh: BitmapChange = { kind: 'add', name: captured, recording: false, fill: rest }
+  return [...old, fresh, { kind: 'meta', name: bitmap, meta: metaText({ last, pending, part }) }]
+}
+
 /** The backup is durable: the recording bitmap counts from it. */
 function keepChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[] {
   const captured = capturedName(bitmap)
-  const meta = JSON.stringify({ last: backup } satisfies RecordingMeta)
+  const meta = metaText({ last: backup })
   const kept: BitmapChange = { kind: 'meta', name: bitmap, meta }
   return disk.log.bitmaps.has(captured) ? [{ kind: 'remove', name: captured }, kept] : [kept]
 }
@@ -281,11 +349,12 @@ function keepChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[]
 /** The backup failed: what was set aside comes back, or there is no bitmap when there was none to count from. */
 function returnChanges(disk: Disk, bitmap: string): BitmapChange[] {
   const captured = capturedName(bitmap)
-  const { last } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
+  const { last: before, part, distrust } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
+  const last = part ?? before
   if (last === undefined || !disk.log.bitmaps.has(captured)) return [{ kind: 'remove', name: bitmap }]
   return [
     { kind: 'merge', from: captured, into: bitmap },
     { kind: 'remove', name: captured },
-    { kind: 'meta', name: bitmap, meta: JSON.stringify({ last } satisfies RecordingMeta) },
+    { kind: 'meta', name: bitmap, meta: metaText({ last, distrust }) },
   ]
 }

@@ -7,8 +7,10 @@ import { BlockError } from '../block/error.ts'
 import { type BackupDisk, type BackupResult, runBackup } from '../job/backup.ts'
 import type { Job, JobStatus } from '../job/job.ts'
 import { mend } from '../job/mend.ts'
+import { newProof } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
-import type { BackupWriter, Repository } from '../repository/repository.ts'
+import type { BackupInfo, BackupReader, BackupWriter, Repository } from '../repository/repository.ts'
+import { forgetParts, keptParts } from './backup-parts.ts'
 import type { TurnWish } from './backup-queue.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
 import { type BackupSpec, type JobRecord, subjectOf } from './catalog.ts'
@@ -22,6 +24,8 @@ export interface BackupRequest extends JobTerms {
   readonly machine?: string | undefined
   readonly repository: string
   readonly full: boolean
+  /** So many percent of what the bitmaps call unchanged is read too, and compared with the backup before. */
+  readonly prove?: number | undefined
 }
 
 /** One disk of a backup or view: who answers for it, and how it is taken. */
@@ -32,14 +36,12 @@ export interface Part {
 
 /** Takes the moment and begins to copy, as a job. Resolves when the moment is taken. */
 export async function startBackup(context: EngineContext, request: BackupRequest): Promise<Job> {
-  const { disks, machine, repository, full } = request
+  const { disks, machine, repository, full, prove } = request
   for (const name of disks) context.partyOf(name)
   if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
-  const row = JobTable.newRow(
-    { kind: 'backup', disks, ...(machine === undefined ? {} : { machine }), repository, full },
-    request,
-  )
+  const named = machine === undefined ? {} : { machine }
+  const row = JobTable.newRow({ kind: 'backup', disks, ...named, repository, full, ...newProof(prove) }, request)
   const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
   await taken
   if (job.error !== undefined) throw job.error
@@ -167,36 +169,44 @@ function wishOf({ id, startedMs }: JobRecord, spec: BackupSpec): TurnWish {
 
 async function begin(context: EngineContext, job: Job, row: JobRecord, repository: Repository): Promise<Running> {
   const spec = row.spec as BackupSpec
-  const parts = await makePlans(context, spec, repository)
+  const { parts, usedUp } = await makePlans(context, spec, repository)
   const request = {
     machine: subjectOf(spec),
     moment: Date.now(),
-    kind: parts.every(({ plan }) => plan.parent !== undefined) ? ('incremental' as const) : ('full' as const),
-    disks: parts.map(({ party, plan: { size, parent } }) => ({
-      name: party.disk,
-      size,
-      ...(parent === undefined ? {} : { parent: { backup: parent, disk: party.disk } }),
-    })),
+    kind: parts.every(({ plan }) => plan.kind === 'incremental') ? ('incremental' as const) : ('full' as const),
+    disks: parts.map(({ party, plan: { size, parent, compared } }) => {
+      const before = parent ?? compared
+      return { name: party.disk, size, ...(before && { parent: { backup: before, disk: party.disk } }) }
+    }),
   }
   const writer = await repository.begin(request, (error) => mend(job, error))
+  const readers = new Map<string, BackupReader>()
   try {
     const record = { ...(context.catalog.get('job', row.id) ?? row), backup: writer.id }
     await context.catalog.commit([{ put: 'job', record }])
-    const running = { ...(await takeMoment(parts, writer.id)), writer, momentMs: Date.now() }
+    // Opened first: what cannot be read of them is known before a guest waits.
+    for (const { plan } of parts) {
+      const before = plan.compared ?? (spec.proof === undefined ? undefined : plan.parent)
+      if (before !== undefined && !readers.has(before)) readers.set(before, await repository.openBackup(before))
+    }
+    const moment = await takeMoment(parts, writer.id)
+    const running = { ...moment, momentMs: Date.now(), writer, repository, readers, usedUp }
     job.describe({
       backup: writer.id,
       momentMs: running.momentMs,
-      disks: parts.map(({ party, plan }) => ({ name: party.disk, kind: kindOf(plan), reason: plan.reason })),
+      disks: parts.map(({ party, plan }) => ({ name: party.disk, ...howOf(plan) })),
     })
     return running
   } catch (error) {
+    for (const reader of readers.values()) await reader.close()
     await writer.abort()
     throw error
   }
 }
 
-function kindOf(plan: DiskPlan): 'full' | 'incremental' {
-  return plan.parent === undefined ? 'full' : 'incremental'
+/** How a disk is backed up, for its user and for the record. */
+function howOf({ kind, reason, compared }: DiskPlan): Record<string, string> {
+  return { kind, reason, ...(compared && { compared }) }
 }
 
 /** Disks at their moment. */
@@ -211,16 +221,39 @@ export interface Moment {
 interface Running extends Moment {
   readonly writer: BackupWriter
   readonly momentMs: number
+  readonly repository: Repository
+  /** The earlier backups that are read meanwhile, by id. */
+  readonly readers: ReadonlyMap<string, BackupReader>
+  /** Parts of broken backups that nobody needs once this one, or a part of it, is there. */
+  readonly usedUp: readonly string[]
 }
 
 async function work(context: EngineContext, job: Job, spec: BackupSpec, running: Running): Promise<void> {
-  const { parts, disks, durable, writer, momentMs } = running
+  const { parts, durable, writer, momentMs, repository, readers } = running
   let result: BackupResult | undefined
+  const kept = keptParts(context, running)
+  const disks = running.disks.map((disk, index) => {
+    const { compared, parent } = (parts[index] as Part).plan
+    const before = readers.get(compared ?? parent ?? '')?.disks.find(({ name }) => name === disk.name)?.device
+    return { ...disk, before }
+  })
   try {
     await durable
-    result = await runBackup(job, disks, writer)
+    result = await runBackup(job, {
+      disks,
+      writer,
+      notes: { disks: parts.map(({ plan }) => howOf(plan)) },
+      proof: spec.proof,
+      distrust: async (index, reason) => {
+        const { party, plan } = parts[index] as Part
+        await party.distrust(plan.bitmap ?? '', writer.id, reason)
+      },
+      // One that was asked to be full begins anew: the bits from before it are worth more than what it has.
+      parts: spec.full ? undefined : kept,
+    })
     job.describe({ readBytes: result.readBytes, storedBytes: result.info.storedBytes })
   } finally {
+    for (const reader of readers.values()) await reader.close()
     for (const { view } of disks) await view.close()
     // From here on nothing of it is in scratch.
     job.describe({ releasedMs: Date.now() })
@@ -228,6 +261,7 @@ async function work(context: EngineContext, job: Job, spec: BackupSpec, running:
     if (!job.suspended || result !== undefined)
       await settleParts(parts, writer.id, result === undefined ? 'returned' : 'kept')
   }
+  await forgetParts(context, repository, kept.ids)
   await remember(context, subjectOf(spec), {
     momentMs,
     tookMs: Date.now() - momentMs,
@@ -254,13 +288,25 @@ export async function settleParts(parts: readonly Part[], backup: string, outcom
   if (failed !== undefined) throw failed.reason
 }
 
-async function makePlans(context: EngineContext, spec: BackupSpec, repository: Repository): Promise<Part[]> {
-  const backups = await repository.backups()
+async function makePlans(
+  context: EngineContext,
+  spec: BackupSpec,
+  repository: Repository,
+): Promise<{ readonly parts: Part[]; readonly usedUp: readonly string[] }> {
+  const { backups: whole, parts: broken } = await repository.list()
+  const backups = [...whole, ...broken]
   const bitmap = `backup:${repository.id}`
   const parties = spec.disks.map((name) => context.partyOf(name))
-  return Promise.all(
-    parties.map(async (party) => ({ party, plan: await party.plan({ bitmap, full: spec.full, backups }) })),
+  const parts = await Promise.all(
+    parties.map(async (party) => {
+      const plan = await party.plan({ bitmap, full: spec.full, backups })
+      // What a proof reads is chosen once the bits are there.
+      return { party, plan: { ...plan, whole: spec.proof !== undefined } }
+    }),
   )
+  const isUsedUp = ({ id, disks }: BackupInfo): boolean =>
+    parts.some(({ plan }) => plan.parent === id) && disks.every(({ name }) => spec.disks.includes(name))
+  return { parts, usedUp: broken.filter(isUsedUp).map(({ id }) => id) }
 }
 
 /** Freezes all disks, takes each one's moment for a backup or view of that id, and lets the guests go on. */

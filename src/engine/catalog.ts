@@ -6,6 +6,7 @@ import type { Format } from '../chain/open.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
+import type { ProofWish } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
 import type { HostLimits } from './host-limits.ts'
@@ -119,6 +120,7 @@ export interface BackupSpec {
   readonly full: boolean
   /** Its place among the queued, a number that grows: it begins within a window of the host, in this order. */
   readonly queued?: number
+  readonly proof?: ProofWish
 }
 
 /** Moments of disks that somebody reads over NBD; it lives no longer than the daemon. */

@@ -9,6 +9,7 @@ import type { ScratchBudget } from '../chain/scratch-budget.ts'
 import { BlockError } from '../block/error.ts'
 import { withCacheMode } from '../host/cache-mode.ts'
 import type { Host } from '../host/host.ts'
+import type { PartPace } from '../job/backup.ts'
 import type { Bandwidth } from '../job/bandwidth.ts'
 import type { MirrorPace } from '../job/mirror.ts'
 import type { MergePaces } from '../job/settler.ts'
@@ -86,6 +87,8 @@ export interface EngineContext {
   readonly limitDefaults: LimitDefaults
   readonly mirrorPace: MirrorPace
   readonly mergePaces: MergePaces
+  /** As of an engine's options. */
+  readonly partPace: PartPace | undefined
   readonly scratchBudget: ScratchBudget
   /** What all backups of the host may copy in a second. */
   readonly bandwidth: Bandwidth

@@ -4,6 +4,7 @@ import type { Pauses } from '../chain/disk.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import { authorityOf, migrationNote } from './authority.ts'
+import { distrustOf } from './backup-party.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import type { FailedDisk, ManagedDisk } from './context.ts'
 
@@ -15,6 +16,8 @@ export interface BitmapStatus {
   readonly durability: Durability
   /** Bytes that the set granules cover. */
   readonly dirtyBytes: number
+  /** Why its bits are not believed until a full by comparison is done. */
+  readonly distrust?: string | undefined
 }
 
 export interface DiskStatus {
@@ -40,14 +43,19 @@ export interface DiskStatus {
 }
 
 export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
-  const bitmaps = [...disk.log.bitmaps.values()].map(({ name, bits, recording, state, durability }) => ({
-    name,
-    granule: bits.granule,
-    recording,
-    state,
-    durability,
-    dirtyBytes: bits.bytes,
-  }))
+  const bitmaps = [...disk.log.bitmaps.values()].map((bitmap) => {
+    const { name, bits, recording, state, durability } = bitmap
+    const distrust = distrustOf(bitmap)
+    return {
+      name,
+      granule: bits.granule,
+      recording,
+      state,
+      durability,
+      dirtyBytes: bits.bytes,
+      ...(distrust === undefined ? {} : { distrust }),
+    }
+  })
   const { name, layers, cache = 'writeback' } = record
   const { state } = authorityOf(record)
   return {

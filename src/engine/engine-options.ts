@@ -3,6 +3,7 @@
 
 import type { ScratchBudget } from '../chain/scratch-budget.ts'
 import type { Host } from '../host/host.ts'
+import type { PartPace } from '../job/backup.ts'
 import type { Bandwidth } from '../job/bandwidth.ts'
 import type { MirrorPace } from '../job/mirror.ts'
 import type { MergePaces } from '../job/settler.ts'
@@ -28,6 +29,8 @@ export interface EngineOptions {
   /** How mirrors and merges copy; tests have small pieces. */
   readonly mirrorPace?: MirrorPace
   readonly mergePaces?: MergePaces
+  /** When backups keep what they have so far; tests do it often. */
+  readonly partPace?: PartPace | undefined
   /** Copy space of one backup and of all together, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number

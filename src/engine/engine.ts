@@ -111,6 +111,7 @@ export class Engine {
       takenBack: new Set(),
       limitDefaults,
       mergePaces: options.mergePaces ?? MERGE_PACES,
+      partPace: options.partPace,
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
       scratchBudget: own.scratch,
       bandwidth: own.bandwidth,

@@ -3,6 +3,7 @@
 
 import { BACKUPS_QUEUED_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
+import { newProof } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { BackupSpec, Catalog, JobRecord } from './catalog.ts'
 import { JobTable } from './job-table.ts'
@@ -13,6 +14,8 @@ export interface QueueRequest extends JobTerms {
   readonly machines?: readonly string[] | undefined
   readonly repository: string
   readonly full: boolean
+  /** As of a BackupRequest. */
+  readonly prove?: number | undefined
 }
 
 /**
@@ -20,7 +23,8 @@ export interface QueueRequest extends JobTerms {
  * 'invalid-argument' for one that is named twice or when there is none at all, 'busy' when too many are queued.
  */
 export function queueRows(catalog: Pick<Catalog, 'list'>, machines: Machines, request: QueueRequest): JobRecord[] {
-  const { repository, full } = request
+  const { repository, full, prove } = request
+  const proof = newProof(prove)
   const wanted = request.machines === undefined ? machines.all() : request.machines.map((name) => machines.named(name))
   if (wanted.length === 0)
     throw new BlockError('invalid-argument', 'there is no disk to back up: varve disk add takes one')
@@ -32,7 +36,7 @@ export function queueRows(catalog: Pick<Catalog, 'list'>, machines: Machines, re
   const first = Math.max(Date.now(), ...places.map((place) => place + 1))
   return wanted.map(({ name, disks }, index) => {
     const machine = disks.includes(name) ? {} : { machine: name }
-    const spec: BackupSpec = { kind: 'backup', disks, ...machine, repository, full, queued: first + index }
+    const spec: BackupSpec = { kind: 'backup', disks, ...machine, repository, full, ...proof, queued: first + index }
     return JobTable.newRow(spec, request)
   })
 }

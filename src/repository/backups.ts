@@ -4,10 +4,10 @@
 //   backups/ID      the manifest        forgotten/ID    it is no backup any more; a pruning takes it away
 //   tags/ID.TAG     it has this tag
 
-import { STORE_REQUESTS } from '../base/limits.ts'
+import { PART_KEPT_MS, STORE_REQUESTS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import type { Core } from './core.ts'
-import { type BackupInfo, decodeManifest, isBackupId } from './manifest.ts'
+import { type BackupInfo, decodeManifest, isBackupId, isPart } from './manifest.ts'
 import { inParallel } from './parallel.ts'
 import { sealFor } from './sealed.ts'
 import { BACKUPS, FORGOTTEN, FORMAT_VERSION, TAGS } from './spec.ts'
@@ -15,13 +15,15 @@ import { BACKUPS, FORGOTTEN, FORMAT_VERSION, TAGS } from './spec.ts'
 /** All manifests: the readable in the order of their moments, newest last, and those that are damaged. */
 export interface BackupList {
   readonly backups: readonly BackupInfo[]
+  /** What is stored of backups in the making, or that broke: see PART_OF. */
+  readonly parts: readonly BackupInfo[]
   readonly damaged: readonly { readonly id: string; readonly reason: string }[]
   /** By id of the backup; sorted. */
   readonly tags: ReadonlyMap<string, readonly string[]>
 }
 
-/** With all that a pruning needs: those that are forgotten too. */
-export interface AllBackups extends BackupList {
+/** With all that a pruning needs: those that are forgotten too, and parts among the backups. */
+export interface AllBackups extends Omit<BackupList, 'parts'> {
   readonly forgotten: ReadonlySet<string>
   /** Ids under which a session was given up. */
   readonly fences: readonly string[]
@@ -35,11 +37,24 @@ const TAG = /^[A-Za-z0-9_-]{1,40}$/
 /** The backups that are not forgotten. */
 export async function listBackups(place: Place): Promise<BackupList> {
   const { backups, damaged, forgotten, tags } = await readBackups(place)
+  const visible = backups.filter(({ id }) => !forgotten.has(id))
   return {
-    backups: backups.filter(({ id }) => !forgotten.has(id)),
+    backups: visible.filter((info) => !isPart(info)),
+    parts: visible.filter(isPart),
     damaged: damaged.filter(({ id }) => !forgotten.has(id)),
     tags,
   }
+}
+
+/** The parts that nobody goes on from: a later backup has all of their disks, or they are old. */
+export function outdatedParts(visible: readonly BackupInfo[], nowMs: number): string[] {
+  const whole = visible.filter((info) => !isPart(info))
+  const covers = (info: BackupInfo, part: BackupInfo): boolean =>
+    info.moment >= part.moment && part.disks.every(({ name }) => info.disks.some((disk) => disk.name === name))
+  const parts = visible.filter(isPart)
+  return parts
+    .filter((part) => nowMs - part.finishedMs > PART_KEPT_MS || whole.some((info) => covers(info, part)))
+    .map(({ id }) => id)
 }
 
 export async function readBackups({ store, vault }: Place): Promise<AllBackups> {

@@ -9,7 +9,7 @@ import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { ChunkReader } from './chunk-reader.ts'
 import type { Core } from './core.ts'
 import { steadily } from './inventory.ts'
-import { type BackupDiskInfo, type BackupInfo, newBackupId, rootOf } from './manifest.ts'
+import { type BackupDiskInfo, type BackupInfo, isPart, newBackupId, rootOf } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
 import { nodeRecord, PackWriter } from './pack-writer.ts'
 import { Session } from './session.ts'
@@ -65,7 +65,7 @@ async function choose(source: Core, ids: readonly string[] | undefined): Promise
   const { backups, damaged, forgotten } = await readBackups(source)
   const bad = damaged.find(({ id }) => !forgotten.has(id))
   if (bad !== undefined) throw new BlockError('corrupt', `${bad.reason}: say which backups to copy`)
-  return backups.filter(({ id }) => !forgotten.has(id))
+  return backups.filter((info) => !forgotten.has(info.id) && !isPart(info))
 }
 
 /** Where a backup was first made, however often it was copied since. */

@@ -161,6 +161,16 @@ export function decodeManifest(vault: Vault, content: Uint8Array, id: string, st
   return manifest
 }
 
+/**
+ * The label of a part: what is stored of a backup in the making, whose id it holds. One that breaks is gone on with from there. A part is
+ * read, checked and kept like a backup, and listed nowhere.
+ */
+export const PART_OF = 'varve-part-of'
+
+export function isPart({ labels }: Pick<BackupInfo, 'labels'>): boolean {
+  return labels[PART_OF] !== undefined
+}
+
 /** Ids sort by moment. */
 export function newBackupId(moment: number): string {
   const time = new Date(moment).toISOString().replaceAll(/[-:.]/g, '')

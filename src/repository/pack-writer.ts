@@ -154,13 +154,14 @@ export class PackWriter {
     return this.#wait(PACKS_IN_FLIGHT - 1)
   }
 
-  /** All blobs are durable and indexed when it resolves. */
+  /** All blobs so far are durable and indexed when it resolves; more may follow. */
   async finish(): Promise<void> {
-    if (this.#chunks.bytes + this.#nodes.bytes <= PACK_BYTES) {
-      this.#chunks.absorb(this.#nodes)
-      this.#nodes = new Lane(this.#free)
-    }
-    for (const lane of [this.#chunks, this.#nodes]) if (lane.count > 0) this.#send(this.#putPack(lane))
+    const [chunks, nodes] = [this.#chunks, this.#nodes]
+    this.#chunks = new Lane(this.#free)
+    this.#nodes = new Lane(this.#free)
+    const isOne = chunks.bytes + nodes.bytes <= PACK_BYTES
+    if (isOne) chunks.absorb(nodes)
+    for (const lane of isOne ? [chunks] : [chunks, nodes]) if (lane.count > 0) this.#send(this.#putPack(lane))
     await this.#wait(0)
     if (this.#unindexed.length > 0) this.#send(this.#putIndex())
     await this.#wait(0)

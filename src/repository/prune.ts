@@ -8,18 +8,18 @@
 
 import { FENCE_KEPT_MS, LEASE_MS, MARK_PACKS, SMALL_PACK_BYTES, SMALL_PACKS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
-import { type AllBackups, forgetBackup, readBackups } from './backups.ts'
+import { type AllBackups, forgetBackup, outdatedParts, readBackups } from './backups.ts'
 import type { BlobIndex } from './blob-index.ts'
 import { type Core, storeClock } from './core.ts'
 import { rewriteIndexes } from './index-rewrite.ts'
 import { steadily } from './inventory.ts'
 import { LiveSet } from './live-set.ts'
-import { newBackupId } from './manifest.ts'
+import { type BackupInfo, isPart, newBackupId } from './manifest.ts'
 import { putMark } from './mark.ts'
 import { packKey } from './pack.ts'
 import { PackWriter } from './pack-writer.ts'
 import { repack } from './repack.ts'
-import { type KeptBackup, type Retention, retain } from './retention.ts'
+import { type KeptBackup, type Retention, type RetentionOutcome, retain } from './retention.ts'
 import { listSessions, refuseRivals, type SeenSession, Session, settleSession } from './session.ts'
 import { BACKUPS, FORGOTTEN, MARKS, SESSIONS, TAGS } from './spec.ts'
 
@@ -123,8 +123,8 @@ async function dryRunWith(
   const all = await readBackups(core)
   await core.inventory.refresh()
   const visible = all.backups.filter(({ id }) => !all.forgotten.has(id))
-  const { kept, forgotten } = keep ? retain(visible, all.tags, keep) : { kept: [], forgotten: [] }
-  const gone = new Set([...all.forgotten, ...forgotten])
+  const { kept, forgotten } = retainWhole(visible, all.tags, keep)
+  const gone = new Set([...all.forgotten, ...forgotten, ...outdatedParts(visible, core.now())])
   const staying = {
     backups: all.backups.filter(({ id }) => !gone.has(id)),
     damaged: all.damaged.filter(({ id }) => !gone.has(id)),
@@ -141,6 +141,17 @@ async function dryRunWith(
     repackedPacks: plan.repack.length,
     repackedBytes: plan.repackBytes,
   }
+}
+
+/** What the policy says of the backups; parts are no one's. */
+function retainWhole(
+  visible: readonly BackupInfo[],
+  tags: AllBackups['tags'],
+  keep: Retention | undefined,
+): RetentionOutcome {
+  if (keep === undefined) return { kept: [], forgotten: [] }
+  const whole = visible.filter((info) => !isPart(info))
+  return retain(whole, tags, keep)
 }
 
 const NOTHING: PruneReport = {
@@ -218,15 +229,12 @@ class Pruning {
     return live
   }
 
-  async #forget(keep: Retention | undefined): Promise<{ kept: readonly KeptBackup[]; forgotten: readonly string[] }> {
-    if (keep === undefined) return { kept: [], forgotten: [] }
+  async #forget(keep: Retention | undefined): Promise<RetentionOutcome> {
     const { backups, forgotten, tags } = await readBackups(this.#core)
-    const outcome = retain(
-      backups.filter(({ id }) => !forgotten.has(id)),
-      tags,
-      keep,
-    )
-    for (const id of outcome.forgotten) await forgetBackup(this.#core, id)
+    const visible = backups.filter(({ id }) => !forgotten.has(id))
+    const outcome = retainWhole(visible, tags, keep)
+    for (const id of [...outcome.forgotten, ...outdatedParts(visible, this.#core.now())])
+      await forgetBackup(this.#core, id)
     return outcome
   }
 

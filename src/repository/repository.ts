@@ -55,7 +55,7 @@ export type { BackupList } from './backups.ts'
 export type { CheckOptions, CheckReport, HitBackup } from './check.ts'
 export type { CopiedBackup, CopyOptions } from './copy.ts'
 export type { Credential, KeyInfo } from './key-box.ts'
-export type { BackupDiskInfo, BackupInfo } from './manifest.ts'
+export { type BackupDiskInfo, type BackupInfo, PART_OF } from './manifest.ts'
 export type { PruneOptions, PruneReport } from './prune.ts'
 export type { RepairReport } from './repair.ts'
 export type { Retention } from './retention.ts'
@@ -181,6 +181,11 @@ export class Repository {
   /** The backups that can be read, newest last. Who shows them to people uses `list`, which names the damaged ones too. */
   async backups(): Promise<readonly BackupInfo[]> {
     return (await this.list()).backups
+  }
+
+  /** What is stored of backups that are in the making, or broke: another one can have them for parents. */
+  async parts(): Promise<readonly BackupInfo[]> {
+    return (await this.list()).parts
   }
 
   list(): Promise<BackupList> {

@@ -6,7 +6,7 @@ import { readBackups } from './backups.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import type { Core } from './core.ts'
 import { steadily } from './inventory.ts'
-import { type BackupInfo, rootOf } from './manifest.ts'
+import { type BackupInfo, isPart, rootOf } from './manifest.ts'
 import { NodeReader } from './node-reader.ts'
 import { inParallel } from './parallel.ts'
 import { FANOUT, LEAF_HEADER_BYTES, SEGMENT_BYTES } from './spec.ts'
@@ -43,7 +43,7 @@ async function statsWith(core: Core, blobs: BlobIndex): Promise<RepositoryStats>
   const { store, inventory } = core
   const { backups, damaged, forgotten } = await readBackups(core)
   await inventory.refresh()
-  const visible = backups.filter(({ id }) => !forgotten.has(id))
+  const visible = backups.filter((info) => !forgotten.has(info.id) && !isPart(info))
   const owners = new Owners(core, blobs)
   for (const [index, info] of visible.entries()) await owners.add(info, index)
   let storedBytes = 0

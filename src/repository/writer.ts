@@ -13,7 +13,7 @@ import { BATCH_BYTES, BATCH_RUNS, BATCHES } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import type { Pending } from '../block/device.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
-import { type BackupDiskInfo, type BackupInfo, encodeManifest } from './manifest.ts'
+import { type BackupDiskInfo, type BackupInfo, encodeManifest, newBackupId, PART_OF } from './manifest.ts'
 import { nodeRecord, type PackWriter } from './pack-writer.ts'
 import type { Session } from './session.ts'
 import { BACKUPS, BLOB_CHUNK, CHUNK_BYTES, GRANULE_BYTES, ID_BYTES } from './spec.ts'
@@ -44,6 +44,11 @@ export interface BackupNotes {
 export interface BackupWriter {
   readonly id: string
   disk(index: number): DiskWriter
+  /**
+   * Makes durable what was written so far, as a part (PART_OF) from which another backup can go on should this one break; more may follow.
+   * No write may be under way.
+   */
+  keepPart(): Promise<BackupInfo>
   /** Makes durable what was written, which is all; nothing is visible yet. `finish` does it where it was not done. */
   store(): Promise<void>
   /** Makes the backup durable and then visible. What was not written is as in the parent, or zeros without one. */
@@ -181,30 +186,49 @@ class SessionWriter implements BackupWriter {
   async store(): Promise<void> {
     this.#check()
     this.#state = 'storing'
-    await this.#orSettle(async () => {
-      if (this.#batch !== undefined) this.#dispatch(this.#batch)
-      await this.#settle()
-      for (const disk of this.#disks) {
-        disk.root = await (disk.builder as TreeBuilder).finish()
-        await this.#session.packs.room()
-      }
-      await this.#session.packs.finish()
-    })
+    await this.#orSettle(() => this.#store())
     this.#state = 'stored'
+  }
+
+  async keepPart(): Promise<BackupInfo> {
+    this.#check()
+    return this.#orSettle(async () => {
+      await this.#store()
+      const { manifest } = this.#session
+      const info = this.#info(newBackupId(manifest.moment), { labels: { [PART_OF]: this.id } })
+      await publish(this.#session, info)
+      return info
+    })
+  }
+
+  /** All that was written is durable, and the maps show it. */
+  async #store(): Promise<void> {
+    if (this.#batch !== undefined) this.#dispatch(this.#batch)
+    await this.#settle()
+    for (const disk of this.#disks) {
+      disk.root = await (disk.builder as TreeBuilder).finish()
+      await this.#session.packs.room()
+    }
+    await this.#session.packs.finish()
+  }
+
+  #info(id: string, notes: BackupNotes): BackupInfo {
+    const { packs, manifest } = this.#session
+    return {
+      ...manifest,
+      id,
+      finishedMs: this.#session.now(),
+      storedBytes: packs.storedBytes,
+      labels: notes.labels ?? {},
+      disks: this.#disks.map((disk, index) => infoOf(disk, notes.disks?.[index] ?? {})),
+    }
   }
 
   async finish(notes: BackupNotes = {}): Promise<BackupInfo> {
     if (this.#state !== 'stored') await this.store()
     this.#state = 'finishing'
     return this.#orSettle(async () => {
-      const { packs, manifest } = this.#session
-      const info: BackupInfo = {
-        ...manifest,
-        finishedMs: this.#session.now(),
-        storedBytes: packs.storedBytes,
-        labels: notes.labels ?? {},
-        disks: this.#disks.map((disk, index) => infoOf(disk, notes.disks?.[index] ?? {})),
-      }
+      const info = this.#info(this.id, notes)
       await publish(this.#session, info)
       this.#state = 'done'
       await this.#session.presence.end()

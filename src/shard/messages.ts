@@ -38,6 +38,15 @@ export interface RemoteCapture {
   readonly changed: Uint8Array | undefined
 }
 
+/** What the repository has of a backup that another shard makes: all of a disk of `size` bytes but the bits of `rest`. */
+export interface RemotePart {
+  readonly bitmap: string
+  readonly backup: string
+  readonly part: string
+  readonly size: number
+  readonly rest: Uint8Array
+}
+
 export interface ViewStats {
   readonly savedBytes: number
   readonly scratchPeak: number
@@ -52,6 +61,8 @@ export type PartyFunctions = {
   partyThaw(disk: string): Promise<void>
   partyRestrict(disk: string, needed: Uint8Array): void
   partyStats(disk: string): ViewStats
+  partyKeepPart(disk: string, kept: RemotePart): Promise<void>
+  partyDistrust(disk: string, bitmap: string, backup: string, reason: string): Promise<void>
   partySettle(disk: string, bitmap: string, backup: string, outcome: Outcome): Promise<void>
 }
 

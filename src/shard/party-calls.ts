@@ -11,6 +11,8 @@ const NAMES = {
   partyThaw: true,
   partyRestrict: true,
   partyStats: true,
+  partyKeepPart: true,
+  partyDistrust: true,
   partySettle: true,
 } as const satisfies Record<keyof PartyFunctions, true>
 

@@ -23,9 +23,11 @@ export class RemoteParty implements BackupParty {
   }
 
   plan(request: PlanRequest): Promise<DiskPlan> {
-    const backups = request.backups?.map(({ id, moment, disks }) => ({
+    const backups = request.backups?.map(({ id, moment, kind, labels, disks }) => ({
       id,
       moment,
+      kind,
+      labels,
       disks: disks.map(({ name, size }) => ({ name, size })),
     }))
     return this.#remote.partyPlan(this.disk, { ...request, backups })
@@ -49,6 +51,14 @@ export class RemoteParty implements BackupParty {
 
   thaw(): Promise<void> {
     return this.#remote.partyThaw(this.disk)
+  }
+
+  keepPart(bitmap: string, backup: string, part: string, rest: Bitmap): Promise<void> {
+    return this.#remote.partyKeepPart(this.disk, { bitmap, backup, part, size: rest.size, rest: rest.toBytes() })
+  }
+
+  distrust(bitmap: string, backup: string, reason: string): Promise<void> {
+    return this.#remote.partyDistrust(this.disk, bitmap, backup, reason)
   }
 
   settle(bitmap: string, backup: string, outcome: Outcome): Promise<void> {

@@ -63,6 +63,9 @@ export class ViewExports {
       const view = this.#taking.get(disk)?.captured?.view
       return { savedBytes: view?.savedBytes ?? 0, scratchPeak: view?.scratchPeak ?? 0 }
     },
+    partyKeepPart: async (disk, { bitmap, backup, part, size, rest }) =>
+      this.#of(disk).party.keepPart(bitmap, backup, part, Bitmap.fromBytes(size, GRANULE, rest)),
+    partyDistrust: async (disk, bitmap, backup, reason) => this.#of(disk).party.distrust(bitmap, backup, reason),
     partySettle: async (disk, bitmap, backup, outcome) => {
       const taking = this.#taking.get(disk)
       if (taking !== undefined) await this.#end(disk, taking)

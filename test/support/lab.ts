@@ -18,10 +18,13 @@ import { DirectoryStore } from '../../src/repository/stores/directory.ts'
 
 const MERGE_PACE = { piece: 16_384, lanes: 2, settleBytes: 65_536, settleMs: Infinity }
 
+/** Backups of small disks keep parts all the same. */
+const PART_PACE = { everyMs: 0, everyBytes: 131_072, lastBytes: 4096 }
+
 export const LAB_REPOSITORY = '/repository'
 
 /** Those of the engine's options that a test changes. */
-type LabLimits = Pick<EngineOptions, 'scratchBytes'>
+type LabLimits = Pick<EngineOptions, 'scratchBytes' | 'partPace'>
 
 export class Lab {
   readonly host: SimulatedHost
@@ -63,6 +66,7 @@ export class Lab {
 
   async start(): Promise<void> {
     this.#engine = await Engine.open({
+      partPace: PART_PACE,
       ...this.#limits,
       host: this.host,
       home: homeAt('/home'),
