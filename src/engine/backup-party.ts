@@ -21,18 +21,12 @@ import { ScratchBudget } from '../chain/scratch-budget.ts'
 import { Scratch } from '../chain/scratch.ts'
 import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
-import { type BackupInfo, PART_OF } from '../repository/repository.ts'
-import { GRANULE_BYTES } from '../repository/spec.ts'
 import { refuseAway } from './authority.ts'
+import { type EarlierBackup, type Way, wayByComparison, wayFrom } from './backup-way.ts'
 import type { DiskRecord } from './catalog.ts'
 import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { limitsOf } from './host-limits.ts'
-
-/** What of a repository's backups a party needs to know. */
-export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment' | 'kind' | 'labels'> & {
-  readonly disks: readonly { readonly name: string; readonly size: number }[]
-}
 
 export interface PlanRequest {
   readonly bitmap: string
@@ -46,7 +40,7 @@ export interface PlanRequest {
 }
 
 /** How one disk is backed up, and why not by its changes alone. */
-export interface DiskPlan {
+export interface DiskPlan extends Way {
   /** Bytes of the disk. */
   readonly size: number
   readonly bitmap: string | undefined
@@ -54,12 +48,6 @@ export interface DiskPlan {
   readonly moves: boolean
   /** All of the disk can be read, not only what changed. */
   readonly whole: boolean
-  /** The backup, or part of one, that the bitmap's bits are relative to; undefined when all is looked at. */
-  readonly parent: string | undefined
-  /** With all of this backup the disk is compared, so that only what differs is stored. */
-  readonly compared?: string | undefined
-  readonly kind: BackupInfo['kind']
-  readonly reason: string
 }
 
 /** A disk's moment. */
@@ -130,7 +118,7 @@ export class LocalParty implements BackupParty {
     return managed.control.run(async () => {
       refuseAway(managed.record)
       refuseConflict(this.#context, this.disk, 'backup')
-      const found = findParent(managed, bitmap, known, full)
+      const found = findWay(managed, bitmap, known, full)
       return { size: managed.disk.size, bitmap, moves: true, whole: false, ...found }
     })
   }
@@ -231,19 +219,15 @@ export function distrustOf({ meta }: LoggedBitmap): string | undefined {
   return meta.startsWith('{') ? metaOf(meta).distrust : undefined
 }
 
-type Way = Pick<DiskPlan, 'parent' | 'compared' | 'kind' | 'reason'>
-
-function findParent(
+function findWay(
   { disk, record }: ManagedDisk,
   name: string,
   backups: ReadonlyMap<string, EarlierBackup> | undefined,
   full: boolean,
 ): Way {
-  // What a full can be compared with is read from the repository, and only differences are stored.
-  const compared = full ? undefined : lastOf(disk, backups)
-  const no = (reason: string): Way => ({ parent: undefined, kind: 'full', reason, ...(compared && { compared }) })
-  if (full) return no('asked for')
+  if (full) return { parent: undefined, kind: 'full', reason: 'asked for' }
   const bitmap = disk.log.bitmaps.get(name)
+  const no = (reason: string): Way => wayByComparison(disk, backups, reason)
   if (bitmap === undefined) {
     return no(backups === undefined ? `there was no bitmap ${name}: now there is` : whyNoBitmap(record, backups))
   }
@@ -252,23 +236,7 @@ function findParent(
   if (distrust !== undefined) return no(distrust)
   if (last === undefined) return no('the earlier backup was not finished')
   if (backups === undefined) return { parent: last, kind: 'incremental', reason: `changes by bitmap ${name}` }
-  const info = backups.get(last)
-  if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
-  const before = info.disks.find((other) => other.name === disk.name)
-  if (before === undefined) return no(`the earlier backup ${last} does not have it`)
-  if (before.size > disk.size) return no(`the disk is smaller than in ${last}`)
-  const broken = info.labels[PART_OF]
-  const reason = broken === undefined ? `changes since ${last}` : `goes on where ${broken} broke off`
-  return { parent: last, kind: broken === undefined ? 'incremental' : info.kind, reason }
-}
-
-/** The newest backup of the disk that a full can be compared with. */
-function lastOf(disk: Disk, backups: ReadonlyMap<string, EarlierBackup> | undefined): string | undefined {
-  const all = [...(backups?.values() ?? [])].filter(({ labels }) => labels[PART_OF] === undefined)
-  const last = all.findLast(({ disks }) => disks.some(({ name }) => name === disk.name))
-  const size = last?.disks.find(({ name }) => name === disk.name)?.size ?? 0
-  // The map of one that was larger is cut, which goes between granules only.
-  return size > disk.size && disk.size % GRANULE_BYTES !== 0 ? undefined : last?.id
+  return wayFrom(disk, backups, last)
 }
 
 function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {
