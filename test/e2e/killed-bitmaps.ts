@@ -12,7 +12,7 @@ import { Random } from '../../src/base/random.ts'
 import { isBlockError } from '../../src/block/error.ts'
 import { connectNbd, type NbdClient } from '../../src/nbd/client.ts'
 import { openRepositoryAt } from '../../src/shard/repositories.ts'
-import { MIB, Site } from '../support/site.ts'
+import { MIB, type Site } from '../support/site.ts'
 
 const DISK = 'vm1'
 const BLOCK = 4096
