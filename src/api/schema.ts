@@ -3,7 +3,7 @@
 
 import { z } from 'zod'
 import { hostRoutes } from './host-routes.ts'
-import { bytes, job, name, nothing, type Route, terms } from './shapes.ts'
+import { bytes, job, name, nothing, prove, type Route, terms } from './shapes.ts'
 
 /** Edits of bitmaps in one request. */
 const EDITS_MAX = 1000
@@ -384,10 +384,7 @@ export const routes = {
       disks: z.array(name).min(1),
       repository: z.string().min(1),
       full: z.boolean().default(false),
-      prove: z
-        .number()
-        .optional()
-        .describe('Percent of what the bitmaps call unchanged that is read and compared with the backup before'),
+      prove,
       ...terms,
     }),
     response: job,

@@ -104,6 +104,15 @@ export const HOST_BANDWIDTH_MIN = 64 * KIB
 export const QUEUE_LOOK_MS = 1000
 export const QUEUE_WINDOW_LOOK_MS = 60_000
 
+/** How long a guest may be frozen for a moment, in milliseconds, unless told, and at most; how long a thaw may take, and the waits until it is tried again. */
+export const GUEST_FREEZE_MS = 10_000
+export const GUEST_FREEZE_MAX_MS = 600_000
+export const GUEST_THAW_MS = 10_000
+export const GUEST_THAW_AGAIN_MS = [1000, 5000, 30_000] as const
+/** What is kept of what a user's command says, and the longest answer of a guest agent, in bytes. */
+export const HOOK_OUTPUT_MAX = 4 * KIB
+export const AGENT_REPLY_MAX = 64 * KIB
+
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 

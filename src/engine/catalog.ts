@@ -4,6 +4,7 @@
 
 import type { Format } from '../chain/open.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
+import type { GuestHooks } from '../guest/guest-hooks.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { ProofWish } from '../job/proof.ts'
@@ -127,6 +128,8 @@ export interface BackupSpec {
 export interface ViewSpec {
   readonly kind: 'view'
   readonly disks: readonly string[]
+  /** The machine that the disks are. */
+  readonly machine?: string
 }
 
 export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
@@ -138,7 +141,7 @@ export function disksOf(spec: JobSpec): readonly string[] {
 
 /** How its user calls what a job works on: a machine, or its disks. */
 export function subjectOf(spec: JobSpec): string {
-  return (spec.kind === 'backup' ? spec.machine : undefined) ?? disksOf(spec).join('+')
+  return ('machine' in spec ? spec.machine : undefined) ?? disksOf(spec).join('+')
 }
 
 /** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
@@ -204,6 +207,16 @@ export interface MachineRecord {
   readonly id: string
   /** Names of its disks; each is of one machine at most. */
   readonly disks: readonly string[]
+  /** How its guest is frozen for a moment. */
+  readonly hooks?: GuestHooks
+}
+
+/** A machine whose guest is frozen, or is to be thawed. */
+export interface FrozenRecord {
+  /** The machine's name. */
+  readonly id: string
+  readonly hooks: GuestHooks
+  readonly sinceMs: number
 }
 
 /** What was said of the host's limits (host-limits.ts); what is absent is as the daemon was started. */
@@ -227,6 +240,7 @@ export interface Records {
   machine: MachineRecord
   host: HostRecord
   forecast: ForecastRecord
+  frozen: FrozenRecord
   guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord
@@ -242,6 +256,7 @@ const KINDS: Record<RecordKind, true> = {
   disk: true,
   machine: true,
   forecast: true,
+  frozen: true,
   guest: true,
   job: true,
   garbage: true,

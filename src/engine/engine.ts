@@ -18,14 +18,7 @@ import { diskOfToken, ensureIdentity } from './authority.ts'
 import { sideOf } from './branches.ts'
 import { type BitmapComparison, type BitmapEdit, compareBitmaps, editBitmaps } from './bitmaps.ts'
 import { type BackupRequest, launchQueued, settleBackups, startBackup } from './backups.ts'
-import {
-  type Catalog,
-  type CatalogChange,
-  type DiskRecord,
-  disksOf,
-  type JobRecord,
-  type LayerRecord,
-} from './catalog.ts'
+import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
@@ -36,8 +29,7 @@ import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import { lockHome } from './home.ts'
-import { HostDesk } from './host-desk.ts'
-import type { LimitDefaults } from './host-limits.ts'
+import { hostOf } from './host-desk.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
 import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
@@ -94,7 +86,7 @@ export class Engine {
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
       scratchHostBytes: options.scratchHostBytes ?? SCRATCH_HOST_BYTES,
     }
-    const own = shard === undefined ? hostOf(catalog, limitDefaults) : shard
+    const own = shard ?? hostOf(catalog, limitDefaults, options.report)
     // Of several engines in one home the control plane sees to it.
     if (shard === undefined) await ensureIdentity(catalog)
     const context: EngineContext = {
@@ -116,6 +108,7 @@ export class Engine {
       scratchBudget: own.scratch,
       bandwidth: own.bandwidth,
       backupTurn: own.backupTurn,
+      guests: own.guests,
       partyOf: (disk) => engine.#partyOf(disk),
       report: options.report,
     }
@@ -485,10 +478,4 @@ export class Engine {
     if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
     throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
   }
-}
-
-/** The host of a home that has one engine. */
-function hostOf(catalog: Catalog, defaults: LimitDefaults): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn'> {
-  const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1 })
-  return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue }
 }

@@ -79,6 +79,10 @@ const functions: ShardFunctions = {
         scratch: new ScratchBudget(start.scratch, start.number),
         bandwidth: new Bandwidth(start.bandwidth),
         backupTurn,
+        guests: {
+          freeze: (machine) => control.freezeGuest(machine),
+          thaw: (machine) => control.thawGuest(machine),
+        },
       },
     })
   },
