@@ -58,6 +58,8 @@ export class GuestFreezer implements GuestHold {
     const { catalog, commit } = this.#options
     const hooks = catalog.get('machine', machine)?.hooks
     if (hooks === undefined) return
+    // One that is just being thawed is waited for; where that fails it stays as it is.
+    await this.#frozen.get(machine)?.thawing
     if (this.#frozen.has(machine))
       throw new BlockError('busy', `machine ${machine} is being frozen or thawed: ask again`)
     const frozen: Frozen = {
