@@ -59,6 +59,10 @@ const disk = z.object({
     .object({ count: z.number(), lastMs: z.number(), longestMs: z.number() })
     .optional()
     .describe('How long its guest was held since the disk was opened: by snapshots, moments of backups, pivots'),
+  restoring: z
+    .object({ repository: z.string(), backup: z.string(), disk: z.string(), away: z.string().optional() })
+    .optional()
+    .describe('The backup that has what is not here yet, and why its repository cannot be read now'),
   held: z.string().optional().describe('Why it is not served on TCP'),
   note: z.string().optional(),
 })
@@ -385,6 +389,30 @@ export const routes = {
       repository: z.string().min(1),
       full: z.boolean().default(false),
       prove,
+      ...terms,
+    }),
+    response: job,
+  },
+  restore: {
+    method: 'POST',
+    path: '/v1/restores',
+    summary: 'Makes a disk over a backup and serves it at once; what it lacks comes behind, as a job',
+    params: nothing,
+    body: z.object({
+      name,
+      repository: z.string().min(1),
+      backup: name,
+      disk: name.optional().describe('Which one of the backup, when it has several'),
+      image: z
+        .string()
+        .min(1)
+        .optional()
+        .describe('Absolute path of its image, which is made; in the home unless told'),
+      whenAway: z
+        .enum(['hold', 'report'])
+        .optional()
+        .describe('While the repository is away its guest waits, or is told'),
+      cache: cache.optional(),
       ...terms,
     }),
     response: job,

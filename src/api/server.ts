@@ -86,6 +86,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     completeJob: ({ job }, body) => engine.completeJob(job, body.finish) as Promise<Reply<'completeJob'>>,
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
+    restore: (_params, request) => engine.restore(request) as Promise<Reply<'restore'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,

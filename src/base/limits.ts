@@ -130,6 +130,17 @@ export const COMMIT_LANES = 2
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
 
+/** Places that guests wait for which a live restore remembers to copy first. */
+export const WANTED_PLACES = 256
+/** A live restore has larger pieces than a stream, since a repository is read in larger ones; and makes its progress durable less often. */
+export const RESTORE_PIECE = MIB / 2
+export const RESTORE_LANES = 8
+export const RESTORE_SETTLE_BYTES = 256 * MIB
+export const RESTORE_SETTLE_MS = 5000
+/** The wait between looks for a repository that is away, in milliseconds: at first, and at most, after doubling. */
+export const REPOSITORY_RETRY_MIN_MS = 20
+export const REPOSITORY_RETRY_MAX_MS = 1000
+
 /** Pieces that a mirror copies at once. */
 export const MIRROR_LANES = 4
 /** A mirror in the background is ready when the target is at most so many bytes behind. */
@@ -280,6 +291,8 @@ export const SEALED_BYTES_MAX = 16 * MIB
 /** How often a session in a repository gives a sign of life, and how long it may give none before a pruning gives it up, in milliseconds. */
 export const LEASE_BEAT_MS = 5 * 60_000
 export const LEASE_MS = 30 * 60_000
+/** The same for who restores a disk out of it live: its daemon may be down meanwhile. */
+export const RESTORE_LEASE_MS = 7 * 24 * 3_600_000
 /** How long what holds back a session that was given up is kept, in milliseconds. */
 export const FENCE_KEPT_MS = 30 * 24 * 3_600_000
 /** How long a part of a backup that broke is kept for a later one to go on from, in milliseconds. */

@@ -174,9 +174,10 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
     machine: subjectOf(spec),
     moment: Date.now(),
     kind: parts.every(({ plan }) => plan.kind === 'incremental') ? ('incremental' as const) : ('full' as const),
-    disks: parts.map(({ party, plan: { size, parent, compared } }) => {
+    disks: parts.map(({ party, plan: { size, parent, parentDisk, compared } }) => {
       const before = parent ?? compared
-      return { name: party.disk, size, ...(before && { parent: { backup: before, disk: party.disk } }) }
+      const disk = (parent && parentDisk) ?? party.disk
+      return { name: party.disk, size, ...(before && { parent: { backup: before, disk } }) }
     }),
   }
   const writer = await repository.begin(request, (error) => mend(job, error))

@@ -10,6 +10,7 @@ import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { ProofWish } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
+import type { WhenAway } from './backup-layer.ts'
 import type { HostLimits } from './host-limits.ts'
 
 /** One layer of a chain. */
@@ -53,8 +54,23 @@ export interface DiskRecord {
   readonly incoming?: IncomingMark
   /** It came from another daemon, which may still ask about this token or pass guests on by it. */
   readonly arrival?: { readonly token: string; readonly from: string }
+  /** All of it is not here yet: the lowest layer is a backup. */
+  readonly restoring?: RestoringMark
   /** It was handed over to another daemon. */
   readonly away?: AwayMark
+}
+
+/** Where the rest is of a disk that is being restored. */
+export interface RestoringMark {
+  /** Of the repository. */
+  readonly repository: string
+  readonly backup: string
+  /** Its name in the backup, and its bytes. */
+  readonly disk: string
+  readonly size: number
+  /** What keeps the backup from being pruned. */
+  readonly hold: string
+  readonly whenAway: WhenAway
 }
 
 export interface CommitSpec {
@@ -70,6 +86,14 @@ export interface StreamSpec {
   readonly disk: string
   /** Paths of the layer that stays below, null for none, and of the one that takes what lies between. */
   readonly base: string | null
+  readonly to: string
+}
+
+/** Brings the rest of a disk that is being restored: a stream of all that lies below. */
+export interface RestoreSpec {
+  readonly kind: 'restore'
+  readonly disk: string
+  readonly base: null
   readonly to: string
 }
 
@@ -132,7 +156,7 @@ export interface ViewSpec {
   readonly machine?: string
 }
 
-export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
+export type JobSpec = CommitSpec | StreamSpec | RestoreSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {

@@ -132,6 +132,7 @@ const functions: ShardFunctions = {
   commit: (...args) => running().commit(...args),
   planStream: (...args) => running().planStream(...args),
   stream: (...args) => running().stream(...args),
+  restore: (request) => running().restore(request),
   mirror: (...args) => running().mirror(...args),
   migrate: (...args) => running().migrate(...args),
   settleDisk: (...args) => running().settleDisk(...args),

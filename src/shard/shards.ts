@@ -22,6 +22,7 @@ import { Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import { type QueueRequest, queueRows } from '../engine/queued-backups.ts'
 import type { EngineService } from '../engine/service.ts'
+import type { RestoreRequest } from '../engine/restores.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import type { ViewRequest } from '../engine/views.ts'
@@ -161,6 +162,10 @@ export class Shards implements EngineService {
 
   createDisk(...args: Parameters<EngineService['createDisk']>): Promise<DiskStatus> {
     return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
+  }
+
+  restore(request: RestoreRequest): Promise<JobStatus> {
+    return this.#control.run(async () => (await this.#forNew()).restore(request))
   }
 
   /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */
