@@ -397,6 +397,18 @@ export const EVENTS_EVERY_MS = 100
 /** Small requests to a store at once: manifests, indexes, directories. */
 export const STORE_REQUESTS = 8
 
+// Partitions and file systems in a backup (src/format/partitions, src/format/ext): what a disk may ask for, whatever it says of itself.
+/** Logical partitions in an extended one, and bytes of the array of a GPT. */
+export const LOGICAL_PARTITIONS_MAX = 128
+export const GPT_ENTRIES_BYTES_MAX = MIB
+/** Bytes of a directory, links that a path leads over, and the path of a link, in bytes. */
+export const EXT_DIRECTORY_MAX = 64 * MIB
+export const EXT_LINKS_MAX = 40
+export const EXT_LINK_BYTES_MAX = 4 * KIB
+/** Blocks of maps of a file that are kept, and bytes of a file that are read at a time. */
+export const EXT_BLOCKS_KEPT = 256
+export const EXT_PIECE = MIB
+
 // Offline image tools (src/image).
 /** Bytes that a copy or comparison of images moves at a time, when its clusters are not larger: smaller ones wake a sleeping thread more often. */
 export const IMAGE_PIECE = MIB
