@@ -135,11 +135,11 @@ async function openFileSystem(volumes: readonly Volume[], name: BackupName, repo
   if (fileSystem !== 'ext') {
     const is =
       fileSystem === undefined ? 'holds nothing that is known here' : `is ${fileSystem}, which is not read here`
-    const socket = '/tmp/backup.sock'
+    const socket = '$PWD/backup.sock'
     const mounted = `/dev/sda${partition?.number ?? ''}`
     const way =
-      `varve export ${name.backup}:${name.disk} --repo ${repo} --socket ${socket}, and beside it ` +
-      `guestfish --ro --format=raw -a 'nbd://?socket=${socket}' -m ${mounted}`
+      `varve export ${name.backup}:${name.disk} --repo ${repo} --socket "${socket}", and beside it ` +
+      `guestfish --ro --format=raw -a "nbd://?socket=${socket}" -m ${mounted}`
     throw new BlockError('unsupported', `${what} ${is}. Another way: ${way}`)
   }
   const system = await ExtFileSystem.open(device)

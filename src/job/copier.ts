@@ -142,7 +142,8 @@ export class Copier implements Interceptor {
         // One processor copies what its own cache holds, while others do in the pool what is worth waking them for.
         const isWithin = hastens && this.#pooled >= lanes
         const wanted = this.#wantedRun()
-        const run = wanted ?? this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
+        const run =
+          wanted ?? this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
         if (run === undefined) break
         if (wanted === undefined) position = run.offset + run.length
         moved = run.length

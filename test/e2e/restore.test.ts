@@ -39,7 +39,7 @@ test('a live restore survives kills of the daemon, and ends as an image that equ
   const expected = Buffer.from(plain)
   const image = site.path('vm2.qcow2')
   const line = ['restore', id, '--repo', site.repository, '--live', 'vm2', '--to', image]
-  const uri = await site.done(...line, '--speed', '4M', '--no-wait')
+  const uri = await site.done(...line, '--speed', '16K', '--no-wait')
   assert.match(uri, /^nbd\+unix:/)
   const [job] = await site.running()
   assert.equal(job?.kind, 'restore')
