@@ -131,9 +131,10 @@ export class LocalParty implements BackupParty {
   }
 
   async freeze(): Promise<void> {
-    this.#scratch = await this.#makeScratch()
     await this.#managed.moment.acquire()
     try {
+      // Under the lock: a view's and a backup's scratch begin under one name.
+      this.#scratch = await this.#makeScratch()
       await this.#managed.disk.drain()
     } catch (error) {
       this.#managed.moment.release()
