@@ -383,3 +383,41 @@ test('what is subtracted stays away after a kill, and what is marked since stays
   const bits = again.bitmaps.get('all')?.bits
   assert.deepEqual([bits?.hasAny(0, 1), bits?.hasAny(GRANULE, 1), bits?.hasAny(2 * GRANULE, 1)], [true, false, true])
 })
+
+test('a region that was written lately is hot after a fold, by one sync for all of them; after the next it is cold', async () => {
+  const { log, seen } = await start()
+  await Promise.all([log.mark(0, GRANULE), log.mark(DIRTYLOG_REGION, GRANULE), log.mark(5 * DIRTYLOG_REGION, GRANULE)])
+  seen.length = 0
+  await log.fold()
+  const ofArea = seen.filter(({ path }) => path === '/area1')
+  assert.equal(kinds(ofArea), 'write /area1, write /area1, sync /area1')
+  assert.equal(log.mark(GRANULE, GRANULE), undefined)
+  assert.equal(log.mark(5 * DIRTYLOG_REGION + GRANULE, GRANULE), undefined)
+  assert.ok(log.mark(3 * DIRTYLOG_REGION, GRANULE) !== undefined, 'never written before')
+  await log.fold()
+  assert.ok(log.mark(DIRTYLOG_REGION + GRANULE, GRANULE) !== undefined, 'not written since the fold before')
+})
+
+test('what is hot for having been written lately counts as changed after a power loss, and not after a kill', async () => {
+  const { host, log } = await start()
+  await log.mark(0, GRANULE)
+  await log.edit([{ kind: 'clear', name: 'all' }])
+  assert.equal(log.mark(DIRTYLOG_REGION - GRANULE, GRANULE), undefined)
+  await new Promise((resolve) => setImmediate(resolve))
+  const killed = host.clone()
+  assert.equal(count((await reopen(killed)).log, 'all'), 1)
+  const lost = host.clone()
+  lost.crash('none')
+  assert.equal(count((await reopen(lost)).log, 'all'), DIRTYLOG_REGION / GRANULE)
+})
+
+test('without a bitmap that is to outlive the host nothing is made hot', async () => {
+  const { log, seen } = await start()
+  await log.mark(0, GRANULE)
+  seen.length = 0
+  await log.edit([{ kind: 'record', name: 'all', on: false }])
+  assert.deepEqual(
+    seen.filter(({ path }) => path.startsWith('/area')),
+    [],
+  )
+})

@@ -9,34 +9,25 @@ import { DIRTYLOG_AREA, DIRTYLOG_FOLD_AT, DIRTYLOG_FOLD_MS, DIRTYLOG_HOT_REGIONS
 import type { Pending } from '../block/device.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { HostFile } from '../host/host.ts'
+import { Appends } from './appends.ts'
 import { applyChanges, type BitmapChange, checkText, type Directory, type Entry, type LoggedBitmap } from './changes.ts'
 import { type Durability, recordFor } from './durability.ts'
 import { formatArea, LogArea } from './log-area.ts'
+import type { Health, State } from './health.ts'
 import { ignore, settled } from './outcome.ts'
 import { type DirtyLogFiles, recordingOf, type Recovery, recover } from './recovery.ts'
 import { HotRegions } from './regions.ts'
 import { type SlotContent, writeSlot } from './slot.ts'
-import { CLEAR, COLD_MARK, MARK, RECORD_BYTES } from './spec.ts'
+import { CLEAR, COLD_MARK, HEAT, MARK, RECORD_BYTES, type RecordKind } from './spec.ts'
 import { systemTimer, type Timer } from './timer.ts'
 
-export type { BitmapChange, DirtyLogFiles, Durability, LoggedBitmap, Recovery, Timer }
+export type { BitmapChange, DirtyLogFiles, Durability, Health, LoggedBitmap, Recovery, Timer }
 
 export interface DirtyLogOptions {
   /** The host's boot id. */
   readonly bootId: string
   readonly timer?: Timer
 }
-
-/** 'late': a fold failed and is tried again; nothing is lost. 'voided': bitmaps were lost, and the log works again. 'failed': marks fail. */
-export type Health =
-  | { readonly state: 'good' }
-  | { readonly state: 'late' | 'voided' | 'failed'; readonly cause: BlockError }
-
-type State =
-  | { readonly kind: 'open' }
-  | { readonly kind: 'voiding'; readonly done: Promise<void> }
-  | { readonly kind: 'failed'; readonly cause: BlockError }
-  | { readonly kind: 'closed' }
 
 /** A clear that waits until it can be logged. */
 interface WaitingClear {
@@ -65,8 +56,7 @@ export class DirtyLog {
   #stamp: string | undefined
   #folding: Promise<void> | undefined
   #foldsBegun = 0
-  /** Appends that did not complete within their call. */
-  #appending: Promise<void> | undefined
+  readonly #appends = new Appends()
   readonly #waitingClears: WaitingClear[] = []
   #stopTimer: (() => void) | undefined
   /** Nothing special is going on: a mark of granules that are set needs no more thought. */
@@ -144,11 +134,12 @@ export class DirtyLog {
    * when this is done. Fails when the log is closed or has failed: then the change must not be made.
    */
   mark(offset: number, length: number): Pending {
+    if (this.#recording.length > 0) this.#regions.touch(offset, length)
     if (!this.#calm) return this.#markWithCare(offset, length)
     for (const entry of this.#recording) {
       if (!entry.bits.hasAll(offset, length)) return this.#logMark(offset, length)
     }
-    return this.#regions.busy || this.#appending !== undefined ? this.#wait(offset, length) : undefined
+    return this.#regions.busy || this.#appends.answered !== undefined ? this.#wait(offset, length) : undefined
   }
 
   /**
@@ -201,6 +192,8 @@ export class DirtyLog {
     checkText(stamp, 'stamp')
     try {
       while (this.#folding !== undefined) await settled(this.#folding)
+      // Only an epoch without records has a stamp: that of a fold that failed must end first.
+      if (this.#epoch !== this.#durableEpoch) await this.#beginFold()
       await this.#beginFold(stamp)
     } finally {
       await this.abandon()
@@ -275,8 +268,9 @@ export class DirtyLog {
   /** Waits for what was logged before for this range. */
   #wait(offset: number, length: number): Pending {
     const synced = this.#regions.wait(offset, length)
-    if (synced === undefined) return this.#appending
-    return this.#appending === undefined ? synced : Promise.all([synced, this.#appending]).then(() => undefined)
+    const { answered } = this.#appends
+    if (synced === undefined || answered === undefined) return synced ?? answered
+    return Promise.all([synced, answered]).then(() => undefined)
   }
 
   async #clearLater(name: string, offset: number, length: number): Promise<void> {
@@ -295,12 +289,7 @@ export class DirtyLog {
   }
 
   /** Appends a record; there is room. A failure voids the bitmaps, and what is returned waits for that. */
-  #append(
-    kind: typeof MARK | typeof COLD_MARK | typeof CLEAR,
-    bitmap: number,
-    offset: number,
-    length: number,
-  ): Pending {
+  #append(kind: RecordKind, bitmap: number, offset: number, length: number): Pending {
     let written: Pending
     try {
       written = this.#area.append(kind, bitmap, offset, length)
@@ -309,19 +298,12 @@ export class DirtyLog {
     }
     this.#stopTimer ??= this.#startTimer()
     if (written === undefined) return undefined
-    const done = written.catch((error) => this.#void(error))
-    const all = this.#appending === undefined ? done : Promise.all([this.#appending, done]).then(() => undefined)
-    this.#appending = all
-    const forget = (): void => {
-      if (this.#appending === all) this.#appending = undefined
-    }
-    all.then(forget, forget)
-    return done
+    return this.#appends.add(written, (error) => this.#void(error))
   }
 
   async #syncArea(epoch: number): Promise<void> {
     try {
-      if (this.#appending !== undefined) await this.#appending
+      await this.#appends.answered
       await (this.#areas[epoch % 2] as LogArea).file.sync()
     } catch (error) {
       return this.#void(error)
@@ -397,7 +379,11 @@ export class DirtyLog {
     } catch (error) {
       return Promise.reject(error as Error)
     }
-    if (this.#epoch === this.#durableEpoch) this.#beginEpoch(this.#epoch + 1)
+    if (this.#epoch === this.#durableEpoch) {
+      this.#beginEpoch(this.#epoch + 1)
+      // A log that is closed has no next write.
+      if (stamp === undefined) this.#keepHot()
+    }
     this.#foldsBegun++
     const edits = this.#edits
     this.#folding = this.#writeSlot(this.#epoch, stamp).then(
@@ -428,12 +414,30 @@ export class DirtyLog {
     this.#stopTimer = undefined
   }
 
+  /**
+   * Makes the regions hot that were written lately, all by one sync: their next writes will hardly wait. After a power loss they
+   * count as written. As many as leave room for what else is written.
+   */
+  #keepHot(): void {
+    if (this.#state.kind !== 'open' || !this.#recording.some(({ durability }) => durability === 'host')) return
+    this.#regions.visitRecent(this.#area.capacity, (offset, length) => {
+      const written = this.#append(HEAT, 0, offset, length)
+      if (this.#state.kind !== 'open') return false
+      ignore(this.#regions.heat(offset, length))
+      if (written !== undefined) ignore(written)
+      return true
+    })
+  }
+
   async #writeSlot(epoch: number, stamp: string | undefined): Promise<void> {
     const { nextId } = this.#directory
     const entries = Array.from(this.#directory.entries.values(), (entry) => ({ ...entry }))
     const { bootId } = this.#options
     const content = { epoch, bootId, stamp, size: this.#size, start: this.#area.position, nextId, entries }
+    const late = this.#appends.over
     await writeSlot(this.#files.slots[epoch % 2] as HostFile, content)
+    // A record that is written so late would come over one of the next epoch but one, which has the same area.
+    await late
     this.#durableEpoch = epoch
   }
 

@@ -8,7 +8,7 @@ import type { HostFile } from '../host/host.ts'
 import type { Entry } from './changes.ts'
 import { LogArea } from './log-area.ts'
 import { readSlot, readSlotHeader, type SlotContent } from './slot.ts'
-import { CLEAR, COLD_MARK, type LogRecord } from './spec.ts'
+import { CLEAR, COLD_MARK, HEAT, type LogRecord } from './spec.ts'
 
 /** The files of one log, open for writing; those of a new log are empty. */
 export interface DirtyLogFiles {
@@ -41,7 +41,7 @@ export async function recover(files: DirtyLogFiles, bootId: string): Promise<Rec
     return { recovery: 'process', content }
   }
   for (const { record } of records) {
-    if (record.kind !== COLD_MARK) continue
+    if (record.kind !== COLD_MARK && record.kind !== HEAT) continue
     const start = roundDown(record.offset, DIRTYLOG_REGION)
     markAll(content, start, roundUp(record.offset + record.length, DIRTYLOG_REGION) - start)
   }
@@ -94,6 +94,7 @@ async function recordsSince(files: DirtyLogFiles, content: SlotContent): Promise
 }
 
 function replay(content: SlotContent, record: LogRecord): void {
+  if (record.kind === HEAT) return
   if (record.kind !== CLEAR) return markAll(content, record.offset, record.length)
   const entry = content.entries.find(({ id }) => id === record.bitmap)
   if (entry === undefined || entry.state === 'void') return

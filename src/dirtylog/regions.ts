@@ -4,14 +4,20 @@
 //   mark ─┐                ┌─ mark           gathering: their records are written, the sync has not begun
 //   mark ─┼─ sync ──────── ┼─ sync ───>
 //   mark ─┘                └─ mark
+//
+// A new epoch begins with all regions cold. Those that were written lately are told apart, so that they can be made hot together, by one
+// sync, before their next writes wait for one each.
 
-import { DIRTYLOG_REGION } from '../base/limits.ts'
+import { DIRTYLOG_HEAT_SHARE, DIRTYLOG_HOT_REGIONS, DIRTYLOG_REGION } from '../base/limits.ts'
 import { divideUp } from '../base/round.ts'
 import type { Pending } from '../block/device.ts'
 
 const COLD = 0
 const WAITING = 1
 const HOT = 2
+
+/** A region counts as written lately in the epoch of its last write and in the next one. */
+const RECENT_EPOCHS = 2
 
 interface Batch {
   readonly epoch: number
@@ -23,6 +29,8 @@ interface Batch {
 export class HotRegions {
   readonly #sync: (epoch: number) => Promise<void>
   #states: Uint8Array
+  /** For how many epochs more a region counts as written lately. */
+  #recent: Uint8Array
   #epoch: number
   #count = 0
   /** Takes more marks until its sync begins. */
@@ -33,6 +41,7 @@ export class HotRegions {
   /** `sync` makes the records of an epoch durable; what it rejects with, the waiting marks are rejected with. */
   constructor(size: number, epoch: number, sync: (epoch: number) => Promise<void>) {
     this.#states = new Uint8Array(divideUp(size, DIRTYLOG_REGION))
+    this.#recent = new Uint8Array(this.#states.length)
     this.#epoch = epoch
     this.#sync = sync
   }
@@ -49,6 +58,28 @@ export class HotRegions {
 
   isCold(offset: number, length: number): boolean {
     return this.#has(COLD, offset, length)
+  }
+
+  /** The range is written. */
+  touch(offset: number, length: number): void {
+    const first = Math.floor(offset / DIRTYLOG_REGION)
+    this.#recent[first] = RECENT_EPOCHS
+    const last = Math.floor((offset + length - 1) / DIRTYLOG_REGION)
+    for (let region = first + 1; region <= last; region++) this.#recent[region] = RECENT_EPOCHS
+  }
+
+  /** Visits the runs of regions that were written lately, in bytes, until the visitor says false; not more than a share of so many records. */
+  visitRecent(records: number, visit: (offset: number, length: number) => boolean): void {
+    const recent = this.#recent
+    let [runs, regions] = [records * DIRTYLOG_HEAT_SHARE, DIRTYLOG_HOT_REGIONS * DIRTYLOG_HEAT_SHARE]
+    for (let region = 0; region < recent.length; region++) {
+      if (recent[region] === 0) continue
+      const first = region
+      while (region < recent.length && recent[region] !== 0) region++
+      regions -= region - first
+      if (--runs < 0 || regions < 0) return
+      if (!visit(first * DIRTYLOG_REGION, (region - first) * DIRTYLOG_REGION)) return
+    }
   }
 
   /** Waits until what was marked before in this range is durable. */
@@ -80,12 +111,17 @@ export class HotRegions {
     this.#gathering = undefined
     if (this.#count > 0) this.#states.fill(COLD)
     this.#count = 0
+    const recent = this.#recent
+    for (let region = 0; region < recent.length; region++) if (recent[region] !== 0) recent[region]!--
   }
 
   resize(size: number): void {
     const old = this.#states
     this.#states = new Uint8Array(divideUp(size, DIRTYLOG_REGION))
     this.#states.set(old.subarray(0, this.#states.length))
+    const recent = this.#recent
+    this.#recent = new Uint8Array(this.#states.length)
+    this.#recent.set(recent.subarray(0, this.#states.length))
     this.#count = this.#states.reduce((count, state) => (state === COLD ? count : count + 1), 0)
   }
 

@@ -15,8 +15,9 @@ export const RECORD_BYTES = 32
 export const MARK = 1
 export const COLD_MARK = 2
 export const CLEAR = 3
+export const HEAT = 4
 
-export type RecordKind = typeof MARK | typeof COLD_MARK | typeof CLEAR
+export type RecordKind = typeof MARK | typeof COLD_MARK | typeof CLEAR | typeof HEAT
 
 export interface LogRecord {
   readonly epoch: number
@@ -55,7 +56,7 @@ export function decodeRecord(bytes: Uint8Array, at: number): LogRecord | undefin
   const kind = getUint32(bytes, at + 8)
   const offset = getUint64(bytes, at + 16)
   const length = getUint64(bytes, at + 24)
-  const isKind = kind === MARK || kind === COLD_MARK || kind === CLEAR
+  const isKind = kind >= MARK && kind <= HEAT
   if (checksum !== getUint32(bytes, at) || !isKind || offset < 0 || length < 0) return undefined
-  return { epoch: epochAt(bytes, at), kind, bitmap: getUint32(bytes, at + 12), offset, length }
+  return { epoch: epochAt(bytes, at), kind: kind as RecordKind, bitmap: getUint32(bytes, at + 12), offset, length }
 }

@@ -44,6 +44,9 @@ export class Life {
   #worldNumber = 0
   #time = 1
   #foldedAt = 0
+  /** When the last fold was seen to end, and the begin of the one before it: what was written since then it may have made hot. */
+  #foldEndedAt = 0
+  #hotSince = 0
   #touchedAt = new Uint32Array(REGIONS)
   #version = 0
   #versions: number[] = Array.from({ length: UNITS }, () => 0)
@@ -141,6 +144,7 @@ export class Life {
         range.marked ? { ...range, marked: [...range.marked] } : range,
       ),
       foldedAt: this.#foldedAt,
+      hotSince: this.#hotSince,
       touchedAt,
       mayBeClean: this.#mayBeClean,
       mustBeClean: this.#mustBeClean,
@@ -332,10 +336,17 @@ export class Life {
       then()
       // The epoch of a fold that failed goes on after the next try: its regions stay hot.
       if (this.#isLate) this.#inTimeFrom = this.#time + 1
-      else if (begun >= this.#inTimeFrom) this.#foldedAt = Math.max(this.#foldedAt, begun)
+      else if (begun >= this.#inTimeFrom) this.#noteFold(begun)
       if (this.#slotFailures === 0) this.#isLate = false
     }
     void this.#track(this.#folds, work())
+  }
+
+  #noteFold(begun: number): void {
+    // One that was asked for earlier may have been the same fold.
+    if (begun > this.#foldEndedAt) this.#hotSince = this.#foldedAt
+    this.#foldedAt = Math.max(this.#foldedAt, begun)
+    this.#foldEndedAt = this.#time
   }
 
   async #track(set: Set<Promise<void>>, work: Promise<void>): Promise<void> {
@@ -365,7 +376,7 @@ export class Life {
     const { log, recovery, stamp } = await DirtyLog.open(await openFiles(this.host), this.#options())
     assert.deepEqual([recovery, stamp], ['clean', `stamp ${this.#time}`])
     this.#log = log
-    this.#foldedAt = this.#time
+    this.#foldedAt = this.#foldEndedAt = this.#hotSince = this.#time
   }
 
   /** The process or the host dies, and life goes on with what is left. */
@@ -398,7 +409,7 @@ export class Life {
     }
     this.#worlds = [world]
     this.#uncertain.clear()
-    this.#foldedAt = this.#time
+    this.#foldedAt = this.#foldEndedAt = this.#hotSince = this.#time
     this.#mayBeClean = this.#mustBeClean = opened.recovery === 'clean'
     this.host.beforeOperation = hook
   }

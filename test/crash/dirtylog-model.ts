@@ -49,8 +49,9 @@ export interface Moment {
   readonly host: SimulatedHost
   readonly worlds: readonly World[]
   readonly uncertain: readonly Range[]
-  /** Too much is allowed in regions touched, and in granules cleared, since then. */
+  /** Too much is allowed in granules cleared since the last fold, and in regions touched since the one before it. */
   readonly foldedAt: number
+  readonly hotSince: number
   readonly touchedAt: Uint32Array
   /** Whether the log may, and must, be found cleanly closed. */
   readonly mayBeClean: boolean
@@ -160,7 +161,7 @@ export function compareBits(
   for (let g = 0; g < bitmap.bits.length; g++) {
     const has = bits.has(g) ? 1 : 0
     if (has === bitmap.bits[g] || uncertain[g] === 1) continue
-    const isTouched = bitmap.recording && (moment.touchedAt[Math.floor(g / perRegion)] as number) >= moment.foldedAt
+    const isTouched = bitmap.recording && (moment.touchedAt[Math.floor(g / perRegion)] as number) >= moment.hotSince
     const isCleared = (bitmap.clearedAt[g] as number) >= moment.foldedAt
     assert.ok(mayExceed, `${note} granule ${g} is ${has}`)
     assert.ok(has === 1, `${note} lacks granule ${g}`)

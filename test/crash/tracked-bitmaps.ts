@@ -195,8 +195,7 @@ export class TrackedBitmaps {
       if (change.name === VIEW_BITMAP) this.#view = { since: this.none(), isCompleting: false }
     }
     const meaning = this.#meaning
-    const isReverts = changes.some((change) => change.kind === 'add' && change.name.startsWith('revert:'))
-    if (meaning === undefined || isReverts || !changes.some(isUsers)) return undefined
+    if (meaning === undefined || !changes.some(isUsers)) return undefined
     this.#meaning = undefined
     const after = new Map([...meaning(this.world)].map(([name, bitmap]) => [name, copyOf(bitmap)]))
     this.#worlds.push(after)
