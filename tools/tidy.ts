@@ -34,6 +34,7 @@ export const ROOMS: Readonly<Record<string, Room>> = {
   repository: { rank: 4, invariant: 'a repository stores chunks and knows neither disks nor guests' },
   chain: { rank: 5, invariant: 'a chain makes layers one disk and starts no long work' },
   image: { rank: 6, invariant: 'image tools work on image files that no daemon serves' },
+  guest: { rank: 6, invariant: 'guest has guests hold still and go on, and knows no disk' },
   source: { rank: 6, invariant: 'a source answers what changed, for disks that others own' },
   job: { rank: 7, invariant: 'a job is given devices and bitmaps and knows no names' },
   engine: { rank: 8, invariant: 'engine alone owns machines, disks, exports, jobs and repositories' },

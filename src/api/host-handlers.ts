@@ -16,6 +16,8 @@ export function hostHandlersOf(engine: EngineService): Handlers<keyof typeof hos
     createMachine: (_params, { name, disks }) => machines.create(name, disks) as Promise<Reply<'createMachine'>>,
     showMachine: ({ machine }) => machines.show(machine) as Reply<'showMachine'>,
     changeMachine: ({ machine }, change) => machines.change(machine, change) as Promise<Reply<'changeMachine'>>,
+    setGuestHooks: ({ machine }, { hooks }) =>
+      machines.setHooks(machine, hooks ?? undefined) as Promise<Reply<'setGuestHooks'>>,
     removeMachine: async ({ machine }) => {
       await machines.remove(machine)
       return {}

@@ -1,11 +1,20 @@
 // The part of the API's table that is about the host: its machines, and what of all of them is backed up when.
 
 import { z } from 'zod'
-import { bytes, job, name, nothing, type Route, terms } from './shapes.ts'
+import { bytes, job, name, nothing, prove, type Route, terms } from './shapes.ts'
+
+const hooks = z.object({
+  by: z.discriminatedUnion('kind', [
+    z.object({ kind: z.literal('commands'), freeze: z.string().min(1), thaw: z.string().min(1) }),
+    z.object({ kind: z.literal('agent'), socket: z.string().startsWith('/') }),
+  ]),
+  limitMs: z.number().int().positive().describe('Milliseconds that the guest may be frozen'),
+})
 
 const machine = z.object({
   name,
   disks: z.array(name).describe('Snapshot and backed up at one moment'),
+  hooks: hooks.optional().describe('How its guest is frozen for that moment'),
 })
 
 const windowEnd = z.enum(['finish', 'break'])
@@ -56,6 +65,15 @@ export const hostRoutes = {
     body: z.object({ add: z.array(name).optional(), remove: z.array(name).optional() }),
     response: machine,
   },
+  setGuestHooks: {
+    method: 'POST',
+    path: '/v1/machines/:machine/hooks',
+    summary: 'Says how the guest of a machine is frozen for a moment, by commands or by its agent; null for not at all',
+    params: onMachine,
+    body: z.object({ hooks: hooks.nullable() }),
+    response: machine,
+    local: true,
+  },
   removeMachine: {
     method: 'DELETE',
     path: '/v1/machines/:machine',
@@ -96,7 +114,7 @@ export const hostRoutes = {
       machines: z.array(name).optional(),
       repository: z.string().min(1),
       full: z.boolean().default(false),
-      prove: z.number().optional(),
+      prove,
       ...terms,
     }),
     response: z.array(job),

@@ -3,7 +3,7 @@
 
 import { z } from 'zod'
 import { hostRoutes } from './host-routes.ts'
-import { bytes, job, name, nothing, type Route, terms } from './shapes.ts'
+import { bytes, job, name, nothing, prove, type Route, terms } from './shapes.ts'
 
 /** Edits of bitmaps in one request. */
 const EDITS_MAX = 1000
@@ -59,6 +59,10 @@ const disk = z.object({
     .object({ count: z.number(), lastMs: z.number(), longestMs: z.number() })
     .optional()
     .describe('How long its guest was held since the disk was opened: by snapshots, moments of backups, pivots'),
+  restoring: z
+    .object({ repository: z.string(), backup: z.string(), disk: z.string(), away: z.string().optional() })
+    .optional()
+    .describe('The backup that has what is not here yet, and why its repository cannot be read now'),
   held: z.string().optional().describe('Why it is not served on TCP'),
   note: z.string().optional(),
 })
@@ -384,10 +388,31 @@ export const routes = {
       disks: z.array(name).min(1),
       repository: z.string().min(1),
       full: z.boolean().default(false),
-      prove: z
-        .number()
+      prove,
+      ...terms,
+    }),
+    response: job,
+  },
+  restore: {
+    method: 'POST',
+    path: '/v1/restores',
+    summary: 'Makes a disk over a backup and serves it at once; what it lacks comes behind, as a job',
+    params: nothing,
+    body: z.object({
+      name,
+      repository: z.string().min(1),
+      backup: name,
+      disk: name.optional().describe('Which one of the backup, when it has several'),
+      image: z
+        .string()
+        .min(1)
         .optional()
-        .describe('Percent of what the bitmaps call unchanged that is read and compared with the backup before'),
+        .describe('Absolute path of its image, which is made; in the home unless told'),
+      whenAway: z
+        .enum(['hold', 'report'])
+        .optional()
+        .describe('While the repository is away its guest waits, or is told'),
+      cache: cache.optional(),
       ...terms,
     }),
     response: job,

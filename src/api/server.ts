@@ -10,13 +10,13 @@ import {
   validatorCompiler,
 } from 'fastify-type-provider-zod'
 import { BODY_BYTES_MAX, EVENTS_EVERY_MS } from '../base/limits.ts'
-import { type ErrorKind, toBlockError } from '../block/error.ts'
+import { BlockError, type ErrorKind, toBlockError } from '../block/error.ts'
 import type { IncomingStep } from '../engine/peers.ts'
 import type { EngineService } from '../engine/service.ts'
 import { Door } from './door.ts'
 import { type Handlers, hostHandlersOf } from './host-handlers.ts'
 import { errorBody, type Reply, type RouteName, routes } from './schema.ts'
-import { NAME_LENGTH_MAX } from './shapes.ts'
+import { NAME_LENGTH_MAX, type Route } from './shapes.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 import { addTunnel, type FindSocket } from './tunnel.ts'
 
@@ -86,6 +86,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     completeJob: ({ job }, body) => engine.completeJob(job, body.finish) as Promise<Reply<'completeJob'>>,
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
+    restore: (_params, request) => engine.restore(request) as Promise<Reply<'restore'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
@@ -123,14 +124,14 @@ export async function makeServer(options: ServerOptions): Promise<FastifyInstanc
   // Else the server would wait for them.
   server.addHook('preClose', async () => hangUp?.())
   const handlers = handlersOf(options)
-  for (const name of Object.keys(routes) as RouteName[]) addRoute(server, name, handlers)
+  for (const name of Object.keys(routes) as RouteName[]) addRoute(server, name, handlers, door)
   addJobEvents(server, options.engine)
   server.get('/v1/openapi.json', { schema: { hide: true } }, () => server.swagger())
   return server
 }
 
-function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers): void {
-  const route = routes[name]
+function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers, door: Door): void {
+  const route: Route = routes[name]
   const handler = handlers[name] as (params: unknown, body: unknown) => unknown
   server.route({
     method: route.method,
@@ -142,7 +143,11 @@ function addRoute(server: FastifyInstance, name: RouteName, handlers: Handlers):
       ...(route.method === 'GET' ? {} : { body: route.body }),
       response: { 200: route.response, '4xx': errorBody, '5xx': errorBody },
     },
-    handler: async (request) => handler(request.params, request.body),
+    handler: async (request) => {
+      if (route.local === true && door.isDistant(request.raw))
+        throw new BlockError('permission', `${route.method} ${route.path} is for this host alone: ask on its socket`)
+      return handler(request.params, request.body)
+    },
   })
 }
 

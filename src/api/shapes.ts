@@ -16,7 +16,14 @@ export interface Route {
   readonly params: z.ZodType
   readonly body: z.ZodType
   readonly response: z.ZodType
+  /** Not for requests from the network, whatever token they have. */
+  readonly local?: true
 }
+
+export const prove = z
+  .number()
+  .optional()
+  .describe('Percent of what the bitmaps call unchanged that is read and compared with the backup before')
 
 /** How a job is run, whatever it does. */
 export const terms = {

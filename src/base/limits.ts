@@ -104,6 +104,15 @@ export const HOST_BANDWIDTH_MIN = 64 * KIB
 export const QUEUE_LOOK_MS = 1000
 export const QUEUE_WINDOW_LOOK_MS = 60_000
 
+/** How long a guest may be frozen for a moment, in milliseconds, unless told, and at most; how long a thaw may take, and the waits until it is tried again. */
+export const GUEST_FREEZE_MS = 10_000
+export const GUEST_FREEZE_MAX_MS = 600_000
+export const GUEST_THAW_MS = 10_000
+export const GUEST_THAW_AGAIN_MS = [1000, 5000, 30_000] as const
+/** What is kept of what a user's command says, and the longest answer of a guest agent, in bytes. */
+export const HOOK_OUTPUT_MAX = 4 * KIB
+export const AGENT_REPLY_MAX = 64 * KIB
+
 /** One piece that a copy reads and writes at a time, in bytes. */
 export const COPY_PIECE = MIB
 
@@ -120,6 +129,17 @@ export const COMMIT_LANES = 2
 /** A stream has smaller pieces, since a guest's write to a piece waits for it, and more of them at once: they share the syncs. */
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
+
+/** Places that guests wait for which a live restore remembers to copy first. */
+export const WANTED_PLACES = 256
+/** A live restore has larger pieces than a stream, since a repository is read in larger ones; and makes its progress durable less often. */
+export const RESTORE_PIECE = MIB / 2
+export const RESTORE_LANES = 8
+export const RESTORE_SETTLE_BYTES = 256 * MIB
+export const RESTORE_SETTLE_MS = 5000
+/** The wait between looks for a repository that is away, in milliseconds: at first, and at most, after doubling. */
+export const REPOSITORY_RETRY_MIN_MS = 20
+export const REPOSITORY_RETRY_MAX_MS = 1000
 
 /** Pieces that a mirror copies at once. */
 export const MIRROR_LANES = 4
@@ -271,6 +291,8 @@ export const SEALED_BYTES_MAX = 16 * MIB
 /** How often a session in a repository gives a sign of life, and how long it may give none before a pruning gives it up, in milliseconds. */
 export const LEASE_BEAT_MS = 5 * 60_000
 export const LEASE_MS = 30 * 60_000
+/** The same for who restores a disk out of it live: its daemon may be down meanwhile. */
+export const RESTORE_LEASE_MS = 7 * 24 * 3_600_000
 /** How long what holds back a session that was given up is kept, in milliseconds. */
 export const FENCE_KEPT_MS = 30 * 24 * 3_600_000
 /** How long a part of a backup that broke is kept for a later one to go on from, in milliseconds. */
@@ -376,6 +398,18 @@ export const REPLY_BYTES_MAX = 64 * MIB
 export const EVENTS_EVERY_MS = 100
 /** Small requests to a store at once: manifests, indexes, directories. */
 export const STORE_REQUESTS = 8
+
+// Partitions and file systems in a backup (src/format/partitions, src/format/ext): what a disk may ask for, whatever it says of itself.
+/** Logical partitions in an extended one, and bytes of the array of a GPT. */
+export const LOGICAL_PARTITIONS_MAX = 128
+export const GPT_ENTRIES_BYTES_MAX = MIB
+/** Bytes of a directory, links that a path leads over, and the path of a link, in bytes. */
+export const EXT_DIRECTORY_MAX = 64 * MIB
+export const EXT_LINKS_MAX = 40
+export const EXT_LINK_BYTES_MAX = 4 * KIB
+/** Blocks of maps of a file that are kept, and bytes of a file that are read at a time. */
+export const EXT_BLOCKS_KEPT = 256
+export const EXT_PIECE = MIB
 
 // Offline image tools (src/image).
 /** Bytes that a copy or comparison of images moves at a time, when its clusters are not larger: smaller ones wake a sleeping thread more often. */

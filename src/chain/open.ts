@@ -45,6 +45,8 @@ export interface OpenChainOptions {
   /** Asked of each image and data file, by its real path, before it is opened; throws to refuse it. */
   readonly admit?: (imagePath: string) => void
   readonly report?: Report | undefined
+  /** What lies under the image whose header names this as its backing file, which is none. */
+  readonly bottom?: { readonly name: string; readonly layer: Layer } | undefined
 }
 
 /** True for a format that Varve opens. */
@@ -75,7 +77,7 @@ export async function openLayer(
  * the header does not say, 'unsupported' for json: and protocol names.
  */
 export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
-  const { host } = options
+  const { host, bottom } = options
   const name = options.name ?? path.basename(options.path)
   const seen = new Set<string>()
   const layers: Layer[] = []
@@ -101,6 +103,10 @@ export async function openChain(options: OpenChainOptions): Promise<Layer[]> {
       layers.unshift(layer)
       const reference = layer.backingReference
       if (reference === undefined) break
+      if (bottom?.name === reference.name) {
+        layers.unshift(bottom.layer)
+        break
+      }
       imagePath = await resolveBacking(host, layer.path, reference.name, allowed)
       format = backingFormat(layer.path, reference.name, reference.format)
     }

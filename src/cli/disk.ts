@@ -114,6 +114,13 @@ async function add(
   print(cli, added, (disk) => disk.uri ?? '')
 }
 
+function restoringLines({ restoring }: DiskReply): string[] {
+  if (restoring === undefined) return []
+  const { repository, backup, disk, away } = restoring
+  const where = `restoring: the rest is in ${repository}, ${backup}:${disk}`
+  return [away === undefined ? where : `${where}, which is away: ${away}`]
+}
+
 function describeDisk(disk: DiskReply): string {
   const layers = disk.layers.toReversed().map((layer, index) => {
     const role = index === 0 ? 'active' : (layer.snapshot?.name ?? 'layer')
@@ -128,6 +135,7 @@ function describeDisk(disk: DiskReply): string {
     `${disk.name}: ${disk.state}${disk.error === undefined ? '' : `: ${disk.error}`}, ${formatSize(disk.size)}`,
     ...(disk.uri === undefined ? [] : [disk.uri]),
     ...(disk.migration === undefined ? [] : [`migration: ${disk.migration}`]),
+    ...restoringLines(disk),
     ...(disk.held === undefined ? [] : [`held: ${disk.held}`]),
     `cache: ${disk.cache}`,
     'layers, from the active one to the base:',

@@ -33,6 +33,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   verify: loadBackup,
   restore: async () => (await import('./restore.ts')).addRestoreCommand,
   export: async () => (await import('./export.ts')).addExportCommand,
+  files: async () => (await import('./files.ts')).addFilesCommand,
   job: async () => (await import('./job.ts')).addJobCommands,
   image: async () => (await import('./image.ts')).addImageCommands,
   demo: async () => (await import('./demo/command.ts')).addDemoCommand,

@@ -1,46 +1,70 @@
-// `varve restore`: brings a disk of a backup back, to a new image, without a daemon.
+// `varve restore`: brings a disk of a backup back. To a new image, without a daemon; or live, as a disk that the daemon serves at once.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
+import type { BodyInput } from '../api/schema.ts'
 import { IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
 import type { BlockDevice } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
+import { WHEN_AWAY, type WhenAway } from '../engine/backup-layer.ts'
 import { SalvageFilter } from '../filter/salvage.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
-import { parseBackupName } from './backup-name.ts'
+import { absoluteLocation } from '../shard/repositories.ts'
+import { type BackupName, parseBackupName } from './backup-name.ts'
 import { print } from './context.ts'
-import { cliOf } from './daemon-context.ts'
+import { type Cli, cliOf, followJob } from './daemon-context.ts'
 import { Progress } from './progress.ts'
 import { repoOption, type RepositoryFlags, withKeys, withRepository } from './repository.ts'
 import { restoreToImage } from './restore-image.ts'
+import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
-export function addRestoreCommand(program: Command): void {
-  withKeys(
-    program
-      .command('restore <backup[:disk]>')
-      .description('restore a disk of a backup to a new image')
-      .addOption(repoOption()),
-  )
-    .requiredOption('--to <image>', 'the image to make')
-    .addOption(new Option('-f, --format <format>', 'its format').choices(FORMATS).default('raw'))
-    .option('--disk <name>', 'which disk, when the backup has several')
-    .option('--salvage', 'go on over what is damaged, as zeros; ends with status 5 when there was any')
-    .action(restore)
-}
-
-interface RestoreOptions extends RepositoryFlags {
+interface RestoreOptions extends RepositoryFlags, TermOptions {
   readonly repo: string
-  readonly to: string
-  readonly format: Format
+  readonly to?: string
+  readonly format?: Format
   readonly disk?: string
   readonly salvage?: boolean
+  readonly live?: string
+  readonly whenAway?: WhenAway
+  readonly wait: boolean
+}
+
+export function addRestoreCommand(program: Command): void {
+  const command = withKeys(
+    program
+      .command('restore <backup[:disk]>')
+      .description('restore a disk of a backup: to a new image, or live, as a disk that is there at once')
+      .addOption(repoOption()),
+  )
+    .option('--to <image>', 'the image to make')
+    .addOption(new Option('-f, --format <format>', 'its format; raw unless told, and qcow2 live').choices(FORMATS))
+    .option('--disk <name>', 'which disk, when the backup has several')
+    .option('--salvage', 'go on over what is damaged, as zeros; ends with status 5 when there was any')
+    .option('--live <name>', 'make this disk over the backup and serve it at once, while the rest comes behind')
+    .addOption(
+      new Option('--when-away <what>', 'live: guests wait for a repository that is away, or are told').choices(
+        WHEN_AWAY,
+      ),
+    )
+  addTermOptions(command, 'restore').option('--no-wait', 'live: return as soon as the disk is served').action(restore)
 }
 
 async function restore(named: string, options: RestoreOptions, command: Command): Promise<void> {
-  const { backup: id, disk: wanted = options.disk } = parseBackupName(named)
-  const cli = cliOf(command)
-  const image = path.resolve(options.to)
+  const { backup, disk = options.disk, partition } = parseBackupName(named)
+  const wanted = { backup, disk, partition }
+  if (options.live !== undefined) return restoreLive(cliOf(command), wanted, options.live, options)
+  if (options.to === undefined)
+    throw new BlockError('invalid-argument', 'say where it is restored: --to IMAGE, or --live NAME for a disk at once')
+  await restoreImage(cliOf(command), wanted, path.resolve(options.to), options)
+}
+
+async function restoreImage(
+  cli: Cli,
+  { backup: id, disk: wanted }: BackupName,
+  image: string,
+  options: RestoreOptions,
+): Promise<void> {
   const lost = new LostRanges()
   const result = await withRepository(options.repo, options, async (repository) => {
     const reader = await repository.openBackup(id)
@@ -50,7 +74,7 @@ async function restore(named: string, options: RestoreOptions, command: Command)
       const source: BlockDevice =
         options.salvage === true ? new SalvageFilter(disk.device, (...range) => lost.add(...range)) : disk.device
       const report = (done: number, total: number): void => progress.update(done, total)
-      return { image, size: disk.size, copied: await restoreToImage(source, image, options.format, report) }
+      return { image, size: disk.size, copied: await restoreToImage(source, image, options.format ?? 'raw', report) }
     } finally {
       progress.end()
       await reader.close()
@@ -61,6 +85,33 @@ async function restore(named: string, options: RestoreOptions, command: Command)
   print(cli, shown, () => [result.image, ...lines].join('\n'))
   if (lost.bytes === 0) return
   throw new BlockError('corrupt', `${lost.bytes} bytes of ${id} could not be read, and are zeros in ${image}`)
+}
+
+/** The daemon opens the repository itself, with the passphrase or key that it was started with. */
+async function restoreLive(cli: Cli, wanted: BackupName, name: string, options: RestoreOptions): Promise<void> {
+  const { to, format, salvage, whenAway, passphraseFile, keyFile } = options
+  const refuse = (message: string): BlockError => new BlockError('invalid-argument', message)
+  if (format === 'raw') throw refuse('live, a disk is restored into a qcow2 image: a raw one cannot say what it lacks')
+  if (salvage === true)
+    throw refuse('what is damaged is left out of a new image only: --salvage needs --to, without --live')
+  if (passphraseFile !== undefined || keyFile !== undefined)
+    throw refuse('live, the daemon opens the repository: give VARVE_PASSPHRASE_FILE or VARVE_KEY_FILE to varve serve')
+  const wish: BodyInput<'restore'> = {
+    name,
+    repository: absoluteLocation(options.repo),
+    backup: wanted.backup,
+    ...(wanted.disk === undefined ? {} : { disk: wanted.disk }),
+    ...(to === undefined ? {} : { image: path.resolve(to) }),
+    ...(whenAway === undefined ? {} : { whenAway }),
+    ...termsOf(options),
+  }
+  const begun = cli.api.call('restore', {}, wish)
+  await begun
+  const { uri = '' } = await cli.api.call('showDisk', { disk: name }, {})
+  // Whoever waits for the disk need not wait for the rest of it.
+  if (!cli.json) process.stdout.write(`${uri}\n`)
+  const job = await followJob(cli, begun, options)
+  if (cli.json) print(cli, { uri, job }, () => '')
 }
 
 /** Neighbours are one range; so many are listed, and all bytes are counted. */

@@ -85,6 +85,8 @@ export interface BackupParty {
  */
 interface RecordingMeta {
   readonly last?: string | undefined
+  /** What the disk is called in that backup, where it is another name. */
+  readonly disk?: string | undefined
   readonly pending?: string | undefined
   /** What is stored of that one so far. */
   readonly part?: string | undefined
@@ -94,6 +96,11 @@ interface RecordingMeta {
 
 /** Meta of a bitmap that a user adds. */
 export const USER_BITMAP_META = metaText({ last: 'its user’s moment' })
+
+/** Meta of a recording bitmap of a disk that is as the disk of that name in a backup. */
+export function countingFrom(backup: string, disk: string): string {
+  return metaText({ last: backup, disk })
+}
 
 /** The party of a disk in this thread. */
 export class LocalParty implements BackupParty {
@@ -124,9 +131,10 @@ export class LocalParty implements BackupParty {
   }
 
   async freeze(): Promise<void> {
-    this.#scratch = await this.#makeScratch()
     await this.#managed.moment.acquire()
     try {
+      // Under the lock: a view's and a backup's scratch begin under one name.
+      this.#scratch = await this.#makeScratch()
       await this.#managed.disk.drain()
     } catch (error) {
       this.#managed.moment.release()
@@ -232,11 +240,11 @@ function findWay(
     return no(backups === undefined ? `there was no bitmap ${name}: now there is` : whyNoBitmap(record, backups))
   }
   if (bitmap.state === 'void') return no('its bitmap is void')
-  const { last, distrust } = metaOf(bitmap.meta)
+  const { last, disk: there, distrust } = metaOf(bitmap.meta)
   if (distrust !== undefined) return no(distrust)
   if (last === undefined) return no('the earlier backup was not finished')
   if (backups === undefined) return { parent: last, kind: 'incremental', reason: `changes by bitmap ${name}` }
-  return wayFrom(disk, backups, last)
+  return wayFrom(disk, backups, last, there)
 }
 
 function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {
@@ -279,8 +287,8 @@ function capturedBits(disk: Disk, bitmap: string): Bitmap {
 /** At the moment: the bits so far are set aside, and a new empty bitmap records from now on. */
 function captureChanges({ disk, record }: ManagedDisk, bitmap: string, backup: string): BitmapChange[] {
   const old = disk.log.bitmaps.get(bitmap)
-  const { last, distrust } = metaOf(old?.meta ?? '')
-  const meta = metaText({ last, pending: backup, distrust })
+  const { last, disk: there, distrust } = metaOf(old?.meta ?? '')
+  const meta = metaText({ last, disk: there, pending: backup, distrust })
   const fresh: BitmapChange = {
     kind: 'add',
     name: bitmap,
@@ -317,12 +325,12 @@ function keepChanges(disk: Disk, bitmap: string, backup: string): BitmapChange[]
 /** The backup failed: what was set aside comes back, or there is no bitmap when there was none to count from. */
 function returnChanges(disk: Disk, bitmap: string): BitmapChange[] {
   const captured = capturedName(bitmap)
-  const { last: before, part, distrust } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
+  const { last: before, disk: there, part, distrust } = metaOf(disk.log.bitmaps.get(bitmap)?.meta ?? '')
   const last = part ?? before
   if (last === undefined || !disk.log.bitmaps.has(captured)) return [{ kind: 'remove', name: bitmap }]
   return [
     { kind: 'merge', from: captured, into: bitmap },
     { kind: 'remove', name: captured },
-    { kind: 'meta', name: bitmap, meta: metaText({ last, distrust }) },
+    { kind: 'meta', name: bitmap, meta: metaText({ last, disk: part === undefined ? there : undefined, distrust }) },
   ]
 }

@@ -12,6 +12,8 @@ export type EarlierBackup = Pick<BackupInfo, 'id' | 'moment' | 'kind' | 'labels'
 export interface Way {
   /** The backup, or part of one, that the bitmap's bits are relative to; undefined when all is looked at. */
   readonly parent: string | undefined
+  /** What the disk is called in the parent, where it is another name: it was restored from there. */
+  readonly parentDisk?: string | undefined
   /** With all of this backup the disk is compared, so that only what differs is stored. */
   readonly compared?: string | undefined
   readonly kind: BackupInfo['kind']
@@ -26,16 +28,16 @@ export interface SizedDisk {
 
 type Known = ReadonlyMap<string, EarlierBackup>
 
-/** By the changes since `last`, if that is there and fits; `backups` are by id, oldest first, parts too. */
-export function wayFrom(disk: SizedDisk, backups: Known, last: string): Way {
+/** By the changes since `last`, if that is there and fits, where the disk may have another name; `backups` are by id, oldest first, parts too. */
+export function wayFrom(disk: SizedDisk, backups: Known, last: string, parentDisk = disk.name): Way {
   const no = (reason: string): Way => wayByComparison(disk, backups, reason)
   const info = backups.get(last)
   if (info === undefined) return no(`the earlier backup ${last} is no longer in the repository`)
-  const before = info.disks.find(({ name }) => name === disk.name)
+  const before = info.disks.find(({ name }) => name === parentDisk)
   if (before === undefined) return no(`the earlier backup ${last} does not have it`)
   if (before.size > disk.size) return no(`the disk is smaller than in ${last}`)
   const broken = info.labels[PART_OF]
-  if (broken === undefined) return { parent: last, kind: 'incremental', reason: `changes since ${last}` }
+  if (broken === undefined) return { parent: last, parentDisk, kind: 'incremental', reason: `changes since ${last}` }
   return { parent: last, kind: info.kind, reason: `goes on where ${broken} broke off` }
 }
 

@@ -13,7 +13,7 @@ import type { BackupInfo, BackupReader, BackupWriter, Repository } from '../repo
 import { forgetParts, keptParts } from './backup-parts.ts'
 import type { TurnWish } from './backup-queue.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
-import { type BackupSpec, type JobRecord, subjectOf } from './catalog.ts'
+import { type BackupSpec, type JobRecord, subjectOf, type ViewSpec } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 import { type BackupFigures, learn } from './forecast.ts'
 import { JobTable } from './job-table.ts'
@@ -174,9 +174,10 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
     machine: subjectOf(spec),
     moment: Date.now(),
     kind: parts.every(({ plan }) => plan.kind === 'incremental') ? ('incremental' as const) : ('full' as const),
-    disks: parts.map(({ party, plan: { size, parent, compared } }) => {
+    disks: parts.map(({ party, plan: { size, parent, parentDisk, compared } }) => {
       const before = parent ?? compared
-      return { name: party.disk, size, ...(before && { parent: { backup: before, disk: party.disk } }) }
+      const disk = (parent && parentDisk) ?? party.disk
+      return { name: party.disk, size, ...(before && { parent: { backup: before, disk } }) }
     }),
   }
   const writer = await repository.begin(request, (error) => mend(job, error))
@@ -189,11 +190,12 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
       const before = plan.compared ?? (spec.proof === undefined ? undefined : plan.parent)
       if (before !== undefined && !readers.has(before)) readers.set(before, await repository.openBackup(before))
     }
-    const moment = await takeMoment(parts, writer.id)
+    const moment = await takeFrozenMoment(context, spec, parts, writer.id)
     const running = { ...moment, momentMs: Date.now(), writer, repository, readers, usedUp }
     job.describe({
       backup: writer.id,
       momentMs: running.momentMs,
+      frozenMs: moment.frozenMs,
       disks: parts.map(({ party, plan }) => ({ name: party.disk, ...howOf(plan) })),
     })
     return running
@@ -309,8 +311,28 @@ async function makePlans(
   return { parts, usedUp: broken.filter(isUsedUp).map(({ id }) => id) }
 }
 
+/** The same, while the guest of a machine that has hooks is frozen; with the milliseconds for which it was. */
+export async function takeFrozenMoment(
+  { guests }: EngineContext,
+  { machine }: BackupSpec | ViewSpec,
+  parts: readonly Part[],
+  id: string,
+): Promise<Moment & { readonly frozenMs?: number }> {
+  if (machine === undefined) return takeMoment(parts, id)
+  await guests.freeze(machine)
+  const taken = await takeMoment(parts, id).catch(async (error: unknown) => {
+    await guests.thaw(machine)
+    throw error
+  })
+  const frozenMs = await guests.thaw(machine)
+  if (frozenMs !== undefined) return frozenMs === 0 ? taken : { ...taken, frozenMs }
+  for (const { view } of taken.disks) await view.close()
+  await settleParts(parts, id, 'returned')
+  throw new BlockError('timeout', `the guest of ${machine} was let go before the moment was taken: its time was over`)
+}
+
 /** Freezes all disks, takes each one's moment for a backup or view of that id, and lets the guests go on. */
-export async function takeMoment(parts: readonly Part[], id: string): Promise<Moment> {
+async function takeMoment(parts: readonly Part[], id: string): Promise<Moment> {
   try {
     for (const { party } of parts) await party.freeze()
     const captured = await Promise.all(parts.map(({ party, plan }) => party.capture(plan, id)))

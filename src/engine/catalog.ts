@@ -4,11 +4,13 @@
 
 import type { Format } from '../chain/open.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
+import type { GuestHooks } from '../guest/guest-hooks.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { ProofWish } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
+import type { WhenAway } from './backup-layer.ts'
 import type { HostLimits } from './host-limits.ts'
 
 /** One layer of a chain. */
@@ -52,8 +54,23 @@ export interface DiskRecord {
   readonly incoming?: IncomingMark
   /** It came from another daemon, which may still ask about this token or pass guests on by it. */
   readonly arrival?: { readonly token: string; readonly from: string }
+  /** All of it is not here yet: the lowest layer is a backup. */
+  readonly restoring?: RestoringMark
   /** It was handed over to another daemon. */
   readonly away?: AwayMark
+}
+
+/** Where the rest is of a disk that is being restored. */
+export interface RestoringMark {
+  /** Of the repository. */
+  readonly repository: string
+  readonly backup: string
+  /** Its name in the backup, and its bytes. */
+  readonly disk: string
+  readonly size: number
+  /** What keeps the backup from being pruned. */
+  readonly hold: string
+  readonly whenAway: WhenAway
 }
 
 export interface CommitSpec {
@@ -69,6 +86,14 @@ export interface StreamSpec {
   readonly disk: string
   /** Paths of the layer that stays below, null for none, and of the one that takes what lies between. */
   readonly base: string | null
+  readonly to: string
+}
+
+/** Brings the rest of a disk that is being restored: a stream of all that lies below. */
+export interface RestoreSpec {
+  readonly kind: 'restore'
+  readonly disk: string
+  readonly base: null
   readonly to: string
 }
 
@@ -127,9 +152,11 @@ export interface BackupSpec {
 export interface ViewSpec {
   readonly kind: 'view'
   readonly disks: readonly string[]
+  /** The machine that the disks are. */
+  readonly machine?: string
 }
 
-export type JobSpec = CommitSpec | StreamSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
+export type JobSpec = CommitSpec | StreamSpec | RestoreSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {
@@ -138,7 +165,7 @@ export function disksOf(spec: JobSpec): readonly string[] {
 
 /** How its user calls what a job works on: a machine, or its disks. */
 export function subjectOf(spec: JobSpec): string {
-  return (spec.kind === 'backup' ? spec.machine : undefined) ?? disksOf(spec).join('+')
+  return ('machine' in spec ? spec.machine : undefined) ?? disksOf(spec).join('+')
 }
 
 /** A job that goes on when the daemon starts again; its row is removed when it ends, and `history` remembers. */
@@ -204,6 +231,16 @@ export interface MachineRecord {
   readonly id: string
   /** Names of its disks; each is of one machine at most. */
   readonly disks: readonly string[]
+  /** How its guest is frozen for a moment. */
+  readonly hooks?: GuestHooks
+}
+
+/** A machine whose guest is frozen, or is to be thawed. */
+export interface FrozenRecord {
+  /** The machine's name. */
+  readonly id: string
+  readonly hooks: GuestHooks
+  readonly sinceMs: number
 }
 
 /** What was said of the host's limits (host-limits.ts); what is absent is as the daemon was started. */
@@ -227,6 +264,7 @@ export interface Records {
   machine: MachineRecord
   host: HostRecord
   forecast: ForecastRecord
+  frozen: FrozenRecord
   guest: GuestRecord
   job: JobRecord
   garbage: GarbageRecord
@@ -242,6 +280,7 @@ const KINDS: Record<RecordKind, true> = {
   disk: true,
   machine: true,
   forecast: true,
+  frozen: true,
   guest: true,
   job: true,
   garbage: true,

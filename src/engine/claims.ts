@@ -9,6 +9,7 @@
 
 import { BlockError } from '../block/error.ts'
 import { pathTo, sideOf } from './branches.ts'
+import { BACKUP_FORMAT } from './backup-layer.ts'
 import type { Catalog, DiskRecord, LayerRecord } from './catalog.ts'
 
 /** Who holds a layer, and what would end that; as halves of a sentence. */
@@ -26,10 +27,12 @@ export function layersOf(record: DiskRecord): readonly LayerRecord[] {
 export function refuseClaimed(
   catalog: Catalog,
   record: DiskRecord,
-  layers: readonly { readonly path: string }[],
+  layers: readonly { readonly path: string; readonly format?: string }[],
   work: string,
 ): void {
-  for (const { path } of layers) refuse(path, holdersOf(catalog, record, path), work)
+  // A backup is nobody's layer: any number of disks may be restored from it.
+  const files = layers.filter(({ format }) => format !== BACKUP_FORMAT)
+  for (const { path } of files) refuse(path, holdersOf(catalog, record, path), work)
 }
 
 /** Kind 'busy' when one of these layers, which the work is to take out of the disk, is shown by an export of the disk's own. */

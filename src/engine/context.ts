@@ -17,6 +17,7 @@ import type { Repository } from '../repository/repository.ts'
 import { refuseAway } from './authority.ts'
 import type { Turn } from './backup-queue.ts'
 import type { Catalog, DiskRecord } from './catalog.ts'
+import type { GuestHold } from './guest-freezer.ts'
 import type { Home } from './home.ts'
 import type { LimitDefaults } from './host-limits.ts'
 import type { JobTable } from './job-table.ts'
@@ -92,6 +93,8 @@ export interface EngineContext {
   readonly scratchBudget: ScratchBudget
   /** What all backups of the host may copy in a second. */
   readonly bandwidth: Bandwidth
+  /** Who freezes guests for a moment. */
+  readonly guests: GuestHold
   /** Whose turn it is to be backed up. */
   readonly backupTurn: Turn
   /** Who answers for a disk in a backup; kind 'not-found' when there is no such disk. */

@@ -13,12 +13,14 @@ import { dataFilePath } from '../format/qcow2/data-file.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
+import { BackupLayer } from './backup-layer.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import { isServed } from './authority.ts'
 import { layersOf } from './claims.ts'
 import { nameBacking } from './commits.ts'
 import { type EngineContext, imageHost, type ManagedDisk } from './context.ts'
 import { settleGuest } from './distant-guests.ts'
+import { backupLayerOf } from './held-backup.ts'
 import { finishResize } from './resize.ts'
 import { entrustBitmaps, saveBitmaps, takeBitmaps } from './internal-bitmaps.ts'
 import { openExports } from './snapshot-exports.ts'
@@ -26,12 +28,26 @@ import { removeGarbage } from './snapshots.ts'
 
 const LOG_FILES = ['log.0', 'log.1', 'slot.0', 'slot.1'] as const
 
+/** What is special about opening a disk for the first time. */
+export interface Opening {
+  /** The backup that it is restored from, when that is open already. */
+  readonly bottom?: BackupLayer
+  /** Done before anybody can use the disk. */
+  readonly beforeServing?: (disk: Disk) => Promise<void>
+}
+
 /** Opens, recovers and serves one disk. */
-export async function openManagedDisk(context: EngineContext, record: DiskRecord): Promise<ManagedDisk> {
+export async function openManagedDisk(
+  context: EngineContext,
+  record: DiskRecord,
+  opening: Opening = {},
+): Promise<ManagedDisk> {
   const active = record.layers.at(-1) as LayerRecord
   // As it was found: opening it for writing changes it.
   const found = await lineage(context, active)
   await redoBackingNames(context, record)
+  const { restoring } = record
+  const backup = opening.bottom ?? (restoring && backupLayerOf(context, record.name, restoring))
   const layers = await openChain({
     host: imageHost(context, record),
     path: active.path,
@@ -39,6 +55,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     allowedFolders: await imageFolders(context, record),
     name: record.name,
     report: context.report,
+    bottom: backup && { name: backup.path, layer: backup },
   })
   const warning = warningOf(record.cache ?? 'writeback')
   if (warning !== undefined) context.report(`${record.name}: ${warning}`)
@@ -60,6 +77,7 @@ export async function openManagedDisk(context: EngineContext, record: DiskRecord
     if (settled !== noted) chain.replaceLayers(layers)
     await removeLeftovers(context, record, log)
     const disk = new Disk(record.name, chain, log)
+    await opening.beforeServing?.(disk)
     const serving = await serveManaged(context, disk, settled)
     const exports = await openExports(context, settled)
     return { disk, ...serving, exports, control: new Mutex(), moment: new Mutex(), record: settled }
@@ -105,11 +123,20 @@ export async function closeManagedDisk(context: EngineContext, managed: ManagedD
     for (const one of [managed.served, managed.peerServed]) one?.sever()
     await managed.disk.close()
   }
+  letGo(managed)
   for (const served of [...managed.exports.values(), managed.peerServed, managed.served]) await served?.close()
   await managed.disk.drain()
   if (managed.record.away === undefined) await saveBitmaps(context, managed)
   await managed.disk.close()
   await managed.disk.log.close(await lineage(context, managed.record.layers.at(-1) as LayerRecord))
+}
+
+/** Ends the waiting for a repository that is away: guests are hung up on, and ask again when the disk is served again. */
+export function letGo({ disk, served }: ManagedDisk): void {
+  const bottom = disk.chain.layers[0]
+  if (!(bottom instanceof BackupLayer) || !bottom.isHolding) return
+  served?.sever()
+  bottom.letGo()
 }
 
 /** What a clean close says of the active image and its data file; another writer since then changes it. */
@@ -139,7 +166,9 @@ async function redoBackingNames(context: EngineContext, record: DiskRecord): Pro
     const layer = await openLayer(context.host, child.path, formatOf(child), record.name, { report: context.report })
     try {
       const reference = layer.backingReference
-      if (reference === undefined || !garbage.has(backingPath(child.path, reference.name))) continue
+      if (reference === undefined) continue
+      // A backup is no file: its name stands for itself.
+      if (![reference.name, backingPath(child.path, reference.name)].some((name) => garbage.has(name))) continue
       await nameBacking(layer, backing)
       context.report(`${record.name}: finished a merge: ${child.path} now lies on ${backing?.path ?? 'nothing'}`)
     } finally {

@@ -1,9 +1,11 @@
 // A disk as the API shows it: plain data, made from the catalog's record and, when the disk is open, from the disk itself.
 
+import type { Layer } from '../block/device.ts'
 import type { Pauses } from '../chain/disk.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import { authorityOf, migrationNote } from './authority.ts'
+import { BackupLayer } from './backup-layer.ts'
 import { distrustOf } from './backup-party.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import type { FailedDisk, ManagedDisk } from './context.ts'
@@ -36,10 +38,19 @@ export interface DiskStatus {
   readonly pauses?: Pauses
   /** Where it is in a migration, and the command that ends that. */
   readonly migration?: string
+  /** Where the rest of it is while it is restored, and why that cannot be read now. */
+  readonly restoring?: RestoringStatus
   /** Why it is not served on TCP. */
   readonly held?: string
   /** What is worth knowing of a disk that was added just now. */
   readonly note?: string
+}
+
+export interface RestoringStatus {
+  readonly repository: string
+  readonly backup: string
+  readonly disk: string
+  readonly away?: string
 }
 
 export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
@@ -69,7 +80,15 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
     cache,
     pauses: disk.pauses,
     ...noteOf(record),
+    ...restoringOf(record, disk.chain.layers[0]),
   }
+}
+
+function restoringOf({ restoring }: DiskRecord, bottom: Layer | undefined): { restoring?: RestoringStatus } {
+  if (restoring === undefined) return {}
+  const { repository, backup, disk } = restoring
+  const away = bottom instanceof BackupLayer ? bottom.away : undefined
+  return { restoring: { repository, backup, disk, ...(away === undefined ? {} : { away }) } }
 }
 
 export function statusOfFailed({ record, error }: FailedDisk): DiskStatus {

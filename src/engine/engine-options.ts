@@ -12,6 +12,7 @@ import type { BackupParty } from './backup-party.ts'
 import type { Turn } from './backup-queue.ts'
 import type { Catalog } from './catalog.ts'
 import type { ServeDisk, ServeView } from './context.ts'
+import type { GuestHold } from './guest-freezer.ts'
 import type { Home } from './home.ts'
 import type { Peers } from './peers.ts'
 
@@ -48,4 +49,5 @@ export interface EngineShard {
   readonly scratch: ScratchBudget
   readonly bandwidth: Bandwidth
   readonly backupTurn: Turn
+  readonly guests: GuestHold
 }

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
-// internal-bitmaps, reverts, branches, commits, streams, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
+// internal-bitmaps, reverts, branches, commits, streams, restores, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
 
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
@@ -18,26 +18,18 @@ import { diskOfToken, ensureIdentity } from './authority.ts'
 import { sideOf } from './branches.ts'
 import { type BitmapComparison, type BitmapEdit, compareBitmaps, editBitmaps } from './bitmaps.ts'
 import { type BackupRequest, launchQueued, settleBackups, startBackup } from './backups.ts'
-import {
-  type Catalog,
-  type CatalogChange,
-  type DiskRecord,
-  disksOf,
-  type JobRecord,
-  type LayerRecord,
-} from './catalog.ts'
+import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type LayerRecord } from './catalog.ts'
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
 import { checkName, type EngineContext, findAny, findDisk, type ManagedDisk } from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
-import { closeManagedDisk, openManagedDisk } from './disk-opener.ts'
+import { closeManagedDisk, letGo, openManagedDisk, type Opening } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import { lockHome } from './home.ts'
-import { HostDesk } from './host-desk.ts'
-import type { LimitDefaults } from './host-limits.ts'
+import { hostOf } from './host-desk.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
 import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
@@ -47,6 +39,7 @@ import { type DiskTerms, makeImage, noteOnImage, readLayers } from './new-disk.t
 import { type IncomingReply, type IncomingRequest, type IncomingStep, noPeers } from './peers.ts'
 import { removeDisk, removeFolder } from './removal.ts'
 import { resizeDisk } from './resize.ts'
+import { type RestoreRequest, startRestore } from './restores.ts'
 import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
 import { openForwarded, settleDisk } from './settling.ts'
@@ -94,7 +87,7 @@ export class Engine {
       scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
       scratchHostBytes: options.scratchHostBytes ?? SCRATCH_HOST_BYTES,
     }
-    const own = shard === undefined ? hostOf(catalog, limitDefaults) : shard
+    const own = shard ?? hostOf(catalog, limitDefaults, options.report)
     // Of several engines in one home the control plane sees to it.
     if (shard === undefined) await ensureIdentity(catalog)
     const context: EngineContext = {
@@ -116,6 +109,7 @@ export class Engine {
       scratchBudget: own.scratch,
       bandwidth: own.bandwidth,
       backupTurn: own.backupTurn,
+      guests: own.guests,
       partyOf: (disk) => engine.#partyOf(disk),
       report: options.report,
     }
@@ -302,6 +296,15 @@ export class Engine {
     return (await startStream(this.#context, managed, () => planStream(managed, base, to), terms)).status
   }
 
+  /** Makes a disk over a backup, which is served when this resolves; the rest comes as a job. */
+  restore(request: RestoreRequest): Promise<JobStatus> {
+    return this.#control.run(async () => {
+      await this.#checkNewDisk(request.name)
+      const job = await startRestore(this.#context, request, (...made) => this.#openNew(...made))
+      return job.status
+    })
+  }
+
   async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {
     return (await startMirror(this.#context, findDisk(this.#context, disk), request)).status
   }
@@ -393,6 +396,8 @@ export class Engine {
   /** Suspends the jobs, to go on after a restart; resolves when none runs any more, and none begins. */
   async stopJobs(): Promise<void> {
     this.#context.jobs.stop()
+    // A job may wait for a guest's write, and that for a repository.
+    for (const managed of this.#context.disks.values()) letGo(managed)
     await this.#context.jobs.allEnded()
   }
 
@@ -428,8 +433,8 @@ export class Engine {
   }
 
   /** Opens and serves a new disk, and takes it into the catalog, with other changes; all of it or nothing. */
-  async #openNew(record: DiskRecord, besides: readonly CatalogChange[] = []): Promise<void> {
-    const managed = await openManagedDisk(this.#context, record)
+  async #openNew(record: DiskRecord, besides: readonly CatalogChange[] = [], opening: Opening = {}): Promise<void> {
+    const managed = await openManagedDisk(this.#context, record, opening)
     try {
       await this.#context.catalog.commit([{ put: 'disk', record }, ...besides])
     } catch (error) {
@@ -485,10 +490,4 @@ export class Engine {
     if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
     throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
   }
-}
-
-/** The host of a home that has one engine. */
-function hostOf(catalog: Catalog, defaults: LimitDefaults): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn'> {
-  const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1 })
-  return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue }
 }

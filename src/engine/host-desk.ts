@@ -5,7 +5,9 @@ import { ScratchBudget } from '../chain/scratch-budget.ts'
 import { Bandwidth } from '../job/bandwidth.ts'
 import { BackupQueue } from './backup-queue.ts'
 import type { Catalog, CatalogChange } from './catalog.ts'
+import type { EngineShard } from './engine-options.ts'
 import { expectedScratch } from './forecast.ts'
+import { GuestFreezer } from './guest-freezer.ts'
 import { changeLimits, type HostChange, hostLimits, type HostLimits, type LimitDefaults } from './host-limits.ts'
 
 /** The limits, and what is so now. */
@@ -18,17 +20,19 @@ export interface HostStatus extends HostLimits {
 }
 
 export interface HostDeskOptions {
-  readonly catalog: Pick<Catalog, 'get'>
+  readonly catalog: Pick<Catalog, 'get' | 'list'>
   readonly commit: (changes: readonly CatalogChange[]) => Promise<void>
   readonly defaults: LimitDefaults
   /** Threads that have disks; the first cells are theirs. */
   readonly threads: number
+  readonly report: (message: string) => void
 }
 
 export class HostDesk {
   readonly scratch: ScratchBudget
   readonly bandwidth = new Bandwidth()
   readonly queue: BackupQueue
+  readonly guests: GuestFreezer
   readonly #options: HostDeskOptions
 
   constructor(options: HostDeskOptions) {
@@ -36,6 +40,7 @@ export class HostDesk {
     const { catalog, threads } = options
     this.scratch = ScratchBudget.of(this.#limits.scratchHostBytes, threads)
     this.bandwidth.limit = this.#limits.bandwidth
+    this.guests = new GuestFreezer(options)
     this.queue = new BackupQueue({
       limits: () => this.#limits,
       scratchUsed: () => this.scratch.used,
@@ -66,4 +71,15 @@ export class HostDesk {
   get #limits(): HostLimits {
     return hostLimits(this.#options.catalog, this.#options.defaults)
   }
+}
+
+/** What an engine has of the host that has the home for itself. */
+export function hostOf(
+  catalog: Catalog,
+  defaults: LimitDefaults,
+  report: (message: string) => void,
+): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn' | 'guests'> {
+  const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1, report })
+  desk.guests.recover()
+  return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue, guests: desk.guests }
 }

@@ -2,8 +2,10 @@
 // machine is one by itself, under its own name; so a machine and a disk never share a name, and a disk is of one machine at most.
 // What is done to a machine's disks is elsewhere: here is only which they are.
 
+import { GUEST_FREEZE_MAX_MS } from '../base/limits.ts'
 import type { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
+import type { GuestHooks } from '../guest/guest-hooks.ts'
 import type { Catalog, CatalogChange, MachineRecord } from './catalog.ts'
 import { checkName } from './context.ts'
 
@@ -11,6 +13,7 @@ import { checkName } from './context.ts'
 export interface Machine {
   readonly name: string
   readonly disks: readonly string[]
+  readonly hooks?: GuestHooks
 }
 
 export interface MachineChange {
@@ -65,6 +68,18 @@ export class Machines {
         throw new BlockError('not-found', `machine ${name} has no disk ${stranger}: it has ${record.disks.join(', ')}`)
       const kept = record.disks.filter((disk) => !remove.includes(disk))
       return this.#put({ ...record, disks: this.#checked(name, [...kept, ...add]) })
+    })
+  }
+
+  /** Says how its guest is frozen for a moment; undefined for not at all. Kind 'invalid-argument' for a limit that cannot be. */
+  setHooks(name: string, hooks: GuestHooks | undefined): Promise<Machine> {
+    return this.#control.run(async () => {
+      const { hooks: _before, ...record } = this.#find(name)
+      if (hooks === undefined) return this.#put(record)
+      const { limitMs } = hooks
+      if (!(limitMs >= 1 && limitMs <= GUEST_FREEZE_MAX_MS))
+        throw new BlockError('invalid-argument', `a guest frozen for ${limitMs} ms: 1 to ${GUEST_FREEZE_MAX_MS}`)
+      return this.#put({ ...record, hooks })
     })
   }
 
@@ -145,6 +160,6 @@ export function machineOf(catalog: Pick<Catalog, 'list'>, disk: string): string 
   return catalog.list('machine').find(({ disks }) => disks.includes(disk))?.id
 }
 
-function shown({ id, disks }: MachineRecord): Machine {
-  return { name: id, disks }
+function shown({ id, ...rest }: MachineRecord): Machine {
+  return { name: id, ...rest }
 }

@@ -1,15 +1,17 @@
-// Takes a disk out of the catalog. Its images stay where they are, clean for any other program; those of a copy that never became ours are
-// deleted with it.
+// Takes a disk out of the catalog. Its images stay where they are, clean for any other program; those of a copy that never became ours, and
+// of one whose rest is in a backup, are deleted with it.
 
 import path from 'node:path'
 import { BlockError, toBlockError } from '../block/error.ts'
 import { refuseUnsettled } from './authority.ts'
+import { BACKUP_FORMAT } from './backup-layer.ts'
 import { type DiskRecord, disksOf } from './catalog.ts'
 import { layersOf, refuseClaimed } from './claims.ts'
 import { type EngineContext, findAny, type ManagedDisk } from './context.ts'
 import { closeManagedDisk } from './disk-opener.ts'
 import { forget } from './hand-over.ts'
 import { machineOf } from './machines.ts'
+import { letGoOf } from './held-backup.ts'
 
 /** Kind 'busy' while a job, a clone or another daemon needs the disk. Nobody else adds or removes disks meanwhile. */
 export async function removeDisk(context: EngineContext, name: string): Promise<void> {
@@ -39,7 +41,10 @@ export async function removeDisk(context: EngineContext, name: string): Promise<
   context.failed.delete(name)
   await removeFolder(context, record)
   if (record.away !== undefined) await forget(context, record)
-  for (const { path: image } of record.incoming === undefined ? [] : record.layers) await context.host.unlink(image)
+  // Without the rest that is elsewhere nothing can be made of them.
+  if (record.incoming === undefined && record.restoring === undefined) return
+  for (const { path: image, format } of record.layers) if (format !== BACKUP_FORMAT) await context.host.unlink(image)
+  if (record.restoring !== undefined) await letGoOf(context, record.restoring)
 }
 
 /** Closes a disk that stays in the catalog until further notice, as one that is not open. */

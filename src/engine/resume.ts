@@ -10,7 +10,7 @@ import { launchStream } from './streams.ts'
 import { endView } from './views.ts'
 
 /** The jobs of one disk. */
-const LAUNCH = { commit: launchCommit, stream: launchStream, mirror: launchMirror } as const
+const LAUNCH = { commit: launchCommit, stream: launchStream, restore: launchStream, mirror: launchMirror } as const
 
 /** Launches all of these; a job whose disk is not open waits for the next start. */
 export async function resumeRows(context: EngineContext, all: readonly JobRecord[]): Promise<void> {

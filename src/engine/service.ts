@@ -17,6 +17,7 @@ import type { Machines } from './machines.ts'
 import type { MigrateRequest } from './migrations.ts'
 import type { MirrorRequest } from './mirrors.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from './peers.ts'
+import type { RestoreRequest } from './restores.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 import type { ViewRequest } from './views.ts'
@@ -60,6 +61,8 @@ export interface EngineService {
   commit(disk: string, from?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
   planStream(disk: string, base?: string, to?: string): Soon<readonly string[]>
   stream(disk: string, base?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
+  /** A new disk over a backup, served when it resolves; the job brings the rest. */
+  restore(request: RestoreRequest): Promise<JobStatus>
   mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
   migrate(disk: string, request: MigrateRequest): Promise<JobStatus>
   /** Ends what a migration left of a disk, by asking the other side, or by force without its word. */

@@ -4,17 +4,20 @@
 // A stream ends the snapshots whose layers it pulls up, at its pivot: until then it writes into none of them. Files that Varve
 // made go with them; others stay where they are, since any image may lie on them (a template, most often).
 
+import path from 'node:path'
 import type { Layer } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import type { Job } from '../job/job.ts'
 import { runStream } from '../job/stream.ts'
 import type { JobTerms } from '../job/terms.ts'
-import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord } from './catalog.ts'
+import { BACKUP_FORMAT, BackupLayer } from './backup-layer.ts'
+import { type DiskRecord, garbageRow, type JobRecord, type LayerRecord, type RestoringMark } from './catalog.ts'
 import { refuseClaimed, refuseExported } from './claims.ts'
 import { findLayer, nameBacking, todoName } from './commits.ts'
 import { refuseHeld } from './branches.ts'
 import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
+import { letGoOf } from './held-backup.ts'
 import { JobTable } from './job-table.ts'
 import { removeGarbage } from './snapshots.ts'
 
@@ -59,17 +62,25 @@ export function startStream(
     refuseClaimed(context.catalog, record, [...own, to], `stream of disk ${record.name}`)
     refuseExported(record, leaving, `stream of disk ${record.name}`)
     const base = record.layers[plan.base]?.path ?? null
-    const row = JobTable.newRow({ kind: 'stream', disk: record.name, base, to: to.path }, terms)
+    const { name: disk } = record
+    const isRestore = record.restoring !== undefined && base === null
+    const row = JobTable.newRow(
+      isRestore ? { kind: 'restore', disk, base, to: to.path } : { kind: 'stream', disk, base, to: to.path },
+      terms,
+    )
     await context.catalog.commit([{ put: 'job', record: row }])
     return launchStream(context, managed, row)
   })
 }
 
-/** Runs a stream whose row is in the catalog: a new one, or one that a restart found. */
+/** Runs a stream, or the stream of a restore, whose row is in the catalog: a new one, or one that a restart found. */
 export function launchStream(context: EngineContext, managed: ManagedDisk, row: JobRecord): Job {
   const { spec } = row
-  if (spec.kind !== 'stream') throw new BlockError('invalid-argument', `job ${row.id} is no stream`)
-  const job = JobTable.jobOf(row, { base: spec.base, to: spec.to })
+  if (spec.kind !== 'stream' && spec.kind !== 'restore')
+    throw new BlockError('invalid-argument', `job ${row.id} is no stream`)
+  const { restoring } = managed.record
+  const from = spec.kind === 'restore' && restoring !== undefined ? fromBackup(restoring) : { base: spec.base }
+  const job = JobTable.jobOf(row, { ...from, to: spec.to })
   context.jobs.launch(job, row, () => work(context, managed, row, job))
   return job
 }
@@ -77,7 +88,8 @@ export function launchStream(context: EngineContext, managed: ManagedDisk, row: 
 async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord, job: Job): Promise<void> {
   const { disk } = managed
   const { spec } = row
-  if (spec.kind !== 'stream') return
+  if (spec.kind !== 'stream' && spec.kind !== 'restore') return
+  const { restoring } = managed.record
   const { layers } = managed.record
   const base = spec.base === null ? -1 : layers.findIndex((layer) => layer.path === spec.base)
   const to = layers.findIndex((layer) => layer.path === spec.to)
@@ -85,6 +97,8 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
     throw new BlockError('not-found', `job ${job.id}: the layers that it merges are no longer in the chain`)
   }
   const merged = disk.chain.layers.slice(base + 1, to)
+  const [bottom] = merged
+  const backup = bottom instanceof BackupLayer ? bottom : undefined
   const bitmap = todoName(row.id)
   try {
     await runStream({
@@ -94,7 +108,9 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
       to,
       bitmap,
       total: row.total,
-      pace: context.mergePaces.stream,
+      pace: context.mergePaces[spec.kind],
+      source: backup?.source,
+      first: backup && (() => backup.wanted.take()),
       began: (total) => {
         const record = { ...(context.catalog.get('job', row.id) ?? row), total }
         return context.catalog.commit([{ put: 'job', record }])
@@ -106,10 +122,15 @@ async function work(context: EngineContext, managed: ManagedDisk, row: JobRecord
     throw error
   }
   const left = layers.slice(base + 1, to)
-  const kept = left.filter(({ made, of }) => made !== true && of === undefined)
+  const kept = left.filter(({ made, of, format }) => made !== true && of === undefined && format !== BACKUP_FORMAT)
   job.describe({ kept: kept.map(({ path }) => path) })
   for (const layer of merged) await layer.close()
   for (const layer of left) await removeGarbage(context, garbageRow(managed.record, layer).id)
+  if (restoring !== undefined && managed.record.restoring === undefined) await letGoOf(context, restoring)
+}
+
+function fromBackup({ repository, backup, disk }: RestoringMark): Readonly<Record<string, unknown>> {
+  return { repository: path.basename(repository), backup, disk }
 }
 
 /** The one transaction that makes the merge take effect, and then the chain in memory and the target's header. */
@@ -121,10 +142,12 @@ async function pivot(
   to: number,
 ): Promise<void> {
   const { disk, record } = managed
-  const next: DiskRecord = { ...record, layers: [...record.layers.slice(0, base + 1), ...record.layers.slice(to)] }
+  const { restoring, ...plain } = record
+  const layers = [...record.layers.slice(0, base + 1), ...record.layers.slice(to)]
+  const next: DiskRecord = { ...plain, ...(base >= 0 && restoring !== undefined ? { restoring } : {}), layers }
   const garbage = record.layers.slice(base + 1, to).map((layer) => garbageRow(record, layer))
-  const { layers } = disk.chain
-  const target = layers[to] as Layer
+  const { layers: opened } = disk.chain
+  const target = opened[to] as Layer
   if (target !== disk.chain.active) await target.setAccess('read')
   await context.catalog.commit([
     { put: 'disk', record: next },
@@ -134,8 +157,8 @@ async function pivot(
   managed.record = next
   await disk.drain()
   try {
-    disk.chain.replaceLayers([...layers.slice(0, base + 1), ...layers.slice(to)])
-    await nameBacking(target, layers[base])
+    disk.chain.replaceLayers([...opened.slice(0, base + 1), ...opened.slice(to)])
+    await nameBacking(target, opened[base])
   } finally {
     disk.undrain()
   }

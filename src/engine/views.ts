@@ -11,13 +11,15 @@ import type { BackupDisk } from '../job/backup.ts'
 import type { Job } from '../job/job.ts'
 import { ViewDevice } from '../job/view-device.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
-import { isTaken, type Moment, type Part, settleParts, takeMoment } from './backups.ts'
+import { isTaken, type Moment, type Part, settleParts, takeFrozenMoment } from './backups.ts'
 import { disksOf, type JobRecord, type ViewSpec } from './catalog.ts'
 import type { EngineContext, Served } from './context.ts'
 import { JobTable } from './job-table.ts'
 
 export interface ViewRequest {
   readonly disks: readonly string[]
+  /** The machine that these are, if they are one. */
+  readonly machine?: string | undefined
   /** Shows what changed by this bitmap of each disk, which counts from the view's moment once that is finalized; made if there is none. */
   readonly bitmap?: string | undefined
   /** Shows what changed by this bitmap, which stays as it is. */
@@ -35,7 +37,7 @@ export interface ViewRequest {
  * that is not there, 'busy' while one of the disks has a view.
  */
 export async function openView(context: EngineContext, request: ViewRequest): Promise<Job> {
-  const { disks, bitmap, since, leaseMs = VIEW_LEASE_MS } = request
+  const { disks, machine, bitmap, since, leaseMs = VIEW_LEASE_MS } = request
   for (const name of disks) context.partyOf(name)
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a view has each disk once')
   if (bitmap !== undefined && since !== undefined)
@@ -48,7 +50,10 @@ export async function openView(context: EngineContext, request: ViewRequest): Pr
   if (leaseMs < 1 || leaseMs > VIEW_LEASE_MAX_MS)
     throw new BlockError('invalid-argument', `a lease of ${leaseMs} ms: up to ${VIEW_LEASE_MAX_MS} ms`)
   refuseSecond(context, disks)
-  const row = JobTable.newRow({ kind: 'view', disks }, { finalize: 'manual' })
+  const row = JobTable.newRow(
+    { kind: 'view', disks, ...(machine === undefined ? {} : { machine }) },
+    { finalize: 'manual' },
+  )
   const job = JobTable.jobOf(row, {})
   const open = Promise.withResolvers<void>()
   await context.catalog.commit([{ put: 'job', record: row }])
@@ -87,7 +92,7 @@ async function run(
   opened: () => void,
 ): Promise<void> {
   const parts = await plan(context, row.spec as ViewSpec, request)
-  const moment = await takeMoment(parts, job.id)
+  const moment = await takeFrozenMoment(context, row.spec as ViewSpec, parts, job.id)
   const served: Served[] = []
   const lease = new Lease(request.leaseMs ?? VIEW_LEASE_MS, moment.disks, (error) => job.giveUp(error))
   let isDone = false

@@ -58,6 +58,8 @@ export interface CopierOptions {
   readonly hastens?: boolean
   /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
   readonly unit?: number
+  /** Somebody waits for what is at the offset that this gives: it is copied first, when it is to do. */
+  readonly first?: () => number | undefined
   /** Pieces in a row that may fail before a pass ends; it goes on with the next meanwhile. 1 unless told. */
   readonly failures?: number
   /** What guest writes mean at first; 'background' unless told. */
@@ -139,9 +141,11 @@ export class Copier implements Interceptor {
         const hastens = this.#options.hastens === true && !job.isLimited && threadGuests.areIdle(performance.now())
         // One processor copies what its own cache holds, while others do in the pool what is worth waking them for.
         const isWithin = hastens && this.#pooled >= lanes
-        const run = this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
+        const wanted = this.#wantedRun()
+        const run =
+          wanted ?? this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
         if (run === undefined) break
-        position = run.offset + run.length
+        if (wanted === undefined) position = run.offset + run.length
         moved = run.length
         const copied: Promise<void> = this.copyRange(run.offset, run.length, isWithin ? pool : copyPool)
           .then(
@@ -326,6 +330,17 @@ export class Copier implements Interceptor {
     return change.kind === 'zero'
       ? this.#options.target.zero(offset, length, MAY_UNMAP)
       : this.#copyExtents(offset, length, copyPool)
+  }
+
+  /** What is to do of the next piece that somebody waits for. */
+  #wantedRun(): { offset: number; length: number } | undefined {
+    const { first } = this.#options
+    if (first === undefined) return undefined
+    for (let place = first(); place !== undefined; place = first()) {
+      const run = this.#nextRun(place, this.#piece)
+      if (run !== undefined && run.offset < place + this.#piece) return run
+    }
+    return undefined
   }
 
   #nextRun(position: number, piece: number): { offset: number; length: number } | undefined {

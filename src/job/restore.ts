@@ -11,7 +11,7 @@ export async function runRestore(job: Job, source: BlockDevice, target: BlockDev
   const todo = await allocatedGranules(source)
   job.expect(todo.bytes)
   const copied = (_offset: number, length: number): undefined => job.advance(length, todo.bytes) as undefined
-  const copier = new Copier({ job, source, target, todo, copied })
+  const copier = new Copier({ job, source, target, todo, copied, lanes: 2 })
   await copier.pass()
   const flushed = target.flush()
   if (flushed !== undefined) await flushed

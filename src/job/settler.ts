@@ -6,6 +6,10 @@ import {
   CHECKPOINT_MS,
   COMMIT_LANES,
   COPY_PIECE,
+  RESTORE_LANES,
+  RESTORE_PIECE,
+  RESTORE_SETTLE_BYTES,
+  RESTORE_SETTLE_MS,
   STREAM_LANES,
   STREAM_PIECE,
 } from '../base/limits.ts'
@@ -20,11 +24,17 @@ export interface MergePace {
 
 const SETTLED = { settleBytes: CHECKPOINT_BYTES, settleMs: CHECKPOINT_MS }
 
-export type MergePaces = Readonly<Record<'commit' | 'stream', MergePace>>
+export type MergePaces = Readonly<Record<'commit' | 'stream' | 'restore', MergePace>>
 
 export const MERGE_PACES: MergePaces = {
   commit: { piece: COPY_PIECE, lanes: COMMIT_LANES, ...SETTLED },
   stream: { piece: STREAM_PIECE, lanes: STREAM_LANES, ...SETTLED },
+  restore: {
+    piece: RESTORE_PIECE,
+    lanes: RESTORE_LANES,
+    settleBytes: RESTORE_SETTLE_BYTES,
+    settleMs: RESTORE_SETTLE_MS,
+  },
 }
 
 export class Settler {

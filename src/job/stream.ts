@@ -16,13 +16,16 @@ import { type Layer, UNALLOCATED, ZERO } from '../block/device.ts'
 import type { Disk } from '../chain/disk.ts'
 import { linkLayers } from '../chain/open.ts'
 import { PaddedFilter } from '../filter/padded.ts'
-import { Copier } from './copier.ts'
+import { Copier, type CopySource } from './copier.ts'
 import type { Job } from './job.ts'
 import { whileMendable } from './mend.ts'
 import { addHidden, addOwned, copyGranules } from './merge.ts'
 import { settledIn } from './scanned-todo.ts'
 import { type MergePace, Settler } from './settler.ts'
 import { UnownedTarget } from './unowned-target.ts'
+
+/** What a stream without a base copies: of the size of the target. */
+export type StreamSource = CopySource & Pick<Layer, 'size'>
 
 export interface StreamOptions {
   readonly job: Job
@@ -38,6 +41,10 @@ export interface StreamOptions {
   /** Bytes to do when the job was first begun; 0 for a new job. */
   readonly total: number
   readonly pace: MergePace
+  /** Where the copy comes from, when that is not the disk itself: what lies below the target, by a way of its own. */
+  readonly source?: StreamSource | undefined
+  /** See CopierOptions. */
+  readonly first?: (() => number | undefined) | undefined
   /** Told once, when the to-do set is known. */
   readonly began: (total: number) => Promise<void>
   /** Makes the merge take effect: called with the target flushed, while the guest goes on. */
@@ -51,7 +58,7 @@ export async function runStream(options: StreamOptions): Promise<void> {
   const copier = await attach(options, target)
   try {
     await whileMendable(job, () => target.setAccess('write'))
-    await findTodo(options, target, copier.todo)
+    await whileMendable(job, () => findTodo(options, target, copier.todo))
     await copyAll(options, target, copier)
     job.move('finalizing')
     await options.pivot()
@@ -81,8 +88,10 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     mode: 'yielding',
     piece: pace.piece,
     lanes: pace.lanes,
-    hastens: true,
-    source: isActive ? disk.chain : target,
+    // A repository is read in threads of its own, whatever the guests do.
+    hastens: options.source === undefined,
+    source: options.source ?? (isActive ? disk.chain : target),
+    ...(options.first === undefined ? {} : { first: options.first }),
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
     todo: new Bitmap(Math.min(disk.size, target.size)),
     copied: (_offset, length) => {
@@ -113,7 +122,7 @@ async function findTodo(options: StreamOptions, target: Layer, todo: Bitmap): Pr
     job.resumeFrom(total - todo.bytes, total)
     return
   }
-  if (base < 0) await addShown(target, todo)
+  if (base < 0) await addShown(options.source ?? target, todo)
   else await addMerged(chain.layers.slice(base, to), todo)
   await leaveOwned(target, todo)
   // What the target owns by a write that is not flushed yet, a power loss takes away from it, and it would be copied by nobody.
@@ -128,10 +137,10 @@ async function findTodo(options: StreamOptions, target: Layer, todo: Bitmap): Pr
   job.resumeFrom(0, todo.bytes)
 }
 
-/** All that a layer shows and that is not zeros: without anything below, nothing else needs a place. */
-async function addShown(layer: Layer, todo: Bitmap): Promise<void> {
+/** All that a device shows and that is not zeros: without anything below, nothing else needs a place. */
+async function addShown(device: Pick<Layer, 'extents'>, todo: Bitmap): Promise<void> {
   let position = 0
-  await layer.extents(0, todo.size, (length, extent) => {
+  await device.extents(0, todo.size, (length, extent) => {
     if ((extent & ZERO) === 0) todo.set(position, length)
     position += length
     return true

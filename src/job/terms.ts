@@ -39,7 +39,7 @@ export const TERMS = {
   migrate: { onError: ['stop', 'report', 'ignore'], finalize: ['auto'] },
   backup: { onError: ['enospc', 'report', 'stop', 'ignore'], finalize: ['auto', 'manual'] },
   view: { onError: ['report'], finalize: ['manual'] },
-  restore: { onError: ['report'], finalize: ['auto'] },
+  restore: { onError: ['ignore', 'stop', 'report', 'enospc'], finalize: ['auto', 'manual'] },
 } as const satisfies Record<JobKind, { readonly onError: readonly ErrorPolicy[]; readonly finalize: readonly How[] }>
 
 /** What is said of a policy that a kind of job does not have. */

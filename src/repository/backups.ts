@@ -82,8 +82,8 @@ export async function readBackups({ store, vault }: Place): Promise<AllBackups> 
   return { backups, damaged, forgotten, fences, tags: tagsOf(await store.list(TAGS)) }
 }
 
-/** What one backup says of itself. Kind 'not-found', or 'corrupt'. */
-export async function readBackup({ store, vault }: Place, id: string): Promise<BackupInfo> {
+/** What one backup says of itself; one that is `held`, also when it is forgotten. Kind 'not-found', or 'corrupt'. */
+export async function readBackup({ store, vault }: Place, id: string, isHeld = false): Promise<BackupInfo> {
   const missing = (cause?: BlockError): BlockError =>
     new BlockError(
       'not-found',
@@ -93,7 +93,7 @@ export async function readBackup({ store, vault }: Place, id: string): Promise<B
     )
   if (!isBackupId(id)) throw missing()
   // The note first: while there is none, nobody takes the manifest away from a session that names it.
-  if ((await store.status(FORGOTTEN + id)) !== undefined) throw missing()
+  if (!isHeld && (await store.status(FORGOTTEN + id)) !== undefined) throw missing()
   try {
     const manifest = decodeManifest(vault, await store.get(BACKUPS + id), id, store.name)
     if (manifest !== undefined) return manifest

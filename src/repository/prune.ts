@@ -6,7 +6,7 @@
 // Of a pack with little left in it, that is first copied into another. Whoever is silent for too long is not waited for, but
 // fenced (session.ts). docs/internals/repository-format.md shows why no order of events removes what a backup needs.
 
-import { FENCE_KEPT_MS, LEASE_MS, MARK_PACKS, SMALL_PACK_BYTES, SMALL_PACKS } from '../base/limits.ts'
+import { FENCE_KEPT_MS, MARK_PACKS, SMALL_PACK_BYTES, SMALL_PACKS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { type AllBackups, forgetBackup, outdatedParts, readBackups } from './backups.ts'
 import type { BlobIndex } from './blob-index.ts'
@@ -30,7 +30,7 @@ export interface PruneOptions {
   readonly repackBelow?: number
   /** Changes nothing: the report says what would be. */
   readonly dryRun?: boolean
-  /** Sessions that were silent for so many milliseconds are given up; half an hour unless told. */
+  /** Sessions that were silent for so many milliseconds are given up; unless told half an hour, and for restores a week. */
   readonly leaseMs?: number
   /** Is told of steps, each a backup that was looked at or a pack that was rewritten; more may turn out to be needed. */
   readonly progress?: (done: number, total: number) => void
@@ -173,11 +173,11 @@ class Pruning {
   readonly #core: Core
   readonly #id: string
   readonly #clock: () => number
-  readonly #leaseMs: number
+  readonly #leaseMs: number | undefined
   readonly #steps: Steps
   readonly #fenced: string[] = []
 
-  constructor(core: Core, id: string, clock: () => number, { leaseMs = LEASE_MS, progress }: PruneOptions) {
+  constructor(core: Core, id: string, clock: () => number, { leaseMs, progress }: PruneOptions) {
     this.#core = core
     this.#id = id
     this.#clock = clock
@@ -239,7 +239,7 @@ class Pruning {
   }
 
   /**
-   * Removes the manifests of forgotten backups, but those that somebody makes an incremental of. The sessions are asked for
+   * Removes the manifests of forgotten backups, but those that somebody makes an incremental of or restores. The sessions are asked for
    * after the notes: who begins later has seen the note and takes another parent.
    */
   async #dropForgotten(): Promise<void> {
@@ -273,7 +273,8 @@ class Pruning {
     const { store, inventory } = this.#core
     const keys = new Set(await store.list(MARKS))
     if (keys.size === 0) return { packs: 0, bytes: 0, waitingPacks: 0, waitingBytes: 0, waitingFor: [] }
-    const sessions = (await this.#liveSessions()).filter(({ kind }) => kind !== 'prune')
+    // Who restores a backup relies on its manifest, and finds moved packs by it.
+    const sessions = (await this.#liveSessions()).filter(({ kind }) => kind !== 'prune' && kind !== 'restore')
     const all = await readBackups(this.#core)
     const { marks, blobs } = await inventory.readAnew()
     const live = await liveSet(this.#core, all, blobs, this.#steps)

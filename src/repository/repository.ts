@@ -92,6 +92,9 @@ export interface BackupRequest {
   readonly disks: readonly BackupDisk[]
 }
 
+/** What keeps a backup from going. `end` lets it go; `abandon` leaves it held, for a process that takes it over. */
+export type BackupHold = Pick<Session, 'id' | 'end' | 'abandon'>
+
 /** An open backup. Its devices share caches; close it when they are no longer read. */
 export interface BackupReader {
   readonly info: BackupInfo
@@ -243,8 +246,52 @@ export class Repository {
     }
   }
 
-  async openBackup(id: string): Promise<BackupReader> {
-    const info = await this.backup(id)
+  /**
+   * Holds a backup: no pruning takes it away, also when it is forgotten, until the hold ends or its holder gave no sign of life for a week.
+   * Kind 'not-found' when there is no such backup.
+   */
+  async hold(backup: string): Promise<BackupHold> {
+    await this.backup(backup)
+    const session = await Session.begin(this.#core, restoring(newBackupId(this.#core.now()), backup))
+    try {
+      // Once more, now that the session is there to hold it.
+      await this.backup(backup)
+      return session
+    } catch (error) {
+      await session.end()
+      throw error
+    }
+  }
+
+  /** Takes over a hold that another process left behind. Kind 'not-found' when the backup went since. */
+  async takeOverHold(id: string, backup: string): Promise<BackupHold> {
+    const session = await Session.takeOver(this.#core, restoring(id, backup))
+    try {
+      await readBackup(this.#core, backup, true)
+      return session
+    } catch (error) {
+      session.abandon()
+      throw error
+    }
+  }
+
+  /** Ends a hold that another process left behind. */
+  async endHold(id: string, backup: string): Promise<void> {
+    await (await Session.takeOver(this.#core, restoring(id, backup))).end()
+  }
+
+  /** Whether the store answers and has the repository. */
+  async isReachable(): Promise<boolean> {
+    try {
+      return (await this.#core.store.status(CONFIG_KEY)) !== undefined
+    } catch {
+      return false
+    }
+  }
+
+  /** Opens a backup to read its disks. One that the caller holds may be forgotten. */
+  async openBackup(id: string, hold?: BackupHold): Promise<BackupReader> {
+    const info = await readBackup(this.#core, id, hold !== undefined)
     const { inventory } = this.#core
     let { blobs } = await inventory.refresh()
     let devices = this.#devices(info, blobs)
@@ -364,6 +411,10 @@ export class Repository {
     }
     return found
   }
+}
+
+function restoring(id: string, backup: string): { id: string; kind: 'restore'; parents: readonly string[] } {
+  return { id, kind: 'restore', parents: [backup] }
 }
 
 function checkRequest({ machine, moment, disks }: BackupRequest): void {

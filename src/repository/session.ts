@@ -1,14 +1,14 @@
 // Who is at work in a repository. Everybody who writes has a session object for as long as that lasts, so that a pruning knows
 // whom it has to wait for; and a beat beside it, renewed at times, so that the dead can be told from the slow.
 //
-//   sessions/ID          put first, removed last: what it is, and of which backups it makes incrementals
+//   sessions/ID          put first, removed last: what it is, and which backups it needs: those it makes incrementals of, or restores
 //   sessions/ID.N        the Nth beat: which marks it knows (see inventory.ts). The newest one's age is the session's silence
 //
 // A session that was silent for too long is fenced: its backup's manifest gets an object in its place that is none, so that
 // it can never become visible. A store makes an object once only, so one of the two is first and the other hears of it: no
 // clock, however wrong, makes a visible backup of one that was not waited for. Clocks say only when patience ends.
 
-import { LEASE_BEAT_MS, LEASE_MS, STORE_REQUESTS } from '../base/limits.ts'
+import { LEASE_BEAT_MS, LEASE_MS, RESTORE_LEASE_MS, STORE_REQUESTS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { decodeManifest, encodeFence } from './manifest.ts'
 import { inParallel } from './parallel.ts'
@@ -18,12 +18,14 @@ import { BACKUPS, FORMAT_VERSION, SESSIONS } from './spec.ts'
 import type { ObjectStore } from './store.ts'
 import type { Vault } from './vault.ts'
 
+const KINDS = ['backup', 'prune', 'restore'] as const
+
 /** What a session object holds, and each of its beats. */
 interface SessionRecord {
   readonly format: typeof FORMAT_VERSION
   /** A backup's, or one of the same form. */
   readonly id: string
-  readonly kind: 'backup' | 'prune'
+  readonly kind: (typeof KINDS)[number]
   /** For people: host and process. */
   readonly holder: string
   /** Backups that must not go while this lasts. */
@@ -35,7 +37,7 @@ interface SessionRecord {
 const RECORD: Shape<SessionRecord> = {
   format: isOneOf(FORMAT_VERSION),
   id: isId,
-  kind: isOneOf('backup', 'prune'),
+  kind: isOneOf(...KINDS),
   holder: isText,
   parents: isListOf(isId),
   seen: isListOf(isText),
@@ -56,6 +58,20 @@ export interface SessionPlace {
   readonly holder: string
 }
 
+/** How long each kind may be silent unless told, in milliseconds. A restore outlives its daemon, which may be down for some days. */
+const LEASES: Readonly<Record<SeenSession['kind'], number>> = {
+  backup: LEASE_MS,
+  prune: LEASE_MS,
+  restore: RESTORE_LEASE_MS,
+  unreadable: LEASE_MS,
+}
+
+interface NewSession {
+  readonly id: string
+  readonly kind: SessionRecord['kind']
+  readonly parents?: readonly string[]
+}
+
 /** One's own session, from begin to end. */
 export class Session {
   readonly id: string
@@ -74,13 +90,32 @@ export class Session {
     this.#timer.unref()
   }
 
-  static async begin(
-    place: SessionPlace,
-    { id, kind, parents = [] }: { id: string; kind: SessionRecord['kind']; parents?: readonly string[] },
-  ): Promise<Session> {
-    const record: SessionRecord = { format: FORMAT_VERSION, id, kind, holder: place.holder, parents, seen: [] }
-    await putRecord(place, SESSIONS + id, record)
+  static async begin(place: SessionPlace, made: NewSession): Promise<Session> {
+    const record = recordOf(place, made)
+    await putRecord(place, SESSIONS + made.id, record)
     return new Session(place, record)
+  }
+
+  /** The same for a session that an earlier process left behind, whether or not it was given up since. */
+  static async takeOver(place: SessionPlace, made: NewSession): Promise<Session> {
+    const { store } = place
+    const record = recordOf(place, made)
+    try {
+      await putRecord(place, SESSIONS + made.id, record)
+    } catch (error) {
+      if (!isBlockError(error, 'exists')) throw error
+    }
+    const session = new Session(place, record)
+    const beats = (await store.list(SESSIONS)).filter((key) => key.startsWith(`${SESSIONS}${made.id}.`))
+    session.#beat = Math.max(0, ...beats.map((key) => Number(key.split('.').at(-1))))
+    try {
+      await session.#put()
+      for (const key of beats) await store.remove(key)
+    } catch (error) {
+      session.abandon()
+      throw error
+    }
+    return session
   }
 
   /** From now on nothing is relied on that these marks name. */
@@ -176,7 +211,7 @@ export async function listSessions({ store, vault }: SessionPlace, nowMs: number
 }
 
 /** Kind 'busy' while another session takes things away: a pruning or a repair. `own` is the caller's. */
-export async function refuseRivals(place: SessionPlace, own: string, nowMs: number, leaseMs = LEASE_MS): Promise<void> {
+export async function refuseRivals(place: SessionPlace, own: string, nowMs: number, leaseMs?: number): Promise<void> {
   for (const session of await listSessions(place, nowMs)) {
     if (session.kind !== 'prune' || session.id === own) continue
     if ((await settleSession(place, session, leaseMs)) !== 'live') continue
@@ -193,7 +228,7 @@ export type SessionState = 'live' | 'visible' | 'fenced'
 export async function settleSession(
   place: SessionPlace,
   session: SeenSession,
-  leaseMs = LEASE_MS,
+  leaseMs = LEASES[session.kind],
 ): Promise<SessionState> {
   const { store } = place
   const state = await stateOf(place, session, leaseMs)
@@ -207,7 +242,8 @@ async function stateOf(place: SessionPlace, session: SeenSession, leaseMs: numbe
   const published = await placeTaken(place, session)
   if (published !== undefined) return published
   if (leaseMs > 0 && session.silentMs < leaseMs) return 'live'
-  if (session.kind === 'prune' || !isId(session.id)) return 'fenced'
+  // Neither makes anything visible.
+  if (session.kind === 'prune' || session.kind === 'restore' || !isId(session.id)) return 'fenced'
   try {
     await store.put(BACKUPS + session.id, [encodeFence(vault, session.id)])
     return 'fenced'
@@ -227,6 +263,10 @@ async function placeTaken({ store, vault }: SessionPlace, { id }: SeenSession): 
     if (isBlockError(error, 'corrupt') || isBlockError(error, 'invalid-format')) return 'visible'
     throw error
   }
+}
+
+function recordOf({ holder }: SessionPlace, { id, kind, parents = [] }: NewSession): SessionRecord {
+  return { format: FORMAT_VERSION, id, kind, holder, parents, seen: [] }
 }
 
 function putRecord({ store, vault }: SessionPlace, key: string, record: SessionRecord): Promise<void> {

@@ -28,6 +28,7 @@ class Hand {
   readonly #askers = new Map<number, Asker>()
   #jobs = 0
   #lost: BlockError | undefined
+  #isClosing = false
 
   constructor(vault: Vault) {
     const options = { name: 'varve-squeeze', workerData: vault.secret }
@@ -61,13 +62,15 @@ class Hand {
   }
 
   async close(): Promise<void> {
+    this.#isClosing = true
     await this.#worker.terminate()
   }
 
   #settle(reply: SqueezeReply): void {
     const asker = this.#askers.get(reply.job)
     this.#askers.delete(reply.job)
-    if (this.#askers.size === 0) this.#worker.unref()
+    // While it is being ended it has to keep a process alive that has nothing else to do.
+    if (this.#askers.size === 0 && !this.#isClosing) this.#worker.unref()
     if ('failure' in reply) asker?.reject(new BlockError('io', `hashing failed: ${reply.failure}`))
     else asker?.resolve(reply.result)
   }

@@ -103,6 +103,9 @@ export type ControlFunctions = PartyFunctions & {
   /** See Turn. */
   takeTurn(wish: TurnWish): Promise<void>
   giveTurn(id: string): void
+  /** See GuestHold. */
+  freezeGuest(machine: string): Promise<void>
+  thawGuest(machine: string): Promise<number | undefined>
   /** See Peers and PeerCalls. */
   peerPrepare(to: string, request: IncomingRequest): Promise<IncomingReply>
   peerStep(to: string, token: string, step: IncomingStep): Promise<IncomingReply>

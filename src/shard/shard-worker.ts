@@ -79,6 +79,10 @@ const functions: ShardFunctions = {
         scratch: new ScratchBudget(start.scratch, start.number),
         bandwidth: new Bandwidth(start.bandwidth),
         backupTurn,
+        guests: {
+          freeze: (machine) => control.freezeGuest(machine),
+          thaw: (machine) => control.thawGuest(machine),
+        },
       },
     })
   },
@@ -128,6 +132,7 @@ const functions: ShardFunctions = {
   commit: (...args) => running().commit(...args),
   planStream: (...args) => running().planStream(...args),
   stream: (...args) => running().stream(...args),
+  restore: (request) => running().restore(request),
   mirror: (...args) => running().mirror(...args),
   migrate: (...args) => running().migrate(...args),
   settleDisk: (...args) => running().settleDisk(...args),

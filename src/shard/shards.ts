@@ -11,7 +11,6 @@ import { QCOW2_METADATA_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES, SHARD_RESTART_
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
 import { diskOfToken, ensureIdentity, identityOf, isServed } from '../engine/authority.ts'
-import type { TurnWish } from '../engine/backup-queue.ts'
 import type { BackupRequest } from '../engine/backups.ts'
 import { type Catalog, type CatalogChange, RECORD_KINDS } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
@@ -23,6 +22,7 @@ import { Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import { type QueueRequest, queueRows } from '../engine/queued-backups.ts'
 import type { EngineService } from '../engine/service.ts'
+import type { RestoreRequest } from '../engine/restores.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import type { ViewRequest } from '../engine/views.ts'
@@ -36,6 +36,7 @@ import { remoteSnapshotParty } from './remote-snapshot-party.ts'
 import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
 import { partyCalls } from './party-calls.ts'
 import type { Seat, Shard } from './seat.ts'
+import { ShardTurns } from './shard-turns.ts'
 import { noPeerCalls, type PeerCalls, type ShardsOptions } from './shards-options.ts'
 
 /** Those of a shard's functions that are about one disk, which they name first. */
@@ -52,8 +53,7 @@ export class Shards implements EngineService {
   readonly #control = new Mutex()
   /** One snapshot of disks in several shards at a time. */
   readonly #snapshotTurn = new Mutex()
-  /** The shards whose backups have their turn or wait for it, by job. */
-  readonly #turns = new Map<string, Seat>()
+  readonly #turns: ShardTurns
   /** Clients on TCP. */
   readonly guests: DistantGuests
   readonly machines: Machines
@@ -99,7 +99,9 @@ export class Shards implements EngineService {
       commit: (changes) => this.#commit(undefined, changes),
       defaults: { scratchBytes, scratchHostBytes },
       threads: count,
+      report: options.report,
     })
+    this.#turns = new ShardTurns(this.host.queue)
     const seat = (number: number): Seat => ({ number, disks: new Set(), shard: undefined, deaths: 0, diedMs: 0 })
     this.#seats = Array.from({ length: count }, (_, number) => seat(number))
   }
@@ -132,6 +134,7 @@ export class Shards implements EngineService {
     const used = this.#seats.filter(({ disks }) => disks.size > 0)
     const started = used.map((seat) => this.#start(seat))
     for (const shard of started) await shard.ready
+    this.host.guests.recover()
     // The bits of all disks are settled before any backup begins again: it may have disks in several shards.
     for (const { calls } of started) await calls.remote.settleBackups(undefined)
     for (const { calls } of started) await calls.remote.resumeJobs()
@@ -161,6 +164,10 @@ export class Shards implements EngineService {
     return this.#control.run(async () => (await this.#forNew()).createDisk(...args))
   }
 
+  restore(request: RestoreRequest): Promise<JobStatus> {
+    return this.#control.run(async () => (await this.#forNew()).restore(request))
+  }
+
   /** A clone begins its life in the shard of the disk that it is made of, which alone knows what is done to the layers they share. */
   clone(disk: string, ...args: [snapshot: string, name: string, image?: string]): Promise<DiskStatus> {
     return this.#control.run(async () => (await this.#of(disk)).clone(disk, ...args))
@@ -171,7 +178,11 @@ export class Shards implements EngineService {
   }
 
   async createSnapshots(names: readonly string[], name: string): Promise<NewSnapshot[]> {
-    const { disks } = this.machines.together(names)
+    const { disks, machine } = this.machines.together(names)
+    return this.host.guests.during(machine, () => this.#snapshot(disks, name))
+  }
+
+  async #snapshot(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
     const [first, ...others] = new Set(disks.map((disk) => this.#seatOf(disk)))
     if (first === undefined) throw new BlockError('invalid-argument', 'a snapshot needs at least one disk')
     if (others.length === 0) return (await this.#reach(first)).createSnapshots(disks, name)
@@ -221,11 +232,11 @@ export class Shards implements EngineService {
 
   /** As a backup. */
   async openView(request: ViewRequest): Promise<JobStatus> {
-    const { disks } = this.machines.together(request.disks)
-    const [first] = disks
+    const meant = this.machines.together(request.disks)
+    const [first] = meant.disks
     if (first === undefined) throw new BlockError('invalid-argument', 'a view needs at least one disk')
-    for (const disk of disks) this.#seatOf(disk)
-    return (await this.#of(first)).openView({ ...request, disks })
+    for (const disk of meant.disks) this.#seatOf(disk)
+    return (await this.#of(first)).openView({ ...request, ...meant })
   }
 
   async queueBackups(request: QueueRequest): Promise<JobStatus[]> {
@@ -289,6 +300,7 @@ export class Shards implements EngineService {
     await this.#control.acquire()
     const shards = this.#seats.flatMap(({ shard }) => shard ?? [])
     await Promise.allSettled(shards.map(({ calls }) => calls.remote.stopJobs()))
+    this.host.guests.close()
     const closed = await Promise.allSettled(shards.map(({ calls }) => calls.remote.close()))
     for (const one of closed)
       if (one.status === 'rejected') this.#options.report(`a shard did not close: ${(one.reason as Error).message}`)
@@ -360,7 +372,7 @@ export class Shards implements EngineService {
     if (seat.shard !== shard) return
     seat.shard = undefined
     this.host.scratch.reclaim(seat.number)
-    for (const [id, holder] of this.#turns) if (holder === seat) this.#giveTurn(id)
+    this.#turns.lost(seat)
     if (this.#isClosing) return
     const isRecent = Date.now() - seat.diedMs < 60_000
     seat.deaths = isRecent ? seat.deaths + 1 : 0
@@ -401,25 +413,11 @@ export class Shards implements EngineService {
       peerPrepare: (to, request) => this.#peers.prepare(to, request),
       peerStep: (to, token, step) => this.#peers.step(to, token, step),
       peerSocket: (to, token) => this.#peers.socket(to, token),
-      takeTurn: (wish) => this.#takeTurn(seat, wish),
-      giveTurn: (id) => this.#giveTurn(id),
+      takeTurn: (wish) => this.#turns.take(seat, wish),
+      giveTurn: (id) => this.#turns.give(id),
+      freezeGuest: (machine) => this.host.guests.freeze(machine),
+      thawGuest: (machine) => this.host.guests.thaw(machine),
     }
-  }
-
-  async #takeTurn(seat: Seat, wish: TurnWish): Promise<void> {
-    const tell = (say: (remote: Remote<ShardFunctions>) => Promise<void>): void =>
-      void (seat.shard && say(seat.shard.calls.remote).catch(() => undefined))
-    if (seat.shard === undefined) return
-    this.#turns.set(wish.id, seat)
-    await this.host.queue.take(wish, {
-      waits: (reason) => tell((remote) => remote.turnWaits(wish.id, reason)),
-      over: ({ message }) => tell((remote) => remote.turnOver(wish.id, message)),
-    })
-  }
-
-  #giveTurn(id: string): void {
-    this.#turns.delete(id)
-    this.host.queue.give(id)
   }
 
   /** Commits for a shard, or for the control plane itself, and shows it to the others. */

@@ -195,7 +195,8 @@ export class TrackedBitmaps {
       if (change.name === VIEW_BITMAP) this.#view = { since: this.none(), isCompleting: false }
     }
     const meaning = this.#meaning
-    if (meaning === undefined || !changes.some(isUsers)) return undefined
+    const isReverts = changes.some((change) => change.kind === 'add' && change.name.startsWith('revert:'))
+    if (meaning === undefined || isReverts || !changes.some(isUsers)) return undefined
     this.#meaning = undefined
     const after = new Map([...meaning(this.world)].map(([name, bitmap]) => [name, copyOf(bitmap)]))
     this.#worlds.push(after)

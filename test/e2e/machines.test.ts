@@ -2,7 +2,9 @@
 // those queued, the limits of the host, and a queue that a restart finds again.
 
 import assert from 'node:assert/strict'
+import fs from 'node:fs'
 import { after, before, test } from 'node:test'
+import { FakeAgent } from '../support/fake-agent.ts'
 import { Site, STATUS } from '../support/site.ts'
 
 let site: Site
@@ -104,6 +106,45 @@ test('the limits of the host are kept, and refused when they cannot be', async (
   assert.match(await site.done('host', 'show'), /machines at a time: 1\n/)
   for (const args of [['--machines', '0'], ['--window', '22-06'], ['--bandwidth', '1K'], []])
     assert.equal((await site.varve('host', 'set', ...args)).status, STATUS.usage, args.join(' '))
+})
+
+test('the guest of a machine is frozen for its moments, and thawed also when the daemon is killed meanwhile', async (t) => {
+  const agent = await FakeAgent.listen(site.path('qga.sock'))
+  t.after(() => agent.close())
+  assert.match(
+    await site.done('machine', 'set', 'vm2', '--agent', agent.socket),
+    /frozen by the guest agent at .* 10 s/,
+  )
+  const [freeze, thaw] = ['guest-fsfreeze-freeze', 'guest-fsfreeze-thaw']
+  await site.done('backup', 'vm2', '--repo', site.repository)
+  await site.done('snapshot', 'create', 'vm2', 'frozen')
+  assert.deepEqual(agent.asked, [freeze, thaw, freeze, thaw])
+  agent.manners[freeze] = 'fail'
+  const refused = await site.varve('backup', 'vm2', '--repo', site.repository)
+  assert.equal(refused.status, STATUS.failed)
+  assert.match(refused.stderr, /refuses guest-fsfreeze-freeze/)
+  agent.manners[freeze] = 'silent'
+  const cut = site.begin('backup', 'vm2', '--repo', site.repository)
+  await agent.heard(7)
+  agent.isFrozen = true
+  await site.daemon.kill()
+  await cut.ended
+  delete agent.manners[freeze]
+  await site.daemon.start()
+  await agent.heard(8)
+  assert.equal(agent.asked[7], thaw)
+  const log = site.path('hooks.log')
+  const commands = [
+    '--freeze-command',
+    `echo $VARVE_MACHINE frozen >> ${log}`,
+    '--thaw-command',
+    `echo thawed >> ${log}`,
+  ]
+  await site.done('machine', 'set', 'vm2', ...commands)
+  await site.done('snapshot', 'create', 'vm2', 'by-commands')
+  assert.equal(fs.readFileSync(log, 'utf8'), 'vm2 frozen\nthawed\n')
+  assert.doesNotMatch(await site.done('machine', 'set', 'vm2', '--no-freeze'), /frozen/)
+  assert.equal((await site.varve('machine', 'set', 'vm2')).status, STATUS.usage)
 })
 
 test('a machine lets disks go, and is forgotten; its disks stay', async () => {

@@ -4,11 +4,12 @@
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
+import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
 import type { ViewRequest } from '../../src/engine/views.ts'
 import type { Keep } from '../../src/host/simulated.ts'
 import type { JobStatus } from '../../src/job/job.ts'
-import { Lab, readWhole } from '../support/lab.ts'
+import { Lab, LAB_REPOSITORY, readWhole } from '../support/lab.ts'
 
 const GRANULE = 4096
 const SIZE = 64 * GRANULE + 1536
@@ -268,4 +269,20 @@ test('when scratch is used up the view ends and the guest goes on', async (t) =>
   assert.ok((await readWhole(lab.guest('vm'))).equals(Buffer.alloc(SIZE, 1)))
   await trial.end(await trial.open({ bitmap: 'b' }), 'finalize')
   await lab.stop()
+})
+
+test('a view and a backup of one disk take their moments at the same time', async (t) => {
+  const trial = await start(t)
+  const { engine } = trial.lab
+  await engine.editBitmaps('vm', [{ edit: 'add', name: 'b' }])
+  const moment = Buffer.from(trial.content.get('vm') as Buffer)
+  const [view, backup] = await Promise.all([
+    engine.openView({ disks: ['vm'], bitmap: 'b', whole: true }),
+    engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, speed: 0 }),
+  ])
+  await trial.write('vm', 5)
+  assert.equal((await engine.jobEnded(backup.id)).error, undefined)
+  assert.ok((await readWhole(trial.lab.view(`vm@${view.id}`) as BlockDevice)).equals(moment))
+  assert.equal((await trial.end(view.id, 'finalize')).error, undefined)
+  await trial.lab.stop()
 })

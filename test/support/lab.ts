@@ -88,7 +88,7 @@ export class Lab {
       report: (message) => this.reports.push(message),
       // Small disks are many pieces all the same.
       mirrorPace: { piece: 16_384, settleBytes: 65_536 },
-      mergePaces: { commit: MERGE_PACE, stream: MERGE_PACE },
+      mergePaces: { commit: MERGE_PACE, stream: MERGE_PACE, restore: MERGE_PACE },
     })
   }
 
