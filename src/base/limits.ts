@@ -284,8 +284,16 @@ export const READ_AHEAD_BYTES = 4 * MIB
 export const NODE_CACHE_NODES = 4096
 export const NODE_WINDOW_BYTES = 128 * KIB
 export const NODE_WINDOWS = 64
-/** Blobs of one repository, at most: their index is in memory at 60 bytes each. */
-export const BLOBS_MAX = 2 ** 26
+/** Blobs of one repository, at most: they are numbered in 32 bits. */
+export const BLOBS_MAX = 2 ** 32 - 1
+/** Blobs whose index is in memory, at 60 bytes each; of those beyond, it is in tables on disk, where there is a folder for them. */
+export const MEMORY_BLOBS = 2 ** 20
+/** Tables of one repository, before they are joined; the part of their packs that is gone before they are made anew. */
+export const TABLES_MAX = 4
+export const TABLE_GONE_SHARE = 0.25
+/** Pages of tables that one open repository keeps, and the piece in which tables are written and joined, in bytes. */
+export const TABLE_CACHE_BYTES = 32 * MIB
+export const TABLE_WRITE_BYTES = 256 * KIB
 /** Largest manifest or config, in bytes. */
 export const SEALED_BYTES_MAX = 16 * MIB
 /** How often a session in a repository gives a sign of life, and how long it may give none before a pruning gives it up, in milliseconds. */

@@ -35,6 +35,14 @@ export function homeFolder(given: string | undefined): string {
   return path.join(state, 'varve')
 }
 
+/** The folder for what can be made again: VARVE_CACHE, else the system's default for this user. */
+export function cacheFolder(): string {
+  const { VARVE_CACHE: named, XDG_CACHE_HOME: cache } = process.env
+  if (named !== undefined && named !== '') return path.resolve(named)
+  if (process.getuid?.() === 0) return '/var/cache/varve'
+  return path.join(cache ?? path.join(os.homedir(), '.cache'), 'varve')
+}
+
 export function homeAt(folder: string): Home {
   return {
     folder,

@@ -64,6 +64,10 @@ export class DirectFile implements HostFile {
     return this.#inPieces(offset, length, (from, count) => this.#readPiece(from, count, into, at + from - offset))
   }
 
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    this.#cached.readNow(offset, length, into, at)
+  }
+
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     if (this.#isClosed) throw this.#closedError('write')
     if (!isWhole(offset, length)) {

@@ -35,6 +35,8 @@ export interface HostFile {
   size(): number
   /** Reads exactly `length` bytes; what lies past the end of the file reads as zeros. */
   read(offset: number, length: number, into: Uint8Array, at: number): Pending
+  /** As `read`, within the call whatever that takes: for small pieces of what is mostly in the page cache. */
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void
   /** Writes exactly `length` bytes, growing the file where needed. */
   write(offset: number, length: number, from: Uint8Array, at: number): Pending
   /** Makes the range read as zeros without growing the file; deallocates whole blocks where the file system can. */

@@ -26,6 +26,7 @@ function lateSync(file: HostFile): HostFile {
     writable: true,
     size: () => file.size(),
     read: (offset, length, into, at) => file.read(offset, length, into, at),
+    readNow: (offset, length, into, at) => file.readNow(offset, length, into, at),
     write: (offset, length, from, at) => file.write(offset, length, from, at),
     punch: (offset, length) => file.punch(offset, length),
     zero: (offset, length) => file.zero(offset, length),

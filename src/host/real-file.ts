@@ -94,11 +94,16 @@ export class RealFile implements HostFile {
       return this.#transfer(fs.read, offset + done, length - done, into, at + done)
     }
     if (!this.#readPace.isQuick) return this.#transfer(fs.read, offset, length, into, at)
-    if (this.#way === 'memory') return this.#readNow(offset, length, into, at)
+    if (this.#way === 'memory') return this.#readInCall(offset, length, into, at)
     const began = performance.now()
-    this.#readNow(offset, length, into, at)
+    this.#readInCall(offset, length, into, at)
     this.#readPace.tookInCall(began, performance.now(), length)
     return undefined
+  }
+
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    if (this.#isClosed) throw this.#closedError('read')
+    this.#readInCall(offset, length, into, at)
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
@@ -187,7 +192,7 @@ export class RealFile implements HostFile {
     this.#try('close', () => fs.closeSync(this.#fd))
   }
 
-  #readNow(offset: number, length: number, into: Uint8Array, at: number): undefined {
+  #readInCall(offset: number, length: number, into: Uint8Array, at: number): undefined {
     let done = 0
     try {
       while (done < length) {

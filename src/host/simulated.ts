@@ -309,6 +309,12 @@ class SimulatedFile implements HostFile {
     })
   }
 
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    this.#begin('read')
+    this.#checkOpen('read')
+    this.node.live.read(offset, length, into, at)
+  }
+
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     return this.#change('write', () => ({
       kind: 'write',

@@ -53,7 +53,7 @@ suite('blob index', () => {
     index.addPack(first)
     index.addPack({ ...first, pack: newPackName() })
     index.addPack(first)
-    assert.equal(index.count, 10)
+    assert.equal(index.count, 20)
     assert.equal(index.packs, 2)
     assert.equal(index.pack(index.find(first.records, 0)), first.pack)
   })

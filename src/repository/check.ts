@@ -62,7 +62,7 @@ export async function checkRepository(core: Core, options: CheckOptions = {}): P
       options.packDone?.(pack)
     },
   }
-  await core.inventory.readAnew()
+  await core.inventory.readFromStore()
   return steadily(
     core.inventory,
     ({ blobs }) => new Check(core, blobs, once).run(),

@@ -109,7 +109,7 @@ class CopyRun {
       const { blobs, marks } = await inventory.refresh()
       await session.sees([...marks.keys()])
       for (const copy of this.#copies) await readBackup(this.#target, copy)
-      const load = new Load(this.#target, new PackWriter(store, vault, blobs, id.slice(-8)))
+      const load = new Load(this.#target, new PackWriter(store, vault, blobs, id.slice(-8), inventory))
       const disks: BackupDiskInfo[] = []
       for (const disk of info.disks) {
         const { parent: _parent, ...rest } = disk

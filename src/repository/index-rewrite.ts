@@ -5,7 +5,7 @@ import { INDEX_OBJECT_BYTES, SMALL_INDEXES } from '../base/limits.ts'
 import { isBlockError } from '../block/error.ts'
 import type { Core } from './core.ts'
 import { decodeIndex, encodeIndex } from './index-object.ts'
-import { newPackName, type PackDirectory } from './pack.ts'
+import { newPackName, type PackDirectory, readDirectory } from './pack.ts'
 import { INDEXES } from './spec.ts'
 
 /**
@@ -46,11 +46,25 @@ export async function rewriteIndexes(
   return old.size
 }
 
-async function directoriesOf({ store, vault }: Pick<Core, 'store' | 'vault'>, key: string): Promise<PackDirectory[]> {
+/** What the index says; when it was damaged since it was read, what the packs say that it named. */
+async function directoriesOf(
+  { store, vault, inventory }: Pick<Core, 'store' | 'vault' | 'inventory'>,
+  key: string,
+): Promise<PackDirectory[]> {
   try {
     return decodeIndex(vault, await store.get(key), `${store.name}: ${key}`)
   } catch (error) {
     if (isBlockError(error, 'not-found')) return []
-    throw error
+    if (!isBlockError(error, 'corrupt')) throw error
   }
+  const directories: PackDirectory[] = []
+  for (const pack of inventory.indexes.get(key) ?? []) {
+    try {
+      directories.push(await readDirectory(store, vault, pack))
+    } catch (error) {
+      // What is gone needs no index, and of what is damaged too a check tells.
+      if (!isBlockError(error, 'not-found') && !isBlockError(error, 'corrupt')) throw error
+    }
+  }
+  return directories
 }

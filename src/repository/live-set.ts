@@ -40,13 +40,13 @@ export class LiveSet {
   }
 
   /** Stored bytes of what is live, for each pack by its number. */
-  bytesByPack(): Float64Array {
-    const bytes = new Float64Array(this.blobs.packs)
-    for (let entry = 0; entry < this.#bits.length * 8; entry++) {
-      if (!this.has(entry)) continue
-      const pack = this.blobs.packNumber(entry)
-      bytes[pack] = (bytes[pack] as number) + this.blobs.stored(entry)
-    }
+  async bytesByPack(): Promise<Float64Array> {
+    const bytes = new Float64Array(this.blobs.packNumbers)
+    await this.blobs.visit((entry, pack, stored) => {
+      // What came since is not known to be needed, and its pack is none of those that are asked for.
+      if (entry >>> 3 >= this.#bits.length || pack >= bytes.length || !this.has(entry)) return
+      bytes[pack] = (bytes[pack] as number) + stored
+    })
     return bytes
   }
 

@@ -9,6 +9,7 @@ import { INDEX_EVERY_BYTES, PACK_BYTES, PACK_SLAB, PACKS_IN_FLIGHT } from '../ba
 import type { Pending } from '../block/device.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { encodeIndex } from './index-object.ts'
+import type { Inventory } from './inventory.ts'
 import {
   type BlobRecord,
   newPackName,
@@ -99,7 +100,8 @@ class Lane {
 export class PackWriter {
   readonly #store: ObjectSink
   readonly #vault: Vault
-  readonly #index: BlobIndex
+  #index: BlobIndex
+  readonly #inventory: Pick<Inventory, 'relieve'>
   /** Slabs that no lane uses: at most those of the packs that were in flight together. */
   readonly #free: Uint8Array[] = []
   #chunks = new Lane(this.#free)
@@ -113,12 +115,13 @@ export class PackWriter {
   readonly #owner: string
   #failure: unknown
 
-  /** `owner` is the random end of the backup's id, 8 hexadecimal digits: its packs begin with it. */
-  constructor(store: ObjectSink, vault: Vault, index: BlobIndex, owner: string) {
+  /** `owner` is the random end of the backup's id, 8 hexadecimal digits: its packs begin with it. `index` is one of the inventory's. */
+  constructor(store: ObjectSink, vault: Vault, index: BlobIndex, owner: string, inventory: Pick<Inventory, 'relieve'>) {
     this.#store = store
     this.#vault = vault
     this.#owner = owner
     this.#index = index
+    this.#inventory = inventory
   }
 
   /** Bytes of all objects that were written. */
@@ -200,6 +203,7 @@ export class PackWriter {
     this.#unindexed.push(directory)
     this.#unindexedBytes += lane.bytes
     if (this.#unindexedBytes >= INDEX_EVERY_BYTES) await this.#putIndex()
+    this.#index = await this.#inventory.relieve(this.#index)
   }
 
   async #putIndex(): Promise<void> {

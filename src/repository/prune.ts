@@ -130,7 +130,7 @@ async function dryRunWith(
     damaged: all.damaged.filter(({ id }) => !gone.has(id)),
   }
   const live = await liveSet(core, staying, blobs, new Steps(progress))
-  const plan = planOf(live, [], repackBelow)
+  const plan = await planOf(live, [], repackBelow)
   return {
     ...NOTHING,
     dryRun: true,
@@ -186,13 +186,13 @@ class Pruning {
   }
 
   async run(keep: Retention | undefined, repackBelow: number): Promise<PruneReport> {
-    const { store, vault } = this.#core
+    const { store, vault, inventory } = this.#core
     await refuseRivals(this.#core, this.#id, this.#clock(), this.#leaseMs)
     const { kept, forgotten } = await this.#forget(keep)
     await this.#dropForgotten()
     const before = await this.#sweep()
     const plan = await this.#plan(repackBelow)
-    const packs = new PackWriter(store, vault, plan.live.blobs, this.#id.slice(-8))
+    const packs = new PackWriter(store, vault, plan.live.blobs, this.#id.slice(-8), inventory)
     this.#steps.expect(plan.repack.length)
     const repacked = await repack(this.#core, plan.live, packs, plan.repack, this.#steps.step)
     const going = [...plan.remove, ...repacked.packs]
@@ -278,14 +278,14 @@ class Pruning {
     const all = await readBackups(this.#core)
     const { marks, blobs } = await inventory.readAnew()
     const live = await liveSet(this.#core, all, blobs, this.#steps)
-    const bytes = live.bytesByPack()
+    const bytes = await live.bytesByPack()
     const ready = [...marks.values()].filter(
       ({ key }) => keys.has(key) && sessions.every(({ seen }) => seen.includes(key)),
     )
     const known = new Set(ready.flatMap(({ packs }) => packs))
     const gone = new Map<string, number>()
     const waiting = new Map<string, number>()
-    for (const [number, pack] of [...live.blobs.packNames()].entries()) {
+    for (const [pack, number] of live.blobs.numberedPacks()) {
       if (!live.blobs.isCondemned(pack) || bytes[number] !== 0) continue
       const into = known.has(pack) ? gone : waiting
       into.set(pack, live.blobs.packBytes(number))
@@ -342,17 +342,17 @@ async function liveSet(
 }
 
 /** Packs of sessions that are at work are left alone: what is in them is not referred to yet. `busy` are their owners. */
-function planOf(live: LiveSet, busy: readonly string[], repackBelow: number): Plan {
+async function planOf(live: LiveSet, busy: readonly string[], repackBelow: number): Promise<Plan> {
   const { blobs } = live
-  const bytes = live.bytesByPack()
+  const bytes = await live.bytesByPack()
   const remove: string[] = []
   const repacked: string[] = []
   const small: string[] = []
   let removeBytes = 0
   let repackBytes = 0
   const sizes = new Map<string, number>()
-  for (const [number, pack] of [...blobs.packNames()].slice(0, bytes.length).entries()) {
-    if (blobs.isCondemned(pack) || busy.some((owner) => pack.startsWith(owner))) continue
+  for (const [pack, number] of blobs.numberedPacks()) {
+    if (number >= bytes.length || blobs.isCondemned(pack) || busy.some((owner) => pack.startsWith(owner))) continue
     const total = blobs.packBytes(number)
     const needed = bytes[number] as number
     sizes.set(pack, needed)

@@ -32,7 +32,7 @@ export async function repairRepository(core: Core, found: CheckReport): Promise<
   const session = await Session.begin(core, { id: newBackupId(core.now()), kind: 'prune' })
   try {
     await refuseRivals(core, session.id, (await storeClock(store, SESSIONS + session.id))())
-    const { blobs } = await inventory.readAnew()
+    const { blobs } = await inventory.readFromStore()
     const keys = found.objects.map(({ key }) => key)
     const badIndexes = keys.filter((key) => key.startsWith(INDEXES))
     const badPacks = new Set(keys.filter((key) => key.startsWith(PACKS)).map((key) => key.slice(PACKS.length)))
@@ -40,7 +40,7 @@ export async function repairRepository(core: Core, found: CheckReport): Promise<
     const directories = await directoriesOf(core, there)
     // A pack that nobody can say the content of stays as it is: it may be brought back from elsewhere.
     const gone = new Set([...badPacks].filter((pack) => directories.has(pack) || !there.includes(pack)))
-    const writer = new PackWriter(store, vault, blobs, session.id.slice(-8))
+    const writer = new PackWriter(store, vault, blobs, session.id.slice(-8), inventory)
     const lost = new Map<string, Uint8Array>()
     let moved = 0
     for (const pack of gone) {

@@ -21,7 +21,7 @@ import { ChunkReader } from './chunk-reader.ts'
 import { type CopiedBackup, copyBackups, type CopyOptions } from './copy.ts'
 import type { Core } from './core.ts'
 import { DiskMap } from './disk-map.ts'
-import { Inventory } from './inventory.ts'
+import { Inventory, type TablePlace } from './inventory.ts'
 import { addKey, type Credential, type KeyInfo, listKeys, newSecret, openSecret, removeKey } from './key-box.ts'
 import {
   type BackupDiskInfo,
@@ -74,6 +74,8 @@ export interface RepositoryOptions {
   readonly credential?: Credential
   /** This client may add and not take away. */
   readonly appendOnly?: boolean
+  /** Where this host keeps what does not fit into memory of the index of the repository with this id; without it all is in memory. */
+  readonly tables?: (repository: string) => TablePlace
 }
 
 /** A disk to be backed up. With a parent, what is not written stays as it is there, cut or followed by zeros. */
@@ -140,7 +142,7 @@ export async function openRepository(store: ObjectStore, options: RepositoryOpti
     store: options.appendOnly === true ? new AppendOnlyStore(store) : store,
     vault,
     config,
-    inventory: new Inventory(store, vault),
+    inventory: new Inventory(store, vault, options.tables?.(config.id)),
     squeezer: options.squeezer?.(vault) ?? new WorkerSqueezer(vault),
     now: options.now ?? (() => systemClock.wall()),
     tool: options.tool ?? 'varve',
@@ -150,6 +152,7 @@ export async function openRepository(store: ObjectStore, options: RepositoryOpti
     await core.inventory.refresh()
   } catch (error) {
     await core.squeezer.close()
+    await core.inventory.close()
     throw error
   }
   return new Repository(core)
@@ -225,7 +228,7 @@ export class Repository {
         store: sink,
         vault,
         squeezer,
-        packs: new PackWriter(sink, vault, blobs, id.slice(-8)),
+        packs: new PackWriter(sink, vault, blobs, id.slice(-8), inventory),
         presence: session,
         disks,
         now,
@@ -373,6 +376,7 @@ export class Repository {
   /** Ends the repository's threads. Backups in the making fail. */
   async close(): Promise<void> {
     await this.#core.squeezer.close()
+    await this.#core.inventory.close()
   }
 
   #devices(info: BackupInfo, blobs: BlobIndex): BlockDevice[] {

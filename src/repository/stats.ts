@@ -44,14 +44,14 @@ async function statsWith(core: Core, blobs: BlobIndex): Promise<RepositoryStats>
   const { backups, damaged, forgotten } = await readBackups(core)
   await inventory.refresh()
   const visible = backups.filter((info) => !forgotten.has(info.id) && !isPart(info))
-  const owners = new Owners(core, blobs)
+  const owners = new Owners(core, blobs, visible.length)
   for (const [index, info] of visible.entries()) await owners.add(info, index)
   let storedBytes = 0
   await inParallel(await store.list(''), STORE_REQUESTS, async (key) => {
     const status = await store.status(key)
     storedBytes += status?.size ?? 0
   })
-  const { own, ...sums } = owners.sums(visible.length)
+  const { own, ...sums } = await owners.sums(visible.length)
   const each = visible.map((info, index) => ({
     id: info.id,
     logicalBytes: logicalOf(info),
@@ -77,13 +77,13 @@ const SEVERAL = -1
 class Owners {
   readonly #blobs: BlobIndex
   readonly #nodes: NodeReader
-  readonly #owners: Int32Array
+  readonly #owners: Int16Array | Int32Array
   readonly #breather = new Breather()
 
-  constructor({ store, vault }: Core, blobs: BlobIndex) {
+  constructor({ store, vault }: Core, blobs: BlobIndex, backups: number) {
     this.#blobs = blobs
     this.#nodes = new NodeReader(store, vault, blobs)
-    this.#owners = new Int32Array(blobs.count)
+    this.#owners = backups < 32_767 ? new Int16Array(blobs.count) : new Int32Array(blobs.count)
   }
 
   async add(info: BackupInfo, index: number): Promise<void> {
@@ -93,23 +93,25 @@ class Owners {
     }
   }
 
-  sums(backups: number): Pick<RepositoryStats, 'plainBytes' | 'neededBytes' | 'sharedBytes' | 'unusedBytes'> & {
-    own: number[]
-  } {
-    const own = Array.from({ length: backups }, () => 0)
+  async sums(backups: number): Promise<
+    Pick<RepositoryStats, 'plainBytes' | 'neededBytes' | 'sharedBytes' | 'unusedBytes'> & {
+      own: Float64Array
+    }
+  > {
+    const own = new Float64Array(backups)
     const sums = { plainBytes: 0, neededBytes: 0, sharedBytes: 0, unusedBytes: 0 }
-    for (let entry = 0; entry < this.#owners.length; entry++) {
-      const owner = this.#owners[entry] as number
-      const stored = this.#blobs.stored(entry)
+    await this.#blobs.visit((entry, _pack, stored, plain) => {
+      const owner = this.#owners[entry]
+      if (owner === undefined) return
       if (owner === NOBODY) {
         sums.unusedBytes += stored
-        continue
+        return
       }
       sums.neededBytes += stored
-      sums.plainBytes += this.#blobs.plain(entry)
+      sums.plainBytes += plain
       if (owner === SEVERAL) sums.sharedBytes += stored
       else own[owner - 1] = (own[owner - 1] as number) + stored
-    }
+    })
     return { ...sums, own }
   }
 

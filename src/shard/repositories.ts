@@ -4,6 +4,7 @@
 import path from 'node:path'
 import { CREDENTIAL_FILE_BYTES_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
+import { cacheFolder } from '../engine/home.ts'
 import { realHost } from '../host/real.ts'
 import {
   type Credential,
@@ -13,6 +14,7 @@ import {
   type RepositoryOptions,
 } from '../repository/repository.ts'
 import { CONFIG_KEY } from '../repository/spec.ts'
+import { TableFolder } from '../repository/table-folder.ts'
 import { DirectoryStore } from '../repository/stores/directory.ts'
 
 /** Paths of files. At most one is given. */
@@ -83,7 +85,11 @@ async function optionsOf(files: CredentialFiles = {}): Promise<RepositoryOptions
   const isSaid = files.passphraseFile !== undefined || files.keyFile !== undefined
   const { [PASSPHRASE_VARIABLE]: passphraseFile, [KEY_VARIABLE]: keyFile, [APPEND_VARIABLE]: append } = process.env
   const credential = await readCredential(isSaid ? files : { passphraseFile, keyFile })
-  return { ...(credential === undefined ? {} : { credential }), appendOnly: append !== undefined && append !== '' }
+  return {
+    ...(credential === undefined ? {} : { credential }),
+    appendOnly: append !== undefined && append !== '',
+    tables: (id) => ({ folder: new TableFolder(realHost, path.join(cacheFolder(), 'tables', id)) }),
+  }
 }
 
 async function readSmall(name: string): Promise<Buffer> {

@@ -258,6 +258,10 @@ class CrashFile implements HostFile {
     return this.#disk.run(() => this.#content.read(offset, length, into, at))
   }
 
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    this.#content.read(offset, length, into, at)
+  }
+
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     return this.#change(offset + length, () => {
       this.#content.write(offset, from, at, length)

@@ -5,10 +5,17 @@ import assert from 'node:assert/strict'
 import crypto from 'node:crypto'
 import { Random } from '../../src/base/random.ts'
 import { isBlockError } from '../../src/block/error.ts'
-import { openRepository, type Repository } from '../../src/repository/repository.ts'
+import { SimulatedHost } from '../../src/host/simulated.ts'
+import {
+  initRepository,
+  openRepository,
+  type Repository,
+  type RepositoryOptions,
+} from '../../src/repository/repository.ts'
 import type { ObjectStore } from '../../src/repository/store.ts'
 import { MemoryStore } from '../../src/repository/stores/memory.ts'
-import { changeSome, initInline, inline, noise, restore } from '../support/backups.ts'
+import { TableFolder } from '../../src/repository/table-folder.ts'
+import { changeSome, inline, noise, restore } from '../support/backups.ts'
 import { FaultStore, type StoreFault } from '../support/fault-store.ts'
 
 /** What the client does whose request goes wrong. */
@@ -24,6 +31,13 @@ export interface Life {
 
 const SIZE = 96 * 1024
 
+/** Every other life has its index on disk but for a few blobs. */
+function optionsOf(seed: number): RepositoryOptions {
+  if (seed % 2 === 1) return inline()
+  const host = new SimulatedHost()
+  return { ...inline(), tables: (id) => ({ folder: new TableFolder(host, `/tables/${id}`), memoryBlobs: 5 }) }
+}
+
 /** Ids of the backups that were reported done, and were not given up since, with what they hold. */
 type Done = Map<string, string>
 
@@ -31,13 +45,14 @@ const digestOf = (bytes: Uint8Array): string => crypto.hash('sha256', bytes, 'he
 
 /** Lives it; true when the request that was to go wrong was met at all. Throws what is not as it must be. */
 export async function live(life: Life): Promise<boolean> {
+  const options = optionsOf(life.seed)
   const random = new Random(life.seed)
   const store = new MemoryStore()
   const done: Done = new Map()
   const content = noise(random, SIZE)
-  await prepare(store, random, content, done)
+  await prepare(store, options, random, content, done)
   const target = new MemoryStore('target')
-  await initInline(target)
+  await initRepository(target, options)
   if (life.act === 'repair') await spoilIndex(store)
   // What goes wrong goes wrong in one client, on either side of a copy.
   const isTarget = life.act === 'copy' && random.chance(0.5)
@@ -46,22 +61,29 @@ export async function live(life: Life): Promise<boolean> {
   faulty.faultAt = life.faultAt
   const others = Array.from({ length: 2 }, (_, i) => new FaultStore(store, new Random(life.seed + 2 + i)))
   const work = [
-    (): Promise<unknown> => actOn(life.act, faulty, isTarget ? store : target, isTarget, { random, content, done }),
-    () => backUpSome(others[0] as ObjectStore, new Random(life.seed + 9), Buffer.from(content), done),
-    () => pruneSome(others[1] as ObjectStore, new Random(life.seed + 8), done, life.act === 'prune'),
+    (): Promise<unknown> =>
+      actOn(life.act, faulty, isTarget ? store : target, isTarget, { options, random, content, done }),
+    () => backUpSome(others[0] as ObjectStore, options, new Random(life.seed + 9), Buffer.from(content), done),
+    () => pruneSome(others[1] as ObjectStore, options, new Random(life.seed + 8), done, life.act === 'prune'),
   ]
   const outcomes = await Promise.allSettled(work.map((each) => each()))
   for (const outcome of outcomes) if (outcome.status === 'rejected') mustBeOrderly(outcome.reason)
   for (const each of [faulty, ...others]) await each.settled()
-  await isWhole(store, done, true)
-  await isWhole(target, new Map(), false)
-  await tidiesUp(store, done)
+  await isWhole(store, options, done, true)
+  await isWhole(target, options, new Map(), false)
+  await tidiesUp(store, options, done)
   return faulty.requests >= life.faultAt
 }
 
 /** Three backups, of which one is forgotten, and rubbish of a fourth. */
-async function prepare(store: ObjectStore, random: Random, content: Buffer, done: Done): Promise<void> {
-  const repository = await initInline(store)
+async function prepare(
+  store: ObjectStore,
+  options: RepositoryOptions,
+  random: Random,
+  content: Buffer,
+  done: Done,
+): Promise<void> {
+  const repository = await initRepository(store, options)
   const ids: string[] = []
   for (let i = 0; i < 3; i++) {
     if (i > 0) changeSome(content, random, 3, 16_384)
@@ -98,8 +120,14 @@ async function backUpWhole(repository: Repository, content: Buffer, moment: numb
   }
 }
 
-async function backUpSome(store: ObjectStore, random: Random, content: Buffer, done: Done): Promise<void> {
-  const repository = await openRepository(store, inline())
+async function backUpSome(
+  store: ObjectStore,
+  options: RepositoryOptions,
+  random: Random,
+  content: Buffer,
+  done: Done,
+): Promise<void> {
+  const repository = await openRepository(store, options)
   const parent = random.pick(await repository.backups())
   const before = await restore(repository, parent.id)
   const changes = changeSome(before, random, 3, 12_288)
@@ -125,8 +153,14 @@ async function backUpSome(store: ObjectStore, random: Random, content: Buffer, d
   }
 }
 
-async function pruneSome(store: ObjectStore, random: Random, done: Done, isRival: boolean): Promise<void> {
-  const repository = await openRepository(store, inline())
+async function pruneSome(
+  store: ObjectStore,
+  options: RepositoryOptions,
+  random: Random,
+  done: Done,
+  isRival: boolean,
+): Promise<void> {
+  const repository = await openRepository(store, options)
   const victim = random.pick(await repository.backups()).id
   if (random.chance(0.7)) {
     // From the moment that it is asked for, nobody may count on it.
@@ -146,9 +180,14 @@ async function actOn(
   store: ObjectStore,
   other: ObjectStore,
   isTarget: boolean,
-  { random, content, done }: { readonly random: Random; readonly content: Buffer; readonly done: Done },
+  {
+    options,
+    random,
+    content,
+    done,
+  }: { readonly options: RepositoryOptions; readonly random: Random; readonly content: Buffer; readonly done: Done },
 ): Promise<void> {
-  const repository = await openRepository(store, inline())
+  const repository = await openRepository(store, options)
   switch (act) {
     case 'backup': {
       const changed = Buffer.from(content)
@@ -162,7 +201,7 @@ async function actOn(
       return assert.ok(report.isGood, `a check beside prunings finds ${JSON.stringify(report)}`)
     }
     case 'copy': {
-      const second = await openRepository(other, inline())
+      const second = await openRepository(other, options)
       await (isTarget ? second.copyTo(repository) : repository.copyTo(second))
       return
     }
@@ -191,8 +230,13 @@ function mustBeOrderly(error: unknown): void {
 }
 
 /** All that was reported done is there, and all that is there is whole and is what its writer said. */
-async function isWhole(store: ObjectStore, done: Done, mustBeThere: boolean): Promise<void> {
-  const repository = await openRepository(store, inline())
+async function isWhole(
+  store: ObjectStore,
+  options: RepositoryOptions,
+  done: Done,
+  mustBeThere: boolean,
+): Promise<void> {
+  const repository = await openRepository(store, options)
   const { backups, damaged } = await repository.list()
   assert.deepEqual(damaged, [])
   const visible = new Set(backups.map(({ id }) => id))
@@ -206,8 +250,8 @@ async function isWhole(store: ObjectStore, done: Done, mustBeThere: boolean): Pr
 }
 
 /** When all others are gone, one pruning leaves nothing but what the backups need, and a check finds nothing. */
-async function tidiesUp(store: ObjectStore, done: Done): Promise<void> {
-  const repository = await openRepository(store, inline())
+async function tidiesUp(store: ObjectStore, options: RepositoryOptions, done: Done): Promise<void> {
+  const repository = await openRepository(store, options)
   await repository.prune({ leaseMs: 0 })
   await repository.repair(await repository.check({ reads: () => true }))
   const report = await repository.prune({ leaseMs: 0, repackBelow: 1 })
@@ -216,5 +260,5 @@ async function tidiesUp(store: ObjectStore, done: Done): Promise<void> {
   const found = await repository.check({ reads: () => true })
   assert.ok(found.isGood, JSON.stringify(found))
   assert.equal((await repository.stats()).unusedBytes, 0)
-  await isWhole(store, done, true)
+  await isWhole(store, options, done, true)
 }

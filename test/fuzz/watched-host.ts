@@ -157,6 +157,10 @@ class WatchedFile implements HostFile {
     return undefined
   }
 
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    this.read(offset, length, into, at)
+  }
+
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
     assert.ok(at >= 0 && at + length <= from.length, 'the buffer holds what is written')
     this.#beginChange('write', offset, length)

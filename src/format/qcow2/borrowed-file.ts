@@ -28,6 +28,10 @@ export class BorrowedFile implements HostFile {
     return this.#mustLend().read(offset, length, into, at)
   }
 
+  readNow(offset: number, length: number, into: Uint8Array, at: number): void {
+    this.#mustLend().readNow(offset, length, into, at)
+  }
+
   extents(offset: number, length: number, visit: ExtentVisitor): Pending {
     return this.#mustLend().extents(offset, length, visit)
   }

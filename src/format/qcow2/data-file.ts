@@ -44,6 +44,7 @@ export function unopenedDataFile(imagePath: string, header: Header): DataFile {
     writable: false,
     size: refuse,
     read: refuse,
+    readNow: refuse,
     write: refuse,
     punch: refuse,
     zero: refuse,
