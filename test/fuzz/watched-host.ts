@@ -158,7 +158,7 @@ class WatchedFile implements HostFile {
   }
 
   readNow(offset: number, length: number, into: Uint8Array, at: number): void {
-    this.read(offset, length, into, at)
+    void this.read(offset, length, into, at)
   }
 
   write(offset: number, length: number, from: Uint8Array, at: number): Pending {
