@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Random, seedOfRun } from '../../src/base/random.ts'
+import { isBlockError } from '../../src/block/error.ts'
 import { createQcow2 } from '../../src/format/qcow2/create.ts'
 import { Lab, readWhole } from '../support/lab.ts'
 import { LabWire } from '../support/lab-wire.ts'
@@ -20,6 +21,8 @@ const PATIENCE_MS = 300_000
 
 const STRIKES = ['source dies', 'target dies', 'both die', 'line is cut'] as const
 type Strike = (typeof STRIKES)[number]
+const SIDES = ['source', 'target'] as const
+type Side = (typeof SIDES)[number]
 
 /** One migration, and what is left of it. */
 class World {
@@ -37,6 +40,7 @@ class World {
   operations = 0
   sinceSeal = 0
   #isStruck = false
+  #lost: Side | undefined
   /** Called at each of them. */
   onOperation: (() => void) | undefined
 
@@ -133,12 +137,45 @@ class World {
   }
 
   /** Those that would let a guest write. */
-  get writers(): readonly string[] {
+  get writers(): readonly Side[] {
     const isOurs = ({ catalog }: Lab): boolean => {
       const record = catalog.list('disk').find(({ name }) => name === 'vm')
       return record !== undefined && record.incoming === undefined && record.away === undefined
     }
-    return [...(isOurs(this.source) ? ['source'] : []), ...(isOurs(this.target) ? ['target'] : [])]
+    return SIDES.filter((side) => side !== this.#lost && isOurs(this[side]))
+  }
+
+  /** Happens within the call: nobody hears from one side ever again. */
+  lose(side: Side): void {
+    this.#isStruck = true
+    this.#lost = side
+    this.wire.cut()
+    // What the guest hears from a lost source it does not hear.
+    if (side === 'source') this.#oldest = this.guest.acknowledged.slice()
+    for (const lab of [this.source, this.target]) {
+      lab.host.beforeOperation = undefined
+      lab.catalog.beforeCommit = undefined
+    }
+  }
+
+  /** What an operator does at the side that is left. False when it handed the disk over, so that the lost one had it. */
+  async force(): Promise<boolean> {
+    const { source, target } = this
+    if (this.#lost === 'source') {
+      await target.engine.settleDisk('vm', true).catch(ignoreSettled)
+      return true
+    }
+    const deadline = performance.now() + PATIENCE_MS
+    for (;;) {
+      const open = source.engine.listJobs().find(({ endedMs }) => endedMs === undefined)
+      const away = source.catalog.list('disk')[0]?.away?.state
+      if (away === 'moved') return false
+      if (open === undefined) return true
+      assert.ok(performance.now() < deadline, `it does not end: ${JSON.stringify(open)}`)
+      if (away === 'handed-over') await source.engine.settleDisk('vm', true).catch(ignoreSettled)
+      else if (open.state !== 'aborting') await source.engine.sayToJob(open.id, 'cancel').catch(() => undefined)
+      await new Promise((resolve) => setTimeout(resolve, 2))
+    }
   }
 
   checkOne(note: string): void {
@@ -255,5 +292,40 @@ for (const strike of STRIKES) {
         throw new Error(`seed ${seed} round ${round}, ${strike} ${how} at ${JSON.stringify(at)} of ${most}: ${what}`)
       }
     }
+  })
+}
+
+/** It may have been settled, or about to be, when it was asked for. */
+function ignoreSettled(error: unknown): void {
+  if (!isBlockError(error, 'busy') && !isBlockError(error, 'invalid-argument')) throw error
+}
+
+for (const side of SIDES) {
+  test(`the ${side} lost for ever in a switch-over: --settle --force makes the other side's copy the disk, with all that was acknowledged`, async () => {
+    const seed = seedOfRun()
+    let forced = 0
+    for (let operations = 1; operations <= 8; operations++) {
+      const world = await World.make(seed + operations)
+      let isLost = false
+      world.count()
+      world.onOperation = () => {
+        if (isLost || world.sinceSeal < operations) return
+        isLost = true
+        world.lose(side)
+      }
+      world.begin().catch(() => undefined)
+      const written = world.write(60)
+      written.catch(() => undefined)
+      const hasEnded = (): boolean => world.source.engine.listJobs().some(({ endedMs }) => endedMs !== undefined)
+      while (!isLost && !hasEnded()) await new Promise((resolve) => setTimeout(resolve, 1))
+      world.onOperation = undefined
+      if (isLost && (await world.force())) {
+        if (side === 'target') await written
+        await world.check()
+        forced++
+      }
+      await world.stop()
+    }
+    assert.ok(forced > 0, 'some were lost before they ended')
   })
 }
