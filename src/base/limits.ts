@@ -96,7 +96,7 @@ export const SCRATCH_BYTES = 4 * 1024 * MIB
 export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
 
 /** Machines that a host may be told to back up at a time, and backups that may be queued. */
-export const BACKUP_MACHINES_MAX = 64
+export const BACKUP_MACHINES_MAX = 256
 export const BACKUPS_QUEUED_MAX = 10_000
 /** Least that all backups of a host may be told to copy together, in bytes per second. */
 export const HOST_BANDWIDTH_MIN = 64 * KIB

@@ -247,7 +247,7 @@ export class PointInTime implements Interceptor, BlockDevice {
   #noteSaved(index: number, length: number): void {
     this.#unsaved.clearGranules(index, index + 1)
     this.savedBytes += length
-    this.scratchPeak = Math.max(this.scratchPeak, this.#scratch.used)
+    this.scratchPeak = this.#scratch.peak
     // Released while the save was in flight: nobody will free it again.
     if (!this.#needed.has(index)) this.#scratch.free(index, index + 1)
   }

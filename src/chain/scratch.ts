@@ -24,6 +24,8 @@ export class Scratch {
   readonly #regions = new Map<number, Int32Array>()
   readonly #freeSlots: number[] = []
   #slots = 0
+  /** Bytes of slots in use at most so far. */
+  peak = 0
 
   constructor(file: HostFile, granule: number, budgets: readonly ScratchBudget[]) {
     this.#file = file
@@ -117,6 +119,8 @@ export class Scratch {
       const message = `the scratch budget of ${budget.limit} bytes is used up: the backup is given up, the guest goes on`
       throw new BlockError('no-space', message, { path: this.#file.path })
     }
-    return this.#freeSlots.pop() ?? this.#slots++
+    const slot = this.#freeSlots.pop() ?? this.#slots++
+    this.peak = Math.max(this.peak, this.used)
+    return slot
   }
 }
