@@ -417,6 +417,20 @@ export const routes = {
     }),
     response: job,
   },
+  restoreOnto: {
+    method: 'POST',
+    path: '/v1/disks/:disk/restore',
+    summary: 'Makes a disk what it was in a backup, as a job; it is not served meanwhile',
+    params: onDisk,
+    body: z.object({
+      repository: z.string().min(1),
+      backup: name,
+      disk: name.optional().describe('Which one of the backup, when it has several'),
+      keep: name.optional().describe('The snapshot that its present state becomes; without it that is lost'),
+      ...terms,
+    }),
+    response: job,
+  },
   openView: {
     method: 'POST',
     path: '/v1/views',

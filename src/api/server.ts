@@ -87,6 +87,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     setMirrorMode: ({ job }, { mode }) => engine.setMirrorMode(job, mode) as Promise<Reply<'setMirrorMode'>>,
     backup: (_params, request) => engine.backup(request) as Promise<Reply<'backup'>>,
     restore: (_params, request) => engine.restore(request) as Promise<Reply<'restore'>>,
+    restoreOnto: ({ disk }, request) => engine.restoreOnto(disk, request) as Promise<Reply<'restoreOnto'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,

@@ -1,9 +1,11 @@
-// `varve restore`: brings a disk of a backup back. To a new image, without a daemon; or live, as a disk that the daemon serves at once.
+// `varve restore`: brings a disk of a backup back. To a new image, without a daemon; live, as a disk that the daemon serves at once; or onto a
+// disk that the daemon has.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
 import type { BodyInput } from '../api/schema.ts'
 import { IMAGE_LOST_RANGES_MAX } from '../base/limits.ts'
+import { formatSize } from '../base/size.ts'
 import type { BlockDevice } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
@@ -12,6 +14,7 @@ import { SalvageFilter } from '../filter/salvage.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
 import { absoluteLocation } from '../shard/repositories.ts'
 import { type BackupName, parseBackupName } from './backup-name.ts'
+import { confirm } from './confirm.ts'
 import { print } from './context.ts'
 import { type Cli, cliOf, followJob } from './daemon-context.ts'
 import { Progress } from './progress.ts'
@@ -27,6 +30,10 @@ interface RestoreOptions extends RepositoryFlags, TermOptions {
   readonly salvage?: boolean
   readonly live?: string
   readonly whenAway?: WhenAway
+  readonly onto?: string
+  readonly keep?: string
+  readonly discard?: boolean
+  readonly yes?: boolean
   readonly wait: boolean
 }
 
@@ -34,7 +41,7 @@ export function addRestoreCommand(program: Command): void {
   const command = withKeys(
     program
       .command('restore <backup[:disk]>')
-      .description('restore a disk of a backup: to a new image, or live, as a disk that is there at once')
+      .description('restore a disk of a backup: to a new image, live as a new disk at once, or onto a disk')
       .addOption(repoOption()),
   )
     .option('--to <image>', 'the image to make')
@@ -47,15 +54,22 @@ export function addRestoreCommand(program: Command): void {
         WHEN_AWAY,
       ),
     )
-  addTermOptions(command, 'restore').option('--no-wait', 'live: return as soon as the disk is served').action(restore)
+    .option('--onto <disk>', 'make this disk what it was: only what differs is written, and it is not served meanwhile')
+    .option('--keep <snapshot>', 'onto: the snapshot that the present state becomes; before-BACKUP unless told')
+    .option('--discard', 'onto: the present state is lost')
+    .option('--yes', 'onto: do not ask')
+  addTermOptions(command, 'restore').option('--no-wait', 'live and onto: return as soon as it is begun').action(restore)
 }
 
 async function restore(named: string, options: RestoreOptions, command: Command): Promise<void> {
   const { backup, disk = options.disk, partition } = parseBackupName(named)
   const wanted = { backup, disk, partition }
   if (options.live !== undefined) return restoreLive(cliOf(command), wanted, options.live, options)
-  if (options.to === undefined)
-    throw new BlockError('invalid-argument', 'say where it is restored: --to IMAGE, or --live NAME for a disk at once')
+  if (options.onto !== undefined) return restoreOnto(cliOf(command), wanted, options.onto, options)
+  if (options.to === undefined) {
+    const message = 'say where it is restored: --to IMAGE, --live NAME for a new disk at once, or --onto DISK'
+    throw new BlockError('invalid-argument', message)
+  }
   await restoreImage(cliOf(command), wanted, path.resolve(options.to), options)
 }
 
@@ -112,6 +126,48 @@ async function restoreLive(cli: Cli, wanted: BackupName, name: string, options: 
   if (!cli.json) process.stdout.write(`${uri}\n`)
   const job = await followJob(cli, begun, options)
   if (cli.json) print(cli, { uri, job }, () => '')
+}
+
+/** Whoever uses the disk loses it first, which is asked about. */
+async function restoreOnto(cli: Cli, wanted: BackupName, disk: string, options: RestoreOptions): Promise<void> {
+  const { discard = false, keep = `before-${wanted.backup}`, yes } = options
+  refuseWithOnto(options)
+  const present = discard ? 'and what it is now is lost' : `and what it is now becomes the snapshot ${keep}`
+  if (yes !== true)
+    await confirm(
+      cli,
+      `disk ${disk} is withdrawn from its guests until it is what it was in ${wanted.backup}, ${present}`,
+    )
+  const wish: BodyInput<'restoreOnto'> = {
+    repository: absoluteLocation(options.repo),
+    backup: wanted.backup,
+    ...(wanted.disk === undefined ? {} : { disk: wanted.disk }),
+    ...(discard ? {} : { keep }),
+    ...termsOf(options),
+  }
+  const job = await followJob(cli, cli.api.call('restoreOnto', { disk }, wish), options)
+  print(cli, job, ({ details }) => {
+    const figures = [
+      `compared ${formatSize(Number(details['comparedBytes']))}`,
+      `wrote ${formatSize(Number(details['changedBytes']))}`,
+    ]
+    return [
+      `${disk}: ${String(details['reason'] ?? 'is being restored')}`,
+      ...(options.wait ? [figures.join(', ')] : []),
+    ].join('\n')
+  })
+}
+
+function refuseWithOnto({ to, live, salvage, discard, keep, passphraseFile, keyFile }: RestoreOptions): void {
+  const refuse = (message: string): BlockError => new BlockError('invalid-argument', message)
+  if (to !== undefined || live !== undefined) throw refuse('say one of --to, --live and --onto')
+  if (salvage === true)
+    throw refuse('what is damaged is left out of a new image only: --salvage needs --to, without --onto')
+  if (discard === true && keep !== undefined) throw refuse('say --keep or --discard, not both')
+  if (passphraseFile === undefined && keyFile === undefined) return
+  throw refuse(
+    'onto a disk, the daemon opens the repository: give VARVE_PASSPHRASE_FILE or VARVE_KEY_FILE to varve serve',
+  )
 }
 
 /** Neighbours are one range; so many are listed, and all bytes are counted. */

@@ -43,8 +43,9 @@ export function diskOfToken(catalog: Pick<Catalog, 'list'>, token: string): Disk
   return catalog.list('disk').find(({ incoming, arrival }) => incoming?.token === token || arrival?.token === token)
 }
 
-/** Whether guests may find the disk here: it is ours, or passed on. */
-export function isServed({ incoming, away }: DiskRecord): boolean {
+/** Whether guests may find the disk here: it is ours, or passed on, and nobody restores onto it. */
+export function isServed({ incoming, away, overwriting }: DiskRecord): boolean {
+  if (overwriting !== undefined) return false
   return incoming === undefined && (away === undefined || (away.state === 'moved' && away.forward))
 }
 

@@ -21,6 +21,7 @@ import { ScratchBudget } from '../chain/scratch-budget.ts'
 import { Scratch } from '../chain/scratch.ts'
 import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
+import type { BackupDiskName } from '../repository/repository.ts'
 import { refuseAway } from './authority.ts'
 import { type EarlierBackup, type Way, wayByComparison, wayFrom } from './backup-way.ts'
 import type { DiskRecord } from './catalog.ts'
@@ -100,6 +101,18 @@ export const USER_BITMAP_META = metaText({ last: 'its user’s moment' })
 /** Meta of a recording bitmap of a disk that is as the disk of that name in a backup. */
 export function countingFrom(backup: string, disk: string): string {
   return metaText({ last: backup, disk })
+}
+
+/** What a valid bitmap of a disk's backups counts from, and its bits; undefined when that is not known, or not believed. */
+export function countedFrom(
+  disk: Disk,
+  name: string,
+): { readonly last: BackupDiskName; readonly bits: Bitmap } | undefined {
+  const bitmap = disk.log.bitmaps.get(name)
+  if (bitmap === undefined || bitmap.state === 'void') return undefined
+  const { last, disk: there = disk.name, pending, distrust } = metaOf(bitmap.meta)
+  if (last === undefined || pending !== undefined || distrust !== undefined) return undefined
+  return { last: { backup: last, disk: there }, bits: bitmap.bits }
 }
 
 /** The party of a disk in this thread. */

@@ -56,6 +56,8 @@ export interface DiskRecord {
   readonly arrival?: { readonly token: string; readonly from: string }
   /** All of it is not here yet: the lowest layer is a backup. */
   readonly restoring?: RestoringMark
+  /** It is being made what it was in a backup, and nobody may use it. */
+  readonly overwriting?: OverwritingMark
   /** It was handed over to another daemon. */
   readonly away?: AwayMark
 }
@@ -71,6 +73,18 @@ export interface RestoringMark {
   /** What keeps the backup from being pruned. */
   readonly hold: string
   readonly whenAway: WhenAway
+}
+
+/** The backup that a disk is being made equal to. */
+export interface OverwritingMark extends Omit<RestoringMark, 'whenAway'> {
+  /** The snapshot that holds what the disk was; undefined when that is gone. */
+  readonly keep: string | undefined
+}
+
+/** Makes a disk what it was in a backup. */
+export interface OverwriteSpec {
+  readonly kind: 'overwrite'
+  readonly disk: string
 }
 
 export interface CommitSpec {
@@ -156,7 +170,15 @@ export interface ViewSpec {
   readonly machine?: string
 }
 
-export type JobSpec = CommitSpec | StreamSpec | RestoreSpec | MirrorSpec | MigrateSpec | BackupSpec | ViewSpec
+export type JobSpec =
+  | CommitSpec
+  | StreamSpec
+  | RestoreSpec
+  | OverwriteSpec
+  | MirrorSpec
+  | MigrateSpec
+  | BackupSpec
+  | ViewSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {

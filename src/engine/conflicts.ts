@@ -7,23 +7,25 @@ import type { EngineContext } from './context.ts'
 
 /** Each work on a chain, and the jobs that it has to wait for: those that change the chain too, or what a revert would change. */
 const WAITS_FOR = {
-  'snapshot create': ['commit', 'stream', 'restore', 'mirror', 'migrate'],
-  'snapshot export': ['commit', 'stream', 'restore', 'mirror', 'migrate'],
-  resize: ['commit', 'stream', 'restore', 'mirror', 'migrate', 'backup', 'view'],
-  clone: ['commit', 'stream', 'restore', 'mirror', 'migrate'],
-  commit: ['commit', 'stream', 'restore', 'mirror', 'migrate'],
-  stream: ['commit', 'stream', 'restore', 'mirror', 'migrate'],
-  mirror: ['commit', 'stream', 'restore', 'mirror', 'migrate'],
+  'snapshot create': ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
+  'snapshot export': ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
+  resize: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate', 'backup', 'view'],
+  clone: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
+  commit: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
+  stream: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
+  mirror: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate'],
   // The bitmaps go along as they are: no backup has some of their bits for itself.
-  migrate: ['commit', 'stream', 'restore', 'mirror', 'migrate', 'backup', 'view'],
-  backup: ['migrate'],
-  revert: ['commit', 'stream', 'restore', 'mirror', 'migrate', 'backup', 'view'],
+  migrate: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate', 'backup', 'view'],
+  backup: ['migrate', 'overwrite'],
+  'restore onto': ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate', 'backup', 'view'],
+  revert: ['commit', 'stream', 'restore', 'overwrite', 'mirror', 'migrate', 'backup', 'view'],
 } as const satisfies Record<string, readonly JobSpec['kind'][]>
 
 export type ChainWork = keyof typeof WAITS_FOR
 
-/** What can be done to a disk while the rest of it is in a backup. */
+/** What can be done to a disk while the rest of it is in a backup, and to one that a restore onto it has left half done. */
 const WHILE_RESTORING: readonly ChainWork[] = ['stream', 'backup']
+const WHILE_HALF: readonly ChainWork[] = ['restore onto', 'revert']
 
 /**
  * Kind 'busy' while a job runs on the disk that the work has to wait for, or while not all of the disk is here. A backup that waits for its
@@ -38,6 +40,11 @@ export function refuseConflict(context: EngineContext, disk: string, work: Chain
   const restoring = context.disks.get(disk)?.record.restoring
   if (job === undefined && restoring !== undefined && !WHILE_RESTORING.includes(work)) {
     const message = `${work} has to wait: the rest of disk ${disk} is in backup ${restoring.backup}: varve stream ${disk} brings it`
+    throw new BlockError('busy', message, { device: disk })
+  }
+  const overwriting = context.disks.get(disk)?.record.overwriting
+  if (job === undefined && overwriting !== undefined && !WHILE_HALF.includes(work)) {
+    const message = `${work} has to wait: disk ${disk} is half of backup ${overwriting.backup}: varve restore ${overwriting.backup} --onto ${disk} makes it whole`
     throw new BlockError('busy', message, { device: disk })
   }
   if (job === undefined) return

@@ -84,9 +84,13 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
   }
 }
 
-function restoringOf({ restoring }: DiskRecord, bottom: Layer | undefined): { restoring?: RestoringStatus } {
-  if (restoring === undefined) return {}
-  const { repository, backup, disk } = restoring
+function restoringOf(
+  { restoring, overwriting }: DiskRecord,
+  bottom: Layer | undefined,
+): { restoring?: RestoringStatus } {
+  const mark = restoring ?? overwriting
+  if (mark === undefined) return {}
+  const { repository, backup, disk } = mark
   const away = bottom instanceof BackupLayer ? bottom.away : undefined
   return { restoring: { repository, backup, disk, ...(away === undefined ? {} : { away }) } }
 }

@@ -1,6 +1,6 @@
 // The engine: sole owner of disks, exports and jobs, of all of a home or of those of one shard. Opens what the catalog has,
 // finishes what a crash left, lets jobs go on, and does what the API asks. Its parts: disk-opener, snapshots, clones, claims, bitmaps,
-// internal-bitmaps, reverts, branches, commits, streams, restores, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
+// internal-bitmaps, reverts, branches, commits, streams, restores, overwrites, mirrors, migrations, incoming, settling, deletion, conflicts, backups, backup-party, views, job-table.
 
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
@@ -39,6 +39,7 @@ import { type DiskTerms, makeImage, noteOnImage, readLayers } from './new-disk.t
 import { type IncomingReply, type IncomingRequest, type IncomingStep, noPeers } from './peers.ts'
 import { removeDisk, removeFolder } from './removal.ts'
 import { resizeDisk } from './resize.ts'
+import { type OverwriteRequest, startOverwrite } from './overwrites.ts'
 import { type RestoreRequest, startRestore } from './restores.ts'
 import { resumeRows } from './resume.ts'
 import { dropSideSnapshot, revertDisk } from './reverts.ts'
@@ -303,6 +304,11 @@ export class Engine {
       const job = await startRestore(this.#context, request, (...made) => this.#openNew(...made))
       return job.status
     })
+  }
+
+  /** Makes a disk what it was in a backup; it is withdrawn when this resolves, and served again when the job is done. */
+  async restoreOnto(disk: string, request: OverwriteRequest): Promise<JobStatus> {
+    return (await startOverwrite(this.#context, findDisk(this.#context, disk), request)).status
   }
 
   async mirror(disk: string, request: MirrorRequest): Promise<JobStatus> {

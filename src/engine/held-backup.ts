@@ -3,7 +3,7 @@
 import path from 'node:path'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
-import type { BackupHold, Repository } from '../repository/repository.ts'
+import type { BackupDiskName, BackupHold, Repository } from '../repository/repository.ts'
 import { Wanted } from '../job/wanted.ts'
 import { BackupLayer, type OpenedBackup } from './backup-layer.ts'
 import type { RestoringMark } from './catalog.ts'
@@ -17,6 +17,8 @@ export interface HeldBackup extends OpenedBackup {
   /** The disk's name in the backup, and its bytes. */
   readonly disk: string
   readonly size: number
+  /** Visits where the disk may differ from a disk of another backup there. */
+  differences(from: BackupDiskName, visit: (offset: number, length: number) => void): Promise<void>
 }
 
 /** Opens a disk of a backup, the only one unless named, and holds it, or takes over the hold that an earlier run left. */
@@ -57,6 +59,7 @@ async function readHeld(
     disk: name,
     size,
     isReachable: () => repository.isReachable(),
+    differences: (from, visit) => repository.differences(from, { backup, disk: name }, visit),
     close: async () => {
       held.abandon()
       await reader.close()
@@ -98,7 +101,7 @@ export function backupLayerOf(
 /** The backup is not needed any more. What cannot be said to its repository now ends with the hold's lease. */
 export async function letGoOf(
   context: EngineContext,
-  { repository: location, backup, hold }: RestoringMark,
+  { repository: location, backup, hold }: Pick<RestoringMark, 'repository' | 'backup' | 'hold'>,
 ): Promise<void> {
   try {
     const repository = await context.openRepository(location)

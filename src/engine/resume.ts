@@ -6,11 +6,18 @@ import { launchCommit } from './commits.ts'
 import { type EngineContext, findDisk } from './context.ts'
 import { launchMirror } from './mirrors.ts'
 import { resumeMigration } from './settling.ts'
+import { launchOverwrite } from './overwrites.ts'
 import { launchStream } from './streams.ts'
 import { endView } from './views.ts'
 
 /** The jobs of one disk. */
-const LAUNCH = { commit: launchCommit, stream: launchStream, restore: launchStream, mirror: launchMirror } as const
+const LAUNCH = {
+  commit: launchCommit,
+  stream: launchStream,
+  restore: launchStream,
+  overwrite: launchOverwrite,
+  mirror: launchMirror,
+} as const
 
 /** Launches all of these; a job whose disk is not open waits for the next start. */
 export async function resumeRows(context: EngineContext, all: readonly JobRecord[]): Promise<void> {

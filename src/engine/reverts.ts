@@ -40,29 +40,43 @@ export function revertDisk(
   keep: string | undefined,
 ): Promise<void> {
   return managed.control.run(async () => {
-    const { disk, record } = managed
     if (keep !== undefined) {
       checkName('snapshot', keep)
-      checkNewSnapshot(record, keep)
+      checkNewSnapshot(managed.record, keep)
     }
-    refuseConflict(context, disk.name, 'revert')
-    const target = pathTo(record, snapshot)
-    const differs = target.findIndex(({ path }, index) => record.layers[index]?.path !== path)
-    const common = differs < 0 ? target.length : differs
-    const gone = disk.chain.layers.slice(common)
-    const opened: Layer[] = []
-    try {
-      for (const layer of target.slice(common)) opened.push(await openSide(context, record, layer))
-      await switchTo(context, managed, target, [...disk.chain.layers.slice(0, common), ...opened], keep)
-    } catch (error) {
-      for (const layer of opened) await layer.close()
-      throw error
-    }
-    for (const layer of gone.toReversed()) await layer.close()
-    for (const { id, disk: owner } of context.catalog.list('garbage')) {
-      if (owner === record.id) await removeGarbage(context, id)
-    }
+    refuseConflict(context, managed.disk.name, 'revert')
+    await goTo(context, managed, snapshot, keep)
   })
+}
+
+/** The same by the job that works on the disk; the present state is discarded. */
+export function revertTo(context: EngineContext, managed: ManagedDisk, snapshot: string): Promise<void> {
+  return managed.control.run(() => goTo(context, managed, snapshot, undefined))
+}
+
+async function goTo(
+  context: EngineContext,
+  managed: ManagedDisk,
+  snapshot: string,
+  keep: string | undefined,
+): Promise<void> {
+  const { disk, record } = managed
+  const target = pathTo(record, snapshot)
+  const differs = target.findIndex(({ path }, index) => record.layers[index]?.path !== path)
+  const common = differs < 0 ? target.length : differs
+  const gone = disk.chain.layers.slice(common)
+  const opened: Layer[] = []
+  try {
+    for (const layer of target.slice(common)) opened.push(await openSide(context, record, layer))
+    await switchTo(context, managed, target, [...disk.chain.layers.slice(0, common), ...opened], keep)
+  } catch (error) {
+    for (const layer of opened) await layer.close()
+    throw error
+  }
+  for (const layer of gone.toReversed()) await layer.close()
+  for (const { id, disk: owner } of context.catalog.list('garbage')) {
+    if (owner === record.id) await removeGarbage(context, id)
+  }
 }
 
 /** Puts a new overlay over the layers `below`, which are those of `target`, in the place of the present chain; or changes nothing. */

@@ -17,6 +17,7 @@ import type { Machines } from './machines.ts'
 import type { MigrateRequest } from './migrations.ts'
 import type { MirrorRequest } from './mirrors.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from './peers.ts'
+import type { OverwriteRequest } from './overwrites.ts'
 import type { RestoreRequest } from './restores.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
@@ -63,6 +64,8 @@ export interface EngineService {
   stream(disk: string, base?: string, to?: string, terms?: JobTerms): Promise<JobStatus>
   /** A new disk over a backup, served when it resolves; the job brings the rest. */
   restore(request: RestoreRequest): Promise<JobStatus>
+  /** The disk is withdrawn when it resolves, and served again when the job is done. */
+  restoreOnto(disk: string, request: OverwriteRequest): Promise<JobStatus>
   mirror(disk: string, request: MirrorRequest): Promise<JobStatus>
   migrate(disk: string, request: MigrateRequest): Promise<JobStatus>
   /** Ends what a migration left of a disk, by asking the other side, or by force without its word. */

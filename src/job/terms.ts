@@ -3,7 +3,7 @@
 
 import { BlockError } from '../block/error.ts'
 
-export const JOB_KINDS = ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view', 'restore'] as const
+export const JOB_KINDS = ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view', 'restore', 'overwrite'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 
 /**
@@ -40,6 +40,7 @@ export const TERMS = {
   backup: { onError: ['enospc', 'report', 'stop', 'ignore'], finalize: ['auto', 'manual'] },
   view: { onError: ['report'], finalize: ['manual'] },
   restore: { onError: ['ignore', 'stop', 'report', 'enospc'], finalize: ['auto', 'manual'] },
+  overwrite: { onError: ['stop', 'ignore', 'report', 'enospc'], finalize: ['auto', 'manual'] },
 } as const satisfies Record<JobKind, { readonly onError: readonly ErrorPolicy[]; readonly finalize: readonly How[] }>
 
 /** What is said of a policy that a kind of job does not have. */

@@ -20,6 +20,7 @@ import { type CheckOptions, type CheckReport, checkRepository } from './check.ts
 import { ChunkReader } from './chunk-reader.ts'
 import { type CopiedBackup, copyBackups, type CopyOptions } from './copy.ts'
 import type { Core } from './core.ts'
+import { visitDifferences } from './differences.ts'
 import { DiskMap } from './disk-map.ts'
 import { Inventory, type TablePlace } from './inventory.ts'
 import { addKey, type Credential, type KeyInfo, listKeys, newSecret, openSecret, removeKey } from './key-box.ts'
@@ -76,6 +77,12 @@ export interface RepositoryOptions {
   readonly appendOnly?: boolean
   /** Where this host keeps what does not fit into memory of the index of the repository with this id; without it all is in memory. */
   readonly tables?: (repository: string) => TablePlace
+}
+
+/** A disk of a backup, by its name there. */
+export interface BackupDiskName {
+  readonly backup: string
+  readonly disk: string
 }
 
 /** A disk to be backed up. With a parent, what is not written stays as it is there, cut or followed by zeros. */
@@ -315,6 +322,22 @@ export class Repository {
     return { info, disks, close }
   }
 
+  /** Visits, in order, where two disks of backups may differ; no data is read. See differences.ts. */
+  async differences(
+    one: BackupDiskName,
+    two: BackupDiskName,
+    visit: (offset: number, length: number) => void,
+  ): Promise<void> {
+    const { store, vault, inventory } = this.#core
+    const disks: BackupDiskInfo[] = []
+    // Also of a forgotten one, as long as it is there.
+    for (const { backup, disk } of [one, two]) disks.push(diskOf(await readBackup(this.#core, backup, true), disk))
+    const { blobs } = await inventory.refresh()
+    const nodes = new NodeReader(store, vault, blobs)
+    const [first, second] = disks.map((disk) => new DiskMap(disk.size, rootOf(disk), nodes)) as [DiskMap, DiskMap]
+    await visitDifferences(first, second, blobs, visit)
+  }
+
   /** Reads all that the backup refers to. Damage is in the report; what fails is what cannot be looked at, the manifest above all. */
   verify(id: string, progress: VerifyProgress = () => undefined): Promise<VerifyReport> {
     return verifyBackup(this.#core, id, progress)
@@ -401,13 +424,8 @@ export class Repository {
     }
   }
 
-  async #parentOf(disk: BackupDisk, parent: { backup: string; disk: string }): Promise<BackupDiskInfo> {
-    const info = await this.backup(parent.backup)
-    const found = info.disks.find((candidate) => candidate.name === parent.disk)
-    if (found === undefined) {
-      const names = info.disks.map((candidate) => candidate.name).join(', ')
-      throw new BlockError('not-found', `backup ${parent.backup} has no disk ${parent.disk}, only ${names}`)
-    }
+  async #parentOf(disk: BackupDisk, parent: BackupDiskName): Promise<BackupDiskInfo> {
+    const found = diskOf(await this.backup(parent.backup), parent.disk)
     // The granule at the cut would keep what was behind the cut, and show it when the disk grows again.
     if (disk.size < found.size && disk.size % GRANULE_BYTES !== 0) {
       const message = `${disk.name} shrank to ${disk.size} bytes, no multiple of ${GRANULE_BYTES}: back it up without a parent`
@@ -415,6 +433,14 @@ export class Repository {
     }
     return found
   }
+}
+
+/** Kind 'not-found'. */
+function diskOf(info: BackupInfo, name: string): BackupDiskInfo {
+  const found = info.disks.find((candidate) => candidate.name === name)
+  if (found !== undefined) return found
+  const names = info.disks.map((candidate) => candidate.name).join(', ')
+  throw new BlockError('not-found', `backup ${info.id} has no disk ${name}, only ${names}`)
 }
 
 function restoring(id: string, backup: string): { id: string; kind: 'restore'; parents: readonly string[] } {

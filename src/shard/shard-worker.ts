@@ -133,6 +133,7 @@ const functions: ShardFunctions = {
   planStream: (...args) => running().planStream(...args),
   stream: (...args) => running().stream(...args),
   restore: (request) => running().restore(request),
+  restoreOnto: (...args) => running().restoreOnto(...args),
   mirror: (...args) => running().mirror(...args),
   migrate: (...args) => running().migrate(...args),
   settleDisk: (...args) => running().settleDisk(...args),

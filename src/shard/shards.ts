@@ -77,6 +77,7 @@ export class Shards implements EngineService {
   readonly commit = this.#passOn('commit')
   readonly planStream = this.#passOn('planStream')
   readonly stream = this.#passOn('stream')
+  readonly restoreOnto = this.#passOn('restoreOnto')
   readonly mirror = this.#passOn('mirror')
   readonly migrate = this.#passOn('migrate')
   readonly settleDisk = this.#passOn('settleDisk')

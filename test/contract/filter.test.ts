@@ -6,6 +6,7 @@ import { Random } from '../../src/base/random.ts'
 import { guard } from '../../src/block/guard.ts'
 import { MemoryDevice } from '../../src/block/memory.ts'
 import { DelayFilter } from '../../src/filter/delay.ts'
+import { DifferingFilter } from '../../src/filter/differing.ts'
 import { FaultFilter } from '../../src/filter/fault.ts'
 import { ReadonlyFilter } from '../../src/filter/readonly.ts'
 import { SalvageFilter } from '../../src/filter/salvage.ts'
@@ -17,6 +18,7 @@ const turn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve)
 
 deviceContract('slice filter', async (_t, size) => new SliceFilter(new MemoryDevice(size + 12_288), 8192, size))
 deviceContract('salvage filter', async (_t, size) => new SalvageFilter(new MemoryDevice(size), () => {}))
+deviceContract('differing filter', async (_t, size) => new DifferingFilter(new MemoryDevice(size)))
 deviceContract('stall filter', async (_t, size) => new StallFilter(new MemoryDevice(size), 60_000, () => {}))
 deviceContract('fault filter without rules', async (_t, size) => new FaultFilter(new MemoryDevice(size)))
 deviceContract('delay filter', async (_t, size) => {

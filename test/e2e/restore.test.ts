@@ -75,10 +75,31 @@ test('a live restore survives kills of the daemon, and ends as an image that equ
   peer('qemu-img', 'compare', '-f', 'qcow2', '-F', 'raw', image, site.path('expected.raw'))
 })
 
+test('a restore onto a disk hangs up on its guest, writes what differs, and serves it again; what it was is a snapshot', async () => {
+  const line = ['restore', id, '--repo', site.repository, '--onto', 'vm1']
+  const guest = await site.guest('vm1')
+  await guest.write(30 * MIB, 8192, Buffer.alloc(8192, 1), 0, 0)
+  await site.refuses(line, STATUS.usage, /withdrawn from its guests until it is what it was in .*: say --yes to go on/)
+  const said = await site.done(...line, '--yes')
+  assert.match(said, /^vm1: what changed since .*\ncompared 8\.00 KiB, wrote 8\.00 KiB$/)
+  await assert.rejects(async () => guest.read(0, 4096, Buffer.alloc(4096), 0))
+  await guest.close().catch(() => undefined)
+  const again = await site.guest('vm1')
+  const found = Buffer.alloc(SIZE)
+  for (let at = 0; at < SIZE; at += MIB) await again.read(at, MIB, found, at)
+  await again.close()
+  assert.ok(found.equals(plain))
+  assert.match(await site.done('snapshot', 'list', 'vm1'), new RegExp(`before-${id}`))
+  await site.refuses([...line, '--yes'], STATUS.busy, /has a snapshot before-.* already/)
+  await site.refuses([...line, '--yes', '--discard', '--keep', 'x'], STATUS.usage, /--keep or --discard/)
+  await site.refuses([...line, '--yes', '--to', 'x'], STATUS.usage, /one of --to, --live and --onto/)
+  await site.done(...line, '--yes', '--discard')
+})
+
 test('a live restore that cannot be is refused in one line', async () => {
   const refuses = (status: number, says: RegExp, ...args: string[]): Promise<string> =>
     site.refuses(['restore', ...args, '--repo', site.repository], status, says)
-  await refuses(STATUS.usage, /--to IMAGE, or --live NAME/, id)
+  await refuses(STATUS.usage, /--to IMAGE, --live NAME for a new disk at once, or --onto DISK/, id)
   await refuses(STATUS.usage, /a raw one cannot say/, id, '--live', 'vm3', '-f', 'raw')
   await refuses(STATUS.usage, /--salvage needs --to/, id, '--live', 'vm3', '--salvage')
   await refuses(STATUS.busy, /there is a disk vm1 already/, id, '--live', 'vm1')
