@@ -152,7 +152,7 @@ async function restoreOnto(cli: Cli, wanted: BackupName, disk: string, options: 
       `wrote ${formatSize(Number(details['changedBytes']))}`,
     ]
     return [
-      `${disk}: ${String(details['reason'] ?? 'is being restored')}`,
+      `${disk}: ${(details['reason'] as string | undefined) ?? 'is being restored'}`,
       ...(options.wait ? [figures.join(', ')] : []),
     ].join('\n')
   })
