@@ -89,6 +89,7 @@ function handlersOf({ engine, version, home }: ServerOptions): Handlers {
     restore: (_params, request) => engine.restore(request) as Promise<Reply<'restore'>>,
     restoreOnto: ({ disk }, request) => engine.restoreOnto(disk, request) as Promise<Reply<'restoreOnto'>>,
     openView: (_params, request) => engine.openView(request) as Promise<Reply<'openView'>>,
+    stepView: ({ view }, step) => engine.stepView(view, step).then(() => ({})),
     listJobs: async () => (await engine.listJobs()) as Reply<'listJobs'>,
     showJob: async ({ job }) => (await engine.showJob(job)) as Reply<'showJob'>,
     sayToJob: ({ job, verb }) => engine.sayToJob(job, verb) as Promise<Reply<'sayToJob'>>,

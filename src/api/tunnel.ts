@@ -1,7 +1,9 @@
 // NBD through the API's door: a request that upgrades to "nbd" becomes a connection to the socket of a disk that moves to here, or moved,
-// and from then on bytes go both ways as they are. So a migration needs one port, one certificate and one token.
+// or of one in a view, and from then on bytes go both ways as they are. So a migration, and a backup from elsewhere, needs one port, one
+// certificate and one token.
 //
-//   GET /v1/incoming/TOKEN/data   Upgrade: nbd     ->     101, then NBD
+//   GET /v1/incoming/TOKEN/data         Upgrade: nbd     ->     101, then NBD
+//   GET /v1/views/VIEW/DISK/data
 
 import type http from 'node:http'
 import net from 'node:net'
@@ -10,11 +12,19 @@ import { BlockError, toBlockError } from '../block/error.ts'
 import type { Door } from './door.ts'
 import { HTTP_STATUS } from './status-codes.ts'
 
-/** Where the upgrade is asked for. */
-export const tunnelPath = (token: string): string => `/v1/incoming/${token}/data`
+/** What is connected to. */
+export type Tunneled =
+  | { readonly kind: 'incoming'; readonly token: string }
+  | { readonly kind: 'view'; readonly view: string; readonly disk: string }
 
-/** The socket for a token; kinds 'not-found' and 'busy'. */
-export type FindSocket = (token: string, isDistant: boolean) => Promise<string>
+/** Where the upgrade is asked for. */
+export function tunnelPath(to: Tunneled): string {
+  if (to.kind === 'incoming') return `/v1/incoming/${to.token}/data`
+  return `/v1/views/${encodeURIComponent(to.view)}/${encodeURIComponent(to.disk)}/data`
+}
+
+/** The socket of it; kinds 'not-found' and 'busy'. */
+export type FindSocket = (to: Tunneled, isDistant: boolean) => Promise<string>
 
 /** Returns how to hang up on all that came through. */
 export function addTunnel(server: http.Server, door: Door, find: FindSocket): () => void {
@@ -39,16 +49,24 @@ export function addTunnel(server: http.Server, door: Door, find: FindSocket): ()
 
 async function open(request: http.IncomingMessage, door: Door, find: FindSocket): Promise<net.Socket> {
   door.check(request)
-  const [, token] = /^\/v1\/incoming\/([0-9a-f]{32})\/data$/.exec(request.url ?? '') ?? []
-  if (token === undefined || request.headers.upgrade !== 'nbd')
+  const to = parseTunnel(request.url ?? '')
+  if (to === undefined || request.headers.upgrade !== 'nbd')
     throw new BlockError('not-found', `there is no ${request.method} ${request.url} to upgrade`)
-  const path = await find(token, door.isDistant(request))
+  const path = await find(to, door.isDistant(request))
   const there = net.connect(path)
   await new Promise<void>((resolve, reject) => {
     there.once('connect', resolve)
     there.once('error', (error) => reject(toBlockError(error, `${path}: the disk`, { path })))
   })
   return there
+}
+
+function parseTunnel(url: string): Tunneled | undefined {
+  const [, token] = /^\/v1\/incoming\/([0-9a-f]{32})\/data$/.exec(url) ?? []
+  if (token !== undefined) return { kind: 'incoming', token }
+  // Names of views and disks need no escape: what has one is none.
+  const [, view, disk] = /^\/v1\/views\/([\w.-]{1,64})\/([\w.-]{1,64})\/data$/.exec(url) ?? []
+  return view === undefined || disk === undefined ? undefined : { kind: 'view', view, disk }
 }
 
 function refuse(client: Duplex, { kind, message }: BlockError): void {

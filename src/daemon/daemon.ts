@@ -80,7 +80,8 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   const peers = new ApiPeers((token) => home.outgoingSocket(token))
   const engine = await openEngine(home, { shards, peers, ...budgets }, log)
   const door = new Door()
-  const findSocket: FindSocket = (token, isDistant) => engine.incomingSocket(token, isDistant)
+  const findSocket: FindSocket = async (to, isDistant) =>
+    to.kind === 'incoming' ? engine.incomingSocket(to.token, isDistant) : engine.viewSocket(to.view, to.disk)
   const server = await makeServer({ engine, version, home: folder, door, findSocket })
   const gate = makeGate(engine, home)
   let nbdPort: number | undefined

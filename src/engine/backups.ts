@@ -88,7 +88,7 @@ export async function settleBackups(
   context: EngineContext,
   { rows, all }: { readonly rows: readonly JobRecord[]; readonly all: boolean },
 ): Promise<void> {
-  const known = new Map(rows.map((row) => [row.spec.kind === 'view' ? row.id : row.backup, row]))
+  const known = new Map(rows.map((row) => [row.spec.kind === 'view' ? (row.spec.moment ?? row.id) : row.backup, row]))
   for (const { disk } of context.disks.values()) {
     for (const { bitmap, backup } of pendingBackups(disk)) {
       const row = known.get(backup)

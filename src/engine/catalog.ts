@@ -168,6 +168,8 @@ export interface ViewSpec {
   readonly disks: readonly string[]
   /** The machine that the disks are. */
   readonly machine?: string
+  /** What its client calls the moment; its captured bits are known by that, else by the job's id. */
+  readonly moment?: string
 }
 
 export type JobSpec =

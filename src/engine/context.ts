@@ -22,6 +22,7 @@ import type { Home } from './home.ts'
 import type { LimitDefaults } from './host-limits.ts'
 import type { JobTable } from './job-table.ts'
 import type { Peers } from './peers.ts'
+import type { OpenView } from './views.ts'
 
 /** A disk's export while it is served. */
 export interface Served {
@@ -88,6 +89,8 @@ export interface EngineContext {
   readonly limitDefaults: LimitDefaults
   readonly mirrorPace: MirrorPace
   readonly mergePaces: MergePaces
+  /** Those that can be read, by their jobs' ids. */
+  readonly views: Map<string, OpenView>
   /** As of an engine's options. */
   readonly partPace: PartPace | undefined
   readonly scratchBudget: ScratchBudget

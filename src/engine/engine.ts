@@ -48,7 +48,7 @@ import { LocalSnapshotParty, type NewSnapshot, type SnapshotParty, snapshotToget
 import { listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
 import { planStream, startStream } from './streams.ts'
-import { openView, type ViewRequest } from './views.ts'
+import { openView, stepView, type ViewRequest, type ViewStep } from './views.ts'
 
 export class Engine {
   readonly #context: EngineContext
@@ -106,6 +106,7 @@ export class Engine {
       limitDefaults,
       mergePaces: options.mergePaces ?? MERGE_PACES,
       partPace: options.partPace,
+      views: new Map(),
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
       scratchBudget: own.scratch,
       bandwidth: own.bandwidth,
@@ -367,6 +368,10 @@ export class Engine {
   /** Resolves when the moment is taken and exported; see `openView`. */
   async openView(request: ViewRequest): Promise<JobStatus> {
     return (await openView(this.#context, request)).status
+  }
+
+  stepView(view: string, step: ViewStep): Promise<void> {
+    return stepView(this.#context, view, step)
   }
 
   listJobs(): JobStatus[] {

@@ -21,7 +21,7 @@ import type { OverwriteRequest } from './overwrites.ts'
 import type { RestoreRequest } from './restores.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
-import type { ViewRequest } from './views.ts'
+import type { ViewRequest, ViewStep } from './views.ts'
 
 type Soon<T> = T | Promise<T>
 
@@ -79,6 +79,8 @@ export interface EngineService {
   /** Has each machine backed up when its turn comes; all of the home when none is named. Resolves when all of them are queued, or none. */
   queueBackups(request: QueueRequest): Promise<JobStatus[]>
   openView(request: ViewRequest): Promise<JobStatus>
+  /** What a client says of a view that it reads. Kind 'closed' when that has ended. */
+  stepView(view: string, step: ViewStep): Promise<void>
   listJobs(): Soon<JobStatus[]>
   showJob(id: string): Soon<JobStatus>
   sayToJob(id: string, verb: PlainVerb): Promise<JobStatus>

@@ -2,19 +2,25 @@
 // has all of it (finalize) or that it gives up (cancel), and it has a lease: without a reader for so long, it ends by itself. Only
 // finalize drops the bits that the view showed; any other end puts them back, also that of the daemon, which no view outlives.
 //
+// A client that backs up to a target of its own has a bitmap for that, names the moment as it will know it, and says what of it is
+// durable there so far: bits that are put back then count from that part, as they do for a backup of the daemon's own.
+//
 //   open: freeze all, capture, export, thaw -> pending --finalize--> finalizing: bits count from the moment
 //                                                \\--cancel, lease over, scratch full, restart--> bits come back
 
-import { VIEW_LEASE_MAX_MS, VIEW_LEASE_MS, VIEW_LOOK_MS } from '../base/limits.ts'
+import { VIEW_LEASE_MAX_MS, VIEW_LEASE_MS } from '../base/limits.ts'
+import type { Bitmap } from '../bitmap/bitmap.ts'
 import { BlockError } from '../block/error.ts'
 import type { BackupDisk } from '../job/backup.ts'
 import type { Job } from '../job/job.ts'
 import { ViewDevice } from '../job/view-device.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import { isTaken, type Moment, type Part, settleParts, takeFrozenMoment } from './backups.ts'
-import { disksOf, type JobRecord, type ViewSpec } from './catalog.ts'
+import { type Catalog, disksOf, type JobRecord, type ViewSpec } from './catalog.ts'
 import type { EngineContext, Served } from './context.ts'
+import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
+import { ViewLease } from './view-lease.ts'
 
 export interface ViewRequest {
   readonly disks: readonly string[]
@@ -28,8 +34,32 @@ export interface ViewRequest {
   readonly whole?: boolean | undefined
   /** The reader says by TRIM what it has read: scratch of that is given back. */
   readonly acknowledge?: boolean | undefined
-  /** Milliseconds without a reader, after which the view ends; ten minutes unless told. */
+  /** Milliseconds without a request, after which the view ends; ten minutes unless told. */
   readonly leaseMs?: number | undefined
+  /** In place of a bitmap: what a client backs up to. Of the disks that are named all is wanted, the others are shown by what changed. */
+  readonly target?: ViewTarget | undefined
+}
+
+export interface ViewTarget {
+  /** The same for each backup to the same place: a repository's id, for instance. */
+  readonly name: string
+  /** What the client calls this moment, and no other. */
+  readonly moment: string
+  readonly full: readonly string[]
+}
+
+/** What a client says of a view that it reads. */
+export type ViewStep =
+  /** All that was acknowledged is durable in its target as this part. */
+  | { readonly step: 'part'; readonly part: string }
+  /** The bitmap of a disk is wrong: until a full is done it says nothing. */
+  | { readonly step: 'distrust'; readonly disk: string; readonly reason: string }
+
+/** A view that can be read. */
+export interface OpenView {
+  readonly target: ViewTarget | undefined
+  readonly lease: ViewLease
+  step(step: ViewStep): Promise<void>
 }
 
 /**
@@ -37,10 +67,10 @@ export interface ViewRequest {
  * that is not there, 'busy' while one of the disks has a view.
  */
 export async function openView(context: EngineContext, request: ViewRequest): Promise<Job> {
-  const { disks, machine, bitmap, since, leaseMs = VIEW_LEASE_MS } = request
+  const { disks, machine, bitmap, since, target, leaseMs = VIEW_LEASE_MS } = request
   for (const name of disks) context.partyOf(name)
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a view has each disk once')
-  if (bitmap !== undefined && since !== undefined)
+  if ([bitmap, since, target].filter((one) => one !== undefined).length > 1)
     throw new BlockError('invalid-argument', 'say --bitmap or --since, not both')
   if ((bitmap ?? since)?.includes(':') === true)
     throw new BlockError(
@@ -49,11 +79,9 @@ export async function openView(context: EngineContext, request: ViewRequest): Pr
     )
   if (leaseMs < 1 || leaseMs > VIEW_LEASE_MAX_MS)
     throw new BlockError('invalid-argument', `a lease of ${leaseMs} ms: up to ${VIEW_LEASE_MAX_MS} ms`)
-  refuseSecond(context, disks)
-  const row = JobTable.newRow(
-    { kind: 'view', disks, ...(machine === undefined ? {} : { machine }) },
-    { finalize: 'manual' },
-  )
+  await refuseSecond(context, request)
+  const named = { ...(machine && { machine }), ...(target && { moment: target.moment }) }
+  const row = JobTable.newRow({ kind: 'view', disks, ...named }, { finalize: 'manual' })
   const job = JobTable.jobOf(row, {})
   const open = Promise.withResolvers<void>()
   await context.catalog.commit([{ put: 'job', record: row }])
@@ -73,10 +101,30 @@ export function endView(context: EngineContext, row: JobRecord): void {
   })
 }
 
-function refuseSecond({ catalog }: EngineContext, disks: readonly string[]): void {
-  for (const { id, spec } of catalog.list('job')) {
+/** Says a step of a client to a view. Kind 'closed' when it has ended. */
+export async function stepView(context: EngineContext, id: string, step: ViewStep): Promise<void> {
+  const view = context.views.get(id)
+  if (view === undefined) throw new BlockError('closed', `view ${id} has ended`)
+  await view.step(step)
+}
+
+/** Where a disk of a view is exported. Kind 'not-found' when there is no such view, or it has ended. */
+export function socketOfView(catalog: Pick<Catalog, 'get'>, home: Home, view: string, disk: string): string {
+  const spec = catalog.get('job', view)?.spec
+  if (spec?.kind === 'view' && spec.disks.includes(disk)) return home.nbdSocket(`${disk}@${view}`)
+  throw new BlockError('not-found', `there is no view ${view} of a disk ${disk}, or it has ended`)
+}
+
+/** A view for the same target that nobody reads is one of a client that died, and begins anew: it ends. */
+async function refuseSecond(context: EngineContext, { disks, target }: ViewRequest): Promise<void> {
+  for (const { id, spec } of context.catalog.list('job')) {
     const disk = spec.kind === 'view' ? disks.find((name) => disksOf(spec).includes(name)) : undefined
-    if (disk !== undefined)
+    if (disk === undefined) continue
+    const view = context.views.get(id)
+    if (target !== undefined && view?.target?.name === target.name && !view.lease.isRead) {
+      view.lease.giveUp(new BlockError('cancelled', 'its client began anew'))
+      await context.jobs.ended(id)
+    } else
       throw new BlockError(
         'busy',
         `disk ${disk} has a view already: varve job finalize ${id}, or varve job cancel ${id}`,
@@ -92,13 +140,17 @@ async function run(
   opened: () => void,
 ): Promise<void> {
   const parts = await plan(context, row.spec as ViewSpec, request)
-  const moment = await takeFrozenMoment(context, row.spec as ViewSpec, parts, job.id)
+  const id = idOf(row)
+  const moment = await takeFrozenMoment(context, row.spec as ViewSpec, parts, id)
   const served: Served[] = []
-  const lease = new Lease(request.leaseMs ?? VIEW_LEASE_MS, moment.disks, (error) => job.giveUp(error))
+  const lease = new ViewLease(request.leaseMs ?? VIEW_LEASE_MS, moment.disks, (error) => job.giveUp(error))
   let isDone = false
   try {
     await moment.durable
-    for (const disk of moment.disks) served.push(await serve(context, job, disk, request, lease))
+    const devices = moment.disks.map((disk, index) => deviceOf(job, disk, parts[index] as Part, request, lease))
+    for (const [index, device] of devices.entries())
+      served.push(await serve(context, device, moment.disks[index] as BackupDisk, parts[index] as Part, lease))
+    context.views.set(job.id, { target: request.target, lease, step: (step) => take(step, id, parts, moment, devices) })
     job.describe({
       exports: moment.disks.map((disk, index) => shown(disk, parts[index] as Part, served[index] as Served)),
     })
@@ -111,44 +163,84 @@ async function run(
     isDone = true
   } finally {
     lease.end()
-    await end(job, moment, served, isDone)
+    context.views.delete(job.id)
+    await end(job, id, moment, served, isDone)
   }
 }
 
+/** By which its captured bits are known. */
+export function idOf({ id, spec }: JobRecord): string {
+  return (spec.kind === 'view' ? spec.moment : undefined) ?? id
+}
+
+async function take(
+  step: ViewStep,
+  id: string,
+  parts: readonly Part[],
+  { disks }: Moment,
+  devices: readonly ViewDevice[],
+): Promise<void> {
+  if (step.step === 'distrust') {
+    const part = parts.find(({ party }) => party.disk === step.disk)
+    return part?.party.distrust(part.plan.bitmap ?? '', id, step.reason)
+  }
+  // As of the call: what is acknowledged from here on may not be in the part.
+  const rest = devices.map(({ left }) => left.copy())
+  for (const { view } of disks) await view.flushDisk()
+  for (const [index, { party, plan }] of parts.entries())
+    await party.keepPart(plan.bitmap ?? '', id, step.part, rest[index] as Bitmap)
+}
+
 /** Each disk by its bitmap; without one it is a full. */
-function plan(context: EngineContext, spec: ViewSpec, { bitmap, since, whole = false }: ViewRequest): Promise<Part[]> {
-  const name = bitmap ?? since
+function plan(context: EngineContext, spec: ViewSpec, request: ViewRequest): Promise<Part[]> {
+  const { bitmap, since, target, whole = false } = request
+  const name = bitmap ?? since ?? (target && `backup:${target.name}`)
   return Promise.all(
     spec.disks.map(async (disk) => {
       const party = context.partyOf(disk)
-      const found = await party.plan({ bitmap: name ?? '', full: name === undefined, backups: undefined })
+      const full = name === undefined || target?.full.includes(disk) === true
+      const found = await party.plan({ bitmap: name ?? '', full, backups: undefined })
       if (since !== undefined && found.parent === undefined)
         throw new BlockError(
           'not-found',
           `disk ${disk} has no bitmap ${since} that says what changed: varve bitmap list ${disk}`,
         )
-      return { party, plan: { ...found, bitmap: name, moves: bitmap !== undefined, whole } }
+      return { party, plan: { ...found, bitmap: name, moves: since === undefined && name !== undefined, whole } }
     }),
   )
 }
 
-async function serve(
-  context: EngineContext,
+function deviceOf(
   job: Job,
   { name, view, changed }: BackupDisk,
-  { bitmap, since, acknowledge = false }: ViewRequest,
-  lease: Lease,
+  { plan }: Part,
+  { acknowledge = false, target }: ViewRequest,
+  lease: ViewLease,
+): ViewDevice {
+  return new ViewDevice(`${name}@${job.id}`, view, {
+    acknowledges: acknowledge || target !== undefined,
+    readable: plan.whole ? undefined : changed,
+    touched: () => lease.touch(),
+  })
+}
+
+async function serve(
+  context: EngineContext,
+  device: ViewDevice,
+  { changed }: BackupDisk,
+  { plan }: Part,
+  lease: ViewLease,
 ): Promise<Served> {
-  const device = new ViewDevice(`${name}@${job.id}`, view, acknowledge)
   const socket = context.home.nbdSocket(device.name)
   checkSocketPath(socket)
-  const shows = changed && { name: bitmap ?? since ?? '', bits: changed }
+  const shows = changed && { name: plan.bitmap ?? '', bits: changed }
   return context.serveView(device, socket, { changed: shows, opened: () => lease.enter(), closed: () => lease.leave() })
 }
 
-function shown({ name, view, changed }: BackupDisk, { plan: { reason } }: Part, { uri }: Served): unknown {
+function shown({ name, view, changed }: BackupDisk, { plan }: Part, { uri }: Served): unknown {
+  const { reason, bitmap, parent } = plan
   const kind = changed === undefined ? 'full' : 'incremental'
-  return { disk: name, uri, kind, reason, size: view.size, changedBytes: changed?.bytes }
+  return { disk: name, uri, kind, reason, bitmap, since: parent, size: view.size, changedBytes: changed?.bytes }
 }
 
 /** What the moment had is on stable storage before the bits that say so are dropped; of all disks or of none, by one durable mark. */
@@ -161,7 +253,13 @@ async function finalize(context: EngineContext, row: JobRecord, { disks }: Momen
   await context.catalog.commit([{ put: 'job', record }])
 }
 
-async function end(job: Job, { parts, disks }: Moment, served: readonly Served[], isDone: boolean): Promise<void> {
+async function end(
+  job: Job,
+  id: string,
+  { parts, disks }: Moment,
+  served: readonly Served[],
+  isDone: boolean,
+): Promise<void> {
   job.describe({
     scratchPeak: disks.reduce((sum, { view }) => sum + view.scratchPeak, 0),
     scratchSaved: disks.reduce((sum, { view }) => sum + view.savedBytes, 0),
@@ -169,49 +267,5 @@ async function end(job: Job, { parts, disks }: Moment, served: readonly Served[]
   for (const one of served) await one.close()
   for (const { view } of disks) await view.close()
   // A suspended job's bits are settled when the daemon opens again, as after a crash.
-  if (!job.suspended || isDone) await settleParts(parts, job.id, isDone ? 'kept' : 'returned')
-}
-
-/** Ends a view that has no reader for too long, or that broke. */
-class Lease {
-  readonly #ms: number
-  readonly #disks: readonly BackupDisk[]
-  readonly #giveUp: (error: BlockError) => void
-  #readers = 0
-  #over: NodeJS.Timeout | undefined
-  #look: NodeJS.Timeout | undefined
-
-  constructor(ms: number, disks: readonly BackupDisk[], giveUp: (error: BlockError) => void) {
-    this.#ms = ms
-    this.#disks = disks
-    this.#giveUp = giveUp
-  }
-
-  begin(): void {
-    this.#look = setInterval(() => {
-      const broken = this.#disks.find(({ view }) => view.broken !== undefined)?.view.broken
-      if (broken !== undefined) this.#giveUp(broken)
-    }, VIEW_LOOK_MS).unref()
-    if (this.#readers === 0) this.#start()
-  }
-
-  enter(): void {
-    this.#readers++
-    clearTimeout(this.#over)
-  }
-
-  leave(): void {
-    if (--this.#readers === 0 && this.#look !== undefined) this.#start()
-  }
-
-  end(): void {
-    clearInterval(this.#look)
-    clearTimeout(this.#over)
-    this.#look = undefined
-  }
-
-  #start(): void {
-    const message = `nobody read the view for ${this.#ms} ms: it has ended and its bits are back`
-    this.#over = setTimeout(() => this.#giveUp(new BlockError('timeout', message)), this.#ms).unref()
-  }
+  if (!job.suspended || isDone) await settleParts(parts, id, isDone ? 'kept' : 'returned')
 }

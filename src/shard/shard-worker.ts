@@ -146,6 +146,7 @@ const functions: ShardFunctions = {
   turnWaits: (id, reason) => turns.get(id)?.waits(reason),
   turnOver: (id, message) => turns.get(id)?.over(new BlockError('timeout', message)),
   openView: (...args) => running().openView(...args),
+  stepView: (...args) => running().stepView(...args),
   listJobs: () => running().listJobs(),
   showJob: (id) => running().showJob(id),
   sayToJob: (...args) => running().sayToJob(...args),

@@ -25,10 +25,10 @@ import type { EngineService } from '../engine/service.ts'
 import type { RestoreRequest } from '../engine/restores.ts'
 import { exportName } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
-import type { ViewRequest } from '../engine/views.ts'
+import { socketOfView, type ViewRequest } from '../engine/views.ts'
 import type { HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
-import type { JobStatus, PlainVerb } from '../job/job.ts'
+import type { JobStatus } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 import { JobWatchers } from './job-watchers.ts'
@@ -43,6 +43,8 @@ import { noPeerCalls, type PeerCalls, type ShardsOptions } from './shards-option
 type OfDisk = {
   [K in keyof ShardFunctions]: Parameters<ShardFunctions[K]> extends [disk: string, ...unknown[]] ? K : never
 }[keyof ShardFunctions]
+
+type OfJob = 'completeJob' | 'setMirrorMode' | 'sayToJob' | 'setJobSpeed' | 'stepView'
 
 export class Shards implements EngineService {
   readonly #options: ShardsOptions
@@ -81,6 +83,13 @@ export class Shards implements EngineService {
   readonly mirror = this.#passOn('mirror')
   readonly migrate = this.#passOn('migrate')
   readonly settleDisk = this.#passOn('settleDisk')
+
+  // What one job is asked, to that of the job.
+  readonly completeJob = this.#passToJob('completeJob')
+  readonly setMirrorMode = this.#passToJob('setMirrorMode')
+  readonly sayToJob = this.#passToJob('sayToJob')
+  readonly setJobSpeed = this.#passToJob('setJobSpeed')
+  readonly stepView = this.#passToJob('stepView')
 
   private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
     this.#options = options
@@ -214,14 +223,6 @@ export class Shards implements EngineService {
     return { home: identityOf(this.#catalog), state: 'unknown', snapshots: [] }
   }
 
-  async completeJob(...args: Parameters<EngineService['completeJob']>): Promise<JobStatus> {
-    return (await this.#ofJob(args[0])).remote.completeJob(...args)
-  }
-
-  async setMirrorMode(...args: Parameters<EngineService['setMirrorMode']>): Promise<JobStatus> {
-    return (await this.#ofJob(args[0])).remote.setMirrorMode(...args)
-  }
-
   /** A backup is made in the shard of its first disk. */
   async backup(request: BackupRequest): Promise<JobStatus> {
     const meant = this.machines.together(request.disks)
@@ -267,18 +268,10 @@ export class Shards implements EngineService {
     return (await this.#ofJob(id)).status
   }
 
-  async sayToJob(id: string, verb: PlainVerb): Promise<JobStatus> {
-    return (await this.#ofJob(id)).remote.sayToJob(id, verb)
-  }
-
   async dismissJob(id: string): Promise<void> {
     const ended = this.#catalog.get('history', id)
     if (ended !== undefined) return this.#commit(undefined, dismissal(ended))
     return (await this.#ofJob(id)).remote.dismissJob(id)
-  }
-
-  async setJobSpeed(id: string, bytesPerSecond: number): Promise<JobStatus> {
-    return (await this.#ofJob(id)).remote.setJobSpeed(id, bytesPerSecond)
   }
 
   watchJob(id: string, listener: (status: JobStatus) => void): Promise<() => void> {
@@ -310,7 +303,7 @@ export class Shards implements EngineService {
     await this.#lock.close()
   }
 
-  /** Ends a shard as a fault in it would: for tests, and for an operator whose shard hangs. It is started again. */
+  /** Ends a shard as a fault in it would, for tests: it is started again. */
   async kill(number: number): Promise<void> {
     await this.#seats[number]?.shard?.worker.terminate()
   }
@@ -326,6 +319,10 @@ export class Shards implements EngineService {
     if (held !== undefined && isDistant) throw new BlockError('busy', `disk ${record.name}: ${held}`)
     if (record.arrival !== undefined && isDistant) await this.guests.enters(record.name)
     return this.#options.home.incomingSocket(record.name)
+  }
+
+  viewSocket(view: string, disk: string): string {
+    return socketOfView(this.#catalog, this.#options.home, view, disk)
   }
 
   /** Names of all NBD exports: disks that guests may use here, also those that are not open, and exported snapshots. */
@@ -451,6 +448,14 @@ export class Shards implements EngineService {
     const passOn = async (disk: string, ...args: readonly unknown[]): Promise<unknown> => {
       const call = (await this.#of(disk))[name] as (...given: unknown[]) => Promise<unknown>
       return call(disk, ...args)
+    }
+    return passOn as Remote<ShardFunctions>[K]
+  }
+
+  #passToJob<K extends OfJob>(name: K): Remote<ShardFunctions>[K] {
+    const passOn = async (id: string, ...args: readonly unknown[]): Promise<unknown> => {
+      const call = (await this.#ofJob(id)).remote[name] as (...given: unknown[]) => Promise<unknown>
+      return call(id, ...args)
     }
     return passOn as Remote<ShardFunctions>[K]
   }
