@@ -17,7 +17,7 @@ export interface Peer {
   readonly api: ApiClient
   readonly agent: http.Agent
   /** A connection to a disk there. */
-  upgrade(to: Tunneled): Promise<Duplex>
+  upgrade(to: Tunneled): Promise<net.Socket>
 }
 
 /** Nothing is connected before it is asked. Kind 'invalid-argument' for a bad URI. */
@@ -28,7 +28,7 @@ export function makePeer(to: string): Peer {
   const headers = (): http.OutgoingHttpHeaders => (uri.transport === 'unix' ? {} : authorization(uri.tokenFile))
   const name = to.replace(/\?.*$/, '')
   const api = new ApiClient({ name, agent, headers })
-  const upgrade = async (disk: Tunneled): Promise<Duplex> => {
+  const upgrade = async (disk: Tunneled): Promise<net.Socket> => {
     const more = { connection: 'Upgrade', upgrade: 'nbd' }
     const request = http.request({
       createConnection: agent.connect,
@@ -42,7 +42,7 @@ export function makePeer(to: string): Peer {
         socket.setTimeout(0)
         // The server speaks first, and may have begun.
         if (head.length > 0) socket.unshift(head)
-        resolve(socket)
+        resolve(socket as net.Socket)
       })
       request.once('response', (response) => {
         readText(response).then((text) => reject(errorFrom(parseJson(text), response.statusCode ?? 0)), reject)
@@ -102,23 +102,19 @@ async function openSocket(uri: PeerUri): Promise<net.Socket> {
   }
 }
 
-/** One Unix socket of ours, for as long as somebody uses it, or, where it `stays`, until it is closed. */
+/** One Unix socket of ours, for as long as somebody uses it. */
 export class Relay {
   readonly #path: string
   readonly #upgrade: () => Promise<Duplex>
-  readonly #stays: boolean
   #server: net.Server | undefined
   /** Opened ahead: what keeps it from opening is an answer to whoever asks for the socket, and not to its client. */
   #spare: Duplex | undefined
   #clients = 0
   onIdle: () => void = () => {}
-  /** Called when a client could not be passed on, with why. */
-  onRefused: (error: unknown) => void = () => {}
 
-  constructor(socket: string, upgrade: () => Promise<Duplex>, stays = false) {
+  constructor(socket: string, upgrade: () => Promise<Duplex>) {
     this.#path = socket
     this.#upgrade = upgrade
-    this.#stays = stays
   }
 
   async open(): Promise<string> {
@@ -162,14 +158,13 @@ export class Relay {
     this.#spare = undefined
     try {
       join(client, spare ?? (await this.#upgrade()))
-    } catch (error) {
+    } catch {
       client.destroy()
-      this.onRefused(error)
     }
   }
 
   #look(): void {
-    if (this.#stays || this.#clients > 0 || this.#spare !== undefined) return
+    if (this.#clients > 0 || this.#spare !== undefined) return
     this.close()
     this.onIdle()
   }

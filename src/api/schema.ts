@@ -455,7 +455,9 @@ export const routes = {
       target: z
         .object({ name: viewTarget, moment: name, full: z.array(name).default([]) })
         .optional()
-        .describe('In place of a bitmap: what a client backs up to, how it calls this moment, and of which disks it wants all'),
+        .describe(
+          'In place of a bitmap: what a client backs up to, how it calls this moment, and of which disks it wants all',
+        ),
     }),
     response: job,
   },

@@ -23,6 +23,14 @@ export const BACKUP_PART_LAST_BYTES = MIB
 /** The most that a proof of a bitmap reads and compares at a time, in bytes. */
 export const PROOF_PIECE = 256 * KIB
 
+/** A client that reads views from elsewhere: its connections for each disk, and requests on their way that give a range back. */
+export const VIEW_CONNECTIONS = 2
+export const VIEW_TRIMS = 16
+/** Parts of its lease after which a client shows that it is there, and how often and after how many milliseconds it says again that a backup is whole. */
+export const VIEW_BEATS = 4
+export const VIEW_COMPLETE_TRIES = 10
+export const VIEW_COMPLETE_MS = 1000
+
 /** Smallest and largest granule of a bitmap, in bytes, both QEMU's; 4 KiB unless told. */
 export const GRANULE = 4 * KIB
 export const GRANULE_MIN = 512

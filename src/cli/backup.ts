@@ -2,21 +2,22 @@
 // can read it.
 
 import { type Command, Option } from 'commander'
-import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
-import type { JobReply } from '../api/schema.ts'
 import { absoluteLocation } from '../shard/repositories.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
 import type { VerifyReport } from '../repository/repository.ts'
 import { parseBackupName } from './backup-name.ts'
+import { backupElsewhere, type ElsewhereOptions } from './backup-elsewhere.ts'
 import { backupQueue } from './backup-queue.ts'
-import { print } from './context.ts'
+import { describeBackup } from './backup-report.ts'
+import { print, seconds } from './context.ts'
 import { Progress } from './progress.ts'
 import { cliOf, followJob } from './daemon-context.ts'
+import { addPeerOptions } from './peer-options.ts'
 import { listBackups } from './repo.ts'
 import { repoOption, type RepositoryFlags, withKeys, withRepository } from './repository.ts'
-import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
+import { addTermOptions, termsOf } from './terms.ts'
 import { compareWith } from './verify-against.ts'
 
 export function addBackupCommands(program: Command): void {
@@ -30,7 +31,7 @@ export function addBackupCommands(program: Command): void {
     .description(
       'back up machines, or disks by themselves, each at one moment, incrementally whenever it can be; several, or all, are queued',
     )
-    .addOption(repoOption())
+    .option('--repo <folder>', 'the repository')
     .option('--full', 'copy all that is allocated, whatever changed')
     .option(
       '--prove <percent>',
@@ -40,6 +41,18 @@ export function addBackupCommands(program: Command): void {
     .option('--all', 'every machine of the host')
     .option('--with <machines...>', 'others, at the same moment')
     .option('--queue', 'also a single one waits for its window; see varve host')
+    .option(
+      '--to-file <image>',
+      'one disk into a new image, whose backing file is the one made before it in that folder',
+    )
+    .addOption(new Option('-f, --format <format>', 'of that image; qcow2 unless told').choices(FORMATS))
+    .option('--from <uri>', 'of a daemon elsewhere; this command reads its disks and writes here')
+    .option(
+      '--lease <seconds>',
+      'how long that daemon waits for this command when it is silent; 600 unless told',
+      seconds,
+    )
+  addPeerOptions(withKeys(command))
   addTermOptions(command, 'backup')
     .option('--no-wait', 'return as soon as the moment is taken, or all are queued')
     .action(backup)
@@ -52,21 +65,10 @@ export function addBackupCommands(program: Command): void {
     .action(verify)
 }
 
-interface BackupOptions extends TermOptions {
-  readonly repo: string
-  readonly full?: boolean
+interface BackupOptions extends ElsewhereOptions {
   readonly all?: boolean
   readonly with?: readonly string[]
   readonly queue?: boolean
-  readonly prove?: number
-  readonly wait: boolean
-}
-
-interface DiskKind {
-  readonly name: string
-  readonly kind: string
-  readonly reason: string
-  readonly compared?: string
 }
 
 async function backup(machines: string[], options: BackupOptions, command: Command): Promise<void> {
@@ -79,39 +81,19 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
       '--with is for one machine: those that are queued have moments of their own',
     )
   const cli = cliOf(command)
+  if (options.from !== undefined || options.toFile !== undefined) {
+    if (isQueued)
+      throw new BlockError('invalid-argument', 'this command makes one backup: --with names more disks for it')
+    return backupElsewhere(cli, [...machines, ...others], options)
+  }
+  if (options.repo === undefined) throw new BlockError('invalid-argument', 'say where to: --repo or --to-file')
   const repository = absoluteLocation(options.repo)
   const { prove } = options
   const terms = { repository, full, ...(prove === undefined ? {} : { prove }), ...termsOf(options) }
   if (isQueued) return backupQueue(cli, { ...(all ? {} : { machines }), ...terms }, options.wait)
   const wish = { disks: [...machines, ...others], ...terms }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
-  print(cli, last, ({ details }) => {
-    const figures = options.wait
-      ? [
-          `read ${formatSize(Number(details['readBytes']))}, stored ${formatSize(Number(details['storedBytes']))}`,
-          ...proofLines(details),
-        ]
-      : []
-    return [String(details['backup']), ...kindLines(details), ...figures].join('\n')
-  })
-}
-
-function kindLines(details: JobReply['details']): string[] {
-  return (details['disks'] as DiskKind[]).map(({ name, kind, reason, compared }) => {
-    const how = compared === undefined ? kind : `${kind} by comparison with ${compared}`
-    return `${name}: ${how} (${reason})`
-  })
-}
-
-/** Only disks with a bitmap had something to prove. */
-function proofLines(details: JobReply['details']): string[] {
-  const proofs = (details['proofs'] ?? []) as ({ percent: number; seed: number; readBytes: number } | null)[]
-  const names = (details['disks'] as DiskKind[]).map(({ name }) => name)
-  return proofs.flatMap((proof, index) => {
-    if (proof === null) return []
-    const { percent, seed, readBytes } = proof
-    return [`${names[index]}: proved ${percent} % of what did not change, ${formatSize(readBytes)}, by seed ${seed}`]
-  })
+  print(cli, last, ({ details }) => describeBackup(details, options.wait))
 }
 
 function percent(text: string): number {

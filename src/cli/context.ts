@@ -105,3 +105,10 @@ export function reportError(error: unknown, json: boolean): number {
   process.stderr.write(`varve: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
   return 1
 }
+
+/** An option's time. Kind 'invalid-argument' for none. */
+export function seconds(text: string): number {
+  const value = Number(text)
+  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value
+  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is no time: seconds, more than 0`)
+}

@@ -1,30 +1,26 @@
 // varve migrate: moves a disk to another daemon while its guest writes, and ends what such a move left behind.
 
-import path from 'node:path'
 import { type Command, Option } from 'commander'
 import type { BodyInput, DiskReply, JobReply } from '../api/schema.ts'
 import { BlockError } from '../block/error.ts'
 import { formatSize } from '../base/size.ts'
-import { isPeerUri, parsePeerUri } from '../api/peer-uri.ts'
+import { isPeerUri } from '../api/peer-uri.ts'
 import { confirm } from './confirm.ts'
 import { print } from './context.ts'
 import { type Cli, cliOf, followJob } from './daemon-context.ts'
 import { modeOption } from './mirror.ts'
+import { addPeerOptions, type PeerOptions, withCredentials } from './peer-options.ts'
 import { addTermOptions, type TermOptions, termsOf } from './terms.ts'
 
 type Request = BodyInput<'migrate'>
 
-interface MigrateOptions extends TermOptions {
+interface MigrateOptions extends TermOptions, PeerOptions {
   readonly name?: string
   readonly format?: Request['format']
   readonly image?: string
   readonly mode: NonNullable<Request['mode']>
   readonly complete: boolean
   readonly handOver?: boolean
-  readonly tokenFile?: string
-  readonly tlsCertificates?: string
-  readonly tlsPsk?: string
-  readonly tlsHostname?: string
   readonly wait: boolean
   readonly settle?: boolean
   readonly force?: boolean
@@ -46,10 +42,7 @@ export function addMigrateCommand(program: Command): void {
     .addOption(modeOption())
     .option('--no-complete', 'do not switch over before varve job complete')
     .option('--hand-over', 'hang up on the guest, which connects to the new place; unless told it is passed on')
-    .option('--token-file <file>', 'for varve+tls: a copy of api.token of the home there')
-    .option('--tls-certificates <folder>', 'for varve+tls: ca-cert.pem, and client-cert.pem with its key if asked for')
-    .option('--tls-psk <file>', 'for varve+tls: pre-shared keys, a line USERNAME:KEY for each user')
-    .option('--tls-hostname <name>', 'for varve+tls: the name in the certificate there, when it is another')
+  addPeerOptions(command)
   addTermOptions(command, 'migrate')
     .option('--no-wait', 'return as soon as the job runs')
     .option('--settle', 'end what a migration left: ask the other side, and finish or undo')
@@ -86,22 +79,6 @@ async function migrate(
   const following = { wait, ...(isOver === undefined ? {} : { isOver }) }
   const last = await followJob(cli, cli.api.call('migrate', { disk }, body), following)
   print(cli, last, () => describeMigration(last))
-}
-
-/** The URI with the credentials that options name, as the daemon will use them: it does not know this folder. */
-function withCredentials(target: string, options: MigrateOptions): string {
-  const url = URL.canParse(target) ? new URL(target) : undefined
-  for (const [key, value] of [
-    ['token-file', options.tokenFile],
-    ['tls-certificates', options.tlsCertificates],
-    ['tls-psk-file', options.tlsPsk],
-  ] as const) {
-    if (value !== undefined) url?.searchParams.set(key, path.resolve(value))
-  }
-  if (options.tlsHostname !== undefined) url?.searchParams.set('tls-hostname', options.tlsHostname)
-  const uri = url?.href ?? target
-  parsePeerUri(uri)
-  return uri
 }
 
 async function settle(cli: Cli, disk: string, target: string | undefined, options: MigrateOptions): Promise<void> {

@@ -5,7 +5,7 @@ import type { BodyInput, JobReply } from '../api/schema.ts'
 import { formatSize } from '../base/size.ts'
 import { BlockError, type ErrorKind } from '../block/error.ts'
 import type { PlainVerb } from '../job/job.ts'
-import { print, table } from './context.ts'
+import { print, seconds, table } from './context.ts'
 import { cliOf } from './daemon-context.ts'
 
 interface OpenOptions {
@@ -34,7 +34,7 @@ export function addViewCommands(program: Command): void {
     .option('--since <name>', 'likewise, and the bitmap stays as it is')
     .option('--whole', 'with a bitmap: what did not change can be read, too')
     .option('--acknowledge', 'a TRIM says that a range was read, and its scratch is given back')
-    .option('--lease <seconds>', 'how long it stays without a reader; 600 unless told', seconds)
+    .option('--lease <seconds>', 'how long it stays without a request; 600 unless told', seconds)
     .action(open)
   view.command('list').description('the views that are open').action(list)
   view
@@ -93,10 +93,4 @@ function exportsOf({ details }: JobReply): readonly Exported[] {
 
 function changedOf({ changedBytes }: Exported): string {
   return changedBytes === undefined ? 'all' : formatSize(changedBytes)
-}
-
-function seconds(text: string): number {
-  const value = Number(text)
-  if (text.trim() !== '' && Number.isFinite(value) && value > 0) return value
-  throw new BlockError('invalid-argument', `${JSON.stringify(text)} is no time: seconds, more than 0`)
 }

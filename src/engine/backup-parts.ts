@@ -8,7 +8,7 @@ import type { BackupWriter, Repository } from '../repository/repository.ts'
 import type { BackupParty, DiskPlan } from './backup-party.ts'
 import type { EngineContext } from './context.ts'
 
-const PART_PACE: PartPace = {
+export const PART_PACE: PartPace = {
   everyMs: BACKUP_PART_MS,
   everyBytes: BACKUP_PART_BYTES,
   lastBytes: BACKUP_PART_LAST_BYTES,

@@ -96,6 +96,8 @@ export function endView(context: EngineContext, row: JobRecord): void {
   const job = JobTable.jobOf(row, {})
   const message = `the daemon was restarted: view ${row.id} has ended and its bits are back; open another one`
   context.jobs.launch(job, row, async () => {
+    // A daemon that was killed left these.
+    for (const disk of disksOf(row.spec)) await context.host.unlink(context.home.nbdSocket(`${disk}@${row.id}`))
     if (!isTaken(row)) throw new BlockError('closed', message)
     job.move('finalizing')
   })

@@ -30,6 +30,9 @@ export interface ConnectionOwner {
   lost(error: BlockError): void
 }
 
+/** Connects in a way of the caller's own, to where a server of NBD is about to speak. */
+export type Dial = () => Promise<net.Socket>
+
 export class ClientConnection {
   readonly name: string
   readonly #owner: ConnectionOwner
@@ -45,14 +48,16 @@ export class ClientConnection {
   #failure: BlockError | undefined
   readonly #closed = Promise.withResolvers<void>()
 
-  private constructor(target: NbdUri, owner: ConnectionOwner) {
+  private constructor(target: NbdUri, owner: ConnectionOwner, dialled: net.Socket | undefined) {
     this.name = formatNbdUri(target)
     this.#owner = owner
     const where = target.transport === 'unix' ? { path: target.path } : { host: target.host, port: target.port }
     // A socket that becomes a secure one is read by its events, since TLS takes its reading over.
-    const isPlain = target.tls === undefined
-    this.#socket = net.connect(isPlain ? { ...where, onread: onreadInto(this.#receiver, this.#arrived) } : where)
+    const isPlain = target.tls === undefined && dialled === undefined
+    this.#socket =
+      dialled ?? net.connect(isPlain ? { ...where, onread: onreadInto(this.#receiver, this.#arrived) } : where)
     this.#endReading = isPlain ? () => {} : readByEvents(this.#socket, this.#receiver, this.#arrived)
+    dialled?.resume()
     if (target.transport === 'tcp') this.#socket.setNoDelay(true).setKeepAlive(true)
     this.#outbox = new Outbox(this.#socket, () => {})
     this.#follow(this.#socket)
@@ -81,9 +86,14 @@ export class ClientConnection {
   }
 
   /** Connects and negotiates. Fails with the reason; the socket is closed by then. */
-  static async open(target: NbdUri, contexts: readonly string[], owner: ConnectionOwner): Promise<ClientConnection> {
+  static async open(
+    target: NbdUri,
+    contexts: readonly string[],
+    owner: ConnectionOwner,
+    dial?: Dial,
+  ): Promise<ClientConnection> {
     const tls = target.tls === undefined ? undefined : await loadClientTls(target.tls, hostOf(target))
-    const connection = new ClientConnection(target, owner)
+    const connection = new ClientConnection(target, owner, await dial?.())
     const timer = setTimeout(() => {
       const message = `${connection.name}: no answer within ${NBD_HANDSHAKE_MS / 1000} s`
       connection.#destroy(new BlockError('timeout', message, { device: connection.name }))

@@ -3,8 +3,8 @@
 //
 //   connected --lost--> reconnecting --connected again--> connected      any --close, or too late--> closed
 
-import { BlockError } from '../block/error.ts'
-import { ClientConnection, type ConnectionOwner } from './client-connection.ts'
+import { BlockError, type ErrorKind } from '../block/error.ts'
+import { ClientConnection, type ConnectionOwner, type Dial } from './client-connection.ts'
 import type { ExportInfo } from './client-handshake.ts'
 import type { ClientRequest } from './client-request.ts'
 import type { NbdUri } from './uri.ts'
@@ -12,6 +12,8 @@ import type { NbdUri } from './uri.ts'
 /** First and longest wait between two attempts to connect again, in milliseconds. */
 const RETRY_FIRST_MS = 20
 const RETRY_LONGEST_MS = 1000
+/** What whoever connects in a way of his own hears when the export is gone for good. */
+const REFUSED: ReadonlySet<ErrorKind> = new Set(['not-found', 'closed', 'permission', 'unsupported'])
 
 /** What a lane asks of the client that it belongs to. */
 export interface LaneOwner {
@@ -20,6 +22,7 @@ export interface LaneOwner {
   readonly contexts: readonly string[]
   /** How long a lost connection may take to come back, in milliseconds. */
   readonly reconnectMs: number
+  readonly dial: Dial | undefined
   /** True when no request is left and the client closes: a lost connection need not come back. */
   readonly isDone: boolean
   /** True for the export that the client knows from before. */
@@ -50,7 +53,7 @@ export class ClientLane {
   /** Connects; fails with the reason. */
   static async open(owner: LaneOwner): Promise<{ readonly lane: ClientLane; readonly info: ExportInfo }> {
     const lane = new ClientLane(owner)
-    const connection = await ClientConnection.open(owner.target, owner.contexts, lane.#connectionOwner)
+    const connection = await ClientConnection.open(owner.target, owner.contexts, lane.#connectionOwner, owner.dial)
     lane.#state = { kind: 'connected', connection }
     return { lane, info: connection.info }
   }
@@ -116,24 +119,25 @@ export class ClientLane {
   }
 
   async #reconnect(why: BlockError): Promise<void> {
-    const { name, target, contexts, reconnectMs } = this.#owner
+    const { name, target, contexts, reconnectMs, dial } = this.#owner
+    const isFinal = (kind: ErrorKind): boolean => kind === 'protocol' || (dial !== undefined && REFUSED.has(kind))
     const deadline = performance.now() + reconnectMs
     let last = why
     for (let wait = RETRY_FIRST_MS; performance.now() < deadline; wait = Math.min(wait * 2, RETRY_LONGEST_MS)) {
       if (this.#isOver) return
       try {
-        const connection = await ClientConnection.open(target, contexts, this.#connectionOwner)
+        const connection = await ClientConnection.open(target, contexts, this.#connectionOwner, dial)
         if (this.#isOver) await connection.disconnect()
         else this.#resume(connection)
         return
       } catch (error) {
         last = error as BlockError
-        if (last.kind === 'protocol') break
+        if (isFinal(last.kind)) break
         await new Promise((resolve) => setTimeout(resolve, Math.min(wait, Math.max(0, deadline - performance.now()))))
       }
     }
     const message = `${name}: the connection was lost and did not come back in time: ${last.message}`
-    const kind = last.kind === 'protocol' ? 'protocol' : 'timeout'
+    const kind = isFinal(last.kind) ? last.kind : 'timeout'
     this.#fail(new BlockError(kind, message, { device: name }, last))
   }
 

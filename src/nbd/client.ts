@@ -6,6 +6,7 @@
 import { NBD_CLIENT_CONNECTIONS, NBD_CLIENT_IN_FLIGHT, NBD_CLIENT_RANGE, NBD_CLIENT_WAITING } from '../base/limits.ts'
 import { type BlockDevice, type Capabilities, FUA, MAY_UNMAP, type Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
+import type { Dial } from './client-connection.ts'
 import type { ExportInfo } from './client-handshake.ts'
 import { ClientLane, type LaneOwner } from './client-lane.ts'
 import { ClientRequest, type RequestFields } from './client-request.ts'
@@ -39,6 +40,8 @@ export interface NbdClientOptions {
    * they see the same data (NBD_FLAG_CAN_MULTI_CONN).
    */
   readonly connections?: number
+  /** Connects in place of the target's address, which then only names it. What it is refused for good it is not asked again. */
+  readonly dial?: Dial
 }
 
 /** Zeros for servers that cannot zero by themselves. */
@@ -60,6 +63,7 @@ export class NbdClient implements BlockDevice {
   readonly #contexts: readonly string[]
   readonly #reconnectMs: number
   readonly #connections: number
+  readonly #dial: Dial | undefined
   #info: ExportInfo | undefined
   #can: Capabilities | undefined
   #lanes: readonly ClientLane[] = []
@@ -79,6 +83,7 @@ export class NbdClient implements BlockDevice {
     this.#contexts = [BASE_ALLOCATION, ...(options.contexts ?? [])]
     this.#reconnectMs = options.reconnectMs ?? 0
     this.#connections = Math.min(options.connections ?? 1, NBD_CLIENT_CONNECTIONS)
+    this.#dial = options.dial
     this.#failure = new BlockError('closed', `${this.name}: not connected`)
   }
 
@@ -311,6 +316,7 @@ export class NbdClient implements BlockDevice {
       target: this.#target,
       contexts: this.#contexts,
       reconnectMs: this.#reconnectMs,
+      dial: this.#dial,
       get isDone() {
         return isDone()
       },

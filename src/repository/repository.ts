@@ -56,7 +56,7 @@ export type { BackupList } from './backups.ts'
 export type { CheckOptions, CheckReport, HitBackup } from './check.ts'
 export type { CopiedBackup, CopyOptions } from './copy.ts'
 export type { Credential, KeyInfo } from './key-box.ts'
-export { type BackupDiskInfo, type BackupInfo, PART_OF } from './manifest.ts'
+export { type BackupDiskInfo, type BackupInfo, newBackupId, PART_OF } from './manifest.ts'
 export type { PruneOptions, PruneReport } from './prune.ts'
 export type { RepairReport } from './repair.ts'
 export type { Retention } from './retention.ts'
@@ -94,6 +94,8 @@ export interface BackupDisk {
 }
 
 export interface BackupRequest {
+  /** A new one of newBackupId; made unless given. */
+  readonly id?: string
   readonly machine: string
   /** When the disks were as they will be written, in milliseconds since 1970. */
   readonly moment: number
@@ -219,7 +221,7 @@ export class Repository {
     checkRequest(request)
     const { store, vault, inventory, squeezer, now, tool } = this.#core
     const { machine, moment, kind } = request
-    const id = newBackupId(moment)
+    const id = request.id ?? newBackupId(moment)
     const parents = [...new Set(request.disks.flatMap(({ parent }) => (parent === undefined ? [] : [parent.backup])))]
     for (const parent of parents) await this.backup(parent)
     const session = await Session.begin(this.#core, { id, kind: 'backup', parents })

@@ -232,7 +232,6 @@ export class Shards implements EngineService {
     return (await this.#of(first)).backup({ ...request, ...meant })
   }
 
-  /** As a backup. */
   async openView(request: ViewRequest): Promise<JobStatus> {
     const meant = this.machines.together(request.disks)
     const [first] = meant.disks

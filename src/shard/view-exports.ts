@@ -91,7 +91,9 @@ export class ViewExports {
     const socket = this.#socketOf(disk)
     const served = (): Export | undefined => {
       const view = this.#taking.get(disk)?.captured?.view
-      return view === undefined ? undefined : { name: '', device: new ViewDevice(`${disk} (view)`, view, { acknowledges: true }) }
+      return view === undefined
+        ? undefined
+        : { name: '', device: new ViewDevice(`${disk} (view)`, view, { acknowledges: true }) }
     }
     const server = new NbdServer({ find: served, list: () => [] })
     await server.listenUnix(socket)
