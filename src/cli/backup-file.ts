@@ -58,12 +58,16 @@ export async function backUpToFile(wish: FileBackup): Promise<FileOutcome> {
     throw new BlockError('exists', `${file} is there already: each backup is a file of its own`, { path: file })
   const momentMs = Date.now()
   const { session, earlier, reason } = await openSession(wish, momentMs)
-  const [view] = session.views
+  const [view, ...others] = session.views
   const cancelled = new AbortController()
   const cancel = (): void => cancelled.abort()
   process.once('SIGINT', cancel)
   try {
-    if (view === undefined) throw new BlockError('protocol', `the daemon opened a view without disk ${wish.disk}`)
+    if (view === undefined || others.length > 0)
+      throw new BlockError(
+        'invalid-argument',
+        `${wish.disk} has ${session.views.length} disks, and a file holds one: name it`,
+      )
     const source = new AcknowledgedSource(view)
     await makeWholeFile({ host: realHost, path: file }, async (partial) => {
       await writeImage(partial, { view, source, earlier, format: wish.format, signal: cancelled.signal })

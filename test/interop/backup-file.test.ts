@@ -149,7 +149,7 @@ test(
       [['vm1', ...to, '--no-wait'], STATUS.usage, /ends with it/],
       [['vm1', ...to, '--on-error', 'stop'], STATUS.usage, /report or ignore/],
       [['vm1', '--to-file', site.path('none', 'b.qcow2')], STATUS.notFound, /none/],
-      [['none', ...to], STATUS.notFound, /there is no disk none/],
+      [['none', ...to], STATUS.notFound, /there is no machine or disk none/],
       [['vm1'], STATUS.usage, /say where to/],
     ] as const)
       await site.refuses(['backup', ...args], status, says)
