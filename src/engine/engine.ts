@@ -365,14 +365,10 @@ export class Engine {
     )
   }
 
-  /** Resolves when the moment is taken and exported; see `openView`. */
-  async openView(request: ViewRequest): Promise<JobStatus> {
-    return (await openView(this.#context, request)).status
-  }
-
-  stepView(view: string, step: ViewStep): Promise<void> {
-    return stepView(this.#context, view, step)
-  }
+  /** See views.ts. */
+  readonly openView = async (request: ViewRequest): Promise<JobStatus> =>
+    (await openView(this.#context, request)).status
+  readonly stepView = (view: string, step: ViewStep): Promise<void> => stepView(this.#context, view, step)
 
   listJobs(): JobStatus[] {
     return this.#context.jobs.list()
