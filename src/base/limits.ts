@@ -214,6 +214,8 @@ export const COURTESY_REQUESTS = 16
 export const COURTESY_LISTEN_EVERY_MS = 10_000
 export const COURTESY_SETTLE_MS = 50
 export const COURTESY_LISTEN_MS = 150
+/** How often it asks what the guests of disks in other threads wait for. */
+export const COURTESY_ASK_MS = 25
 /** What a request may take: so many times what it takes without the job, but at least so many milliseconds. */
 export const COURTESY_RATIO = 1.5
 export const COURTESY_LEAST_MS = 0.3

@@ -12,6 +12,7 @@ import type { BackupParty } from './backup-party.ts'
 import type { Turn } from './backup-queue.ts'
 import type { Catalog } from './catalog.ts'
 import type { ServeDisk, ServeView } from './context.ts'
+import type { FarEar } from './guest-ears.ts'
 import type { GuestHold } from './guest-freezer.ts'
 import type { Home } from './home.ts'
 import type { Peers } from './peers.ts'
@@ -50,4 +51,6 @@ export interface EngineShard {
   readonly bandwidth: Bandwidth
   readonly backupTurn: Turn
   readonly guests: GuestHold
+  /** What the guests of a disk of another engine wait for. */
+  readonly farEar: FarEar
 }

@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
+import type { Disk } from '../chain/disk.ts'
 import type { Format } from '../chain/open.ts'
 import { warningOf } from '../host/cache-mode.ts'
 import type { HostFile } from '../host/host.ts'
@@ -95,7 +96,7 @@ export class Engine {
       host,
       home,
       catalog,
-      jobs: new JobTable(catalog, disks, options.report),
+      jobs: new JobTable(catalog, disks, options.report, shard?.farEar),
       disks,
       failed: new Map(),
       serve: options.serve,
@@ -423,6 +424,11 @@ export class Engine {
     }
     this.#context.catalog.close()
     await this.#lock?.close()
+  }
+
+  /** A disk of this engine, for jobs elsewhere that make way for its guests. Kind 'not-found'. */
+  diskNamed(name: string): Disk {
+    return findDisk(this.#context, name).disk
   }
 
   /** This engine's side of a backup, for one that runs in another shard too. */

@@ -19,6 +19,7 @@ import {
   type MirrorSpec,
   subjectOf,
 } from './catalog.ts'
+import { type FarEar, NearGuests } from './guest-ears.ts'
 import type { Turn, TurnWish } from './backup-queue.ts'
 
 /** What of a verb outlives a restart. */
@@ -33,6 +34,7 @@ export class JobTable {
   readonly #catalog: Catalog
   readonly #disks: ReadonlyMap<string, { readonly disk: Disk }>
   readonly #report: (message: string) => void
+  readonly #farEar: FarEar
   #isStopped = false
   /** Has a job stop waiting for its turn. */
   readonly #waiting = new Map<string, () => void>()
@@ -41,15 +43,17 @@ export class JobTable {
     { readonly job: Job; readonly record: () => JobRecord; readonly ended: Promise<void> }
   >()
 
-  /** `disks` are those of this thread: a job makes way for the guests of these. */
+  /** `disks` are those of this thread: a job makes way for the guests of these, and of those elsewhere of which `farEar` lets it hear. */
   constructor(
     catalog: Catalog,
     disks: ReadonlyMap<string, { readonly disk: Disk }>,
     report: (message: string) => void,
+    farEar: FarEar = () => undefined,
   ) {
     this.#catalog = catalog
     this.#disks = disks
     this.#report = report
+    this.#farEar = farEar
   }
 
   /** The row of a new job. Kind 'invalid-argument' for terms that a job of its kind cannot have. */
@@ -224,14 +228,22 @@ export class JobTable {
   }
 
   async #makingWay(job: Job, { spec, terms: { guestLatency } }: JobRecord, work: () => Promise<void>): Promise<void> {
-    const disks = disksOf(spec).flatMap((name) => this.#disks.get(name)?.disk ?? [])
-    if (disks.length === 0 || guestLatency === 0) return work()
-    const meters = disks.map((disk) => disk.listen())
-    job.makeWay(new Courtesy(meters, guestLatency, () => performance.eventLoopUtilization().active))
+    if (guestLatency === 0) return work()
+    const names = disksOf(spec)
+    const near = names.flatMap((name) => this.#disks.get(name)?.disk ?? [])
+    const far = names.flatMap((name) => (this.#disks.has(name) ? [] : (this.#farEar(name) ?? [])))
+    const ears = [...(near.length === 0 ? [] : [new NearGuests(near)]), ...far]
+    if (ears.length === 0) return work()
+    job.makeWay(
+      new Courtesy(
+        ears.map(({ heard }) => heard),
+        guestLatency,
+      ),
+    )
     try {
       await work()
     } finally {
-      for (const disk of disks) disk.unlisten()
+      for (const ear of ears) ear.close()
     }
   }
 

@@ -15,6 +15,8 @@ class Storage {
   /** How long a piece takes, and how much of that a request that comes meanwhile waits for; 0 is a storage that does not mind. */
   work: { readonly pieceMs: number; readonly suffers: number }
   #next = 0
+  /** Part of the time that the thread is at work. */
+  activePart = 0
 
   constructor(options: { everyMs: number; baseMs: number; suffers: number; pieceMs: number }) {
     this.guest = options
@@ -23,6 +25,10 @@ class Storage {
 
   waitedMs(): number {
     return this.#waited
+  }
+
+  activeMs(): number {
+    return this.now * this.activePart
   }
 
   /** Copies one piece: requests that come meanwhile wait for it. */
@@ -117,7 +123,8 @@ const CROWD = { ...SUFFERING, everyMs: 0.1, baseMs: 0, suffers: 0 }
 
 test('guests that leave the thread no rest slow the job, though they are answered at once, and it ends', () => {
   const storage = new Storage(CROWD)
-  const courtesy = new Courtesy([storage], undefined, () => storage.now)
+  storage.activePart = 1
+  const courtesy = new Courtesy([storage])
   run(storage, courtesy, 5000)
   const pieces = run(storage, courtesy, 60_000)
   assert.ok(pieces >= 12_000 * COURTESY_CROWDED_FLOOR * 0.9, `${pieces} pieces`)
@@ -126,9 +133,11 @@ test('guests that leave the thread no rest slow the job, though they are answere
 
 test('many requests are no crowd where the thread has rest, nor is a busy thread with few of them', () => {
   const rested = new Storage(CROWD)
-  assert.equal(run(rested, new Courtesy([rested], undefined, () => rested.now * 0.8), 60_000), 12_000)
+  rested.activePart = 0.8
+  assert.equal(run(rested, new Courtesy([rested]), 60_000), 12_000)
   const busy = new Storage({ ...CROWD, everyMs: 2 })
-  assert.equal(run(busy, new Courtesy([busy], undefined, () => busy.now), 60_000), 12_000)
+  busy.activePart = 1
+  assert.equal(run(busy, new Courtesy([busy]), 60_000), 12_000)
 })
 
 test('the pace comes back when the guest goes', () => {
@@ -154,7 +163,7 @@ test('a storage that became slower by itself is learned, and the job is not slow
 test('a request that is stuck slows the job before it is answered', () => {
   const storage = new Storage({ ...SUFFERING, everyMs: Infinity })
   let waited = 0
-  const stuck = { answered: 0, waitedMs: () => waited }
+  const stuck = { answered: 0, waitedMs: () => waited, activeMs: () => 0 }
   const courtesy = new Courtesy([stuck], 10)
   run(storage, courtesy, 1000)
   let slowed = 0
@@ -189,4 +198,29 @@ test('a job that has nothing to copy while its guests wait does not wait when th
     assert.equal(courtesy.waitMs(storage.now, 0), 0)
   }
   assert.ok(run(storage, courtesy, 10_000) > 100)
+})
+
+test('guests of another thread slow the job as those of its own do, and so does a crowd in either', () => {
+  const near = new Storage({ ...SUFFERING, everyMs: Infinity })
+  const far = { answered: 0, waited: 0, active: 0 }
+  const guests = { waitedMs: () => far.waited, activeMs: () => far.active }
+  const heard = Object.defineProperty(guests, 'answered', { get: () => far.answered }) as typeof guests & {
+    answered: number
+  }
+  const pieces = (perPiece: Partial<typeof far>): number => {
+    const courtesy = new Courtesy([near, heard], 1)
+    const began = near.now
+    let count = 0
+    for (; near.now < began + 20_000; count++) {
+      near.copy()
+      far.answered += perPiece.answered ?? 0
+      far.waited += perPiece.waited ?? 0
+      far.active += perPiece.active ?? 0
+      near.rest(courtesy.waitMs(near.now, MIB))
+    }
+    return count
+  }
+  const free = pieces({ answered: 5, waited: 1, active: 1 })
+  assert.ok(pieces({ answered: 5, waited: 50, active: 1 }) < free * 0.3)
+  assert.ok(pieces({ answered: 20, active: 5 }) < free * 0.8)
 })

@@ -26,7 +26,22 @@ import {
   COURTESY_WINDOW_MAX_MS,
   COURTESY_WINDOW_MS,
 } from '../base/limits.ts'
-import type { LatencyMeter } from '../chain/latency-meter.ts'
+
+/** What the guests of some disks of one thread did so far. All of it only grows. */
+export interface GuestsHeard {
+  /** Requests answered. */
+  readonly answered: number
+  /** Milliseconds that all requests waited together, those under way included. */
+  waitedMs(): number
+  /** Milliseconds that their thread was at work. */
+  activeMs(): number
+}
+
+interface Heard {
+  readonly answered: number
+  readonly waitedMs: number
+  readonly activeMs: number
+}
 
 /** How the guests of a job's disks fare. */
 export interface GuestStatus {
@@ -47,15 +62,12 @@ const PHASE_MS: Record<Phase, number> = {
 }
 
 export class Courtesy {
-  readonly #meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[]
+  readonly #guests: readonly GuestsHeard[]
   readonly #asked: number | undefined
-  readonly #activeMs: () => number
   #phase: Phase = 'copying'
-  /** When the phase began, what the meters showed then, and the bytes copied since. */
+  /** When the phase began, what was heard of each thread by then, and the bytes copied since. */
   #sinceMs: number | undefined
-  #answeredBefore = 0
-  #waitedBefore = 0
-  #activeBefore = 0
+  #before: readonly Heard[] = []
   #bytes = 0
   /** Milliseconds that a request takes without the job. */
   #base: number | undefined
@@ -68,18 +80,10 @@ export class Courtesy {
   #peak = 0
   #paidUntil = 0
 
-  /**
-   * `targetMs` is what a request may take on the average; found out unless told. `activeMs` tells for how many milliseconds the thread of
-   * the disks was at work so far.
-   */
-  constructor(
-    meters: readonly Pick<LatencyMeter, 'answered' | 'waitedMs'>[],
-    targetMs?: number,
-    activeMs: () => number = () => 0,
-  ) {
-    this.#meters = meters
+  /** `guests` are those of each thread; `targetMs` is what a request may take on the average, found out unless told. */
+  constructor(guests: readonly GuestsHeard[], targetMs?: number) {
+    this.#guests = guests
     this.#asked = targetMs
-    this.#activeMs = activeMs
   }
 
   /** Undefined before there is something to say. */
@@ -110,19 +114,18 @@ export class Courtesy {
     this.#phase = phase
     this.#sinceMs = nowMs
     this.#bytes = 0
-    this.#answeredBefore = this.#meters.reduce((sum, meter) => sum + meter.answered, 0)
-    this.#waitedBefore = this.#meters.reduce((sum, meter) => sum + meter.waitedMs(), 0)
-    this.#activeBefore = this.#activeMs()
+    this.#before = this.#hear()
   }
 
   /** A phase is over. */
   #turn(nowMs: number, elapsedMs: number): void {
-    const answered = this.#meters.reduce((sum, meter) => sum + meter.answered, 0) - this.#answeredBefore
-    const waitedMs = this.#meters.reduce((sum, meter) => sum + meter.waitedMs(), 0) - this.#waitedBefore
+    const heard = this.#since()
+    const answered = heard.reduce((sum, one) => sum + one.answered, 0)
+    const waitedMs = heard.reduce((sum, one) => sum + one.waitedMs, 0)
     switch (this.#phase) {
       case 'copying':
         if (answered < COURTESY_REQUESTS && elapsedMs < COURTESY_WINDOW_MAX_MS) return
-        this.#judge(elapsedMs, answered, waitedMs)
+        this.#judge(elapsedMs, heard, { answered, waitedMs })
         this.#begin(waitedMs > 0 && this.#isDue(nowMs) ? 'settling' : 'copying', nowMs)
         return
       case 'settling':
@@ -143,7 +146,11 @@ export class Courtesy {
     this.#base = this.#base === undefined ? latencyMs : (this.#base + latencyMs) / 2
   }
 
-  #judge(elapsedMs: number, answered: number, waitedMs: number): void {
+  #judge(
+    elapsedMs: number,
+    heard: readonly Heard[],
+    { answered, waitedMs }: Pick<Heard, 'answered' | 'waitedMs'>,
+  ): void {
     const pace = (this.#bytes / elapsedMs) * 1000
     this.#peak = Math.max(this.#peak, pace)
     this.#answered = this.#answered / 2 + answered
@@ -152,7 +159,7 @@ export class Courtesy {
     const isSlow = targetMs !== undefined && this.#waitedMs > targetMs * this.#answered
     // A job that copied nothing slowed nobody.
     if (isSlow && pace > 0) this.#slow(pace, COURTESY_FLOOR)
-    else if (this.#isCrowded(elapsedMs, answered) && pace > 0) this.#slow(pace, COURTESY_CROWDED_FLOOR)
+    else if (heard.some((one) => isCrowded(one, elapsedMs)) && pace > 0) this.#slow(pace, COURTESY_CROWDED_FLOOR)
     else if (isSlow) return
     else if (this.#rate !== Infinity) this.#rate = Math.min(this.#rate + this.#peak * COURTESY_STEP, this.#peak * 2)
   }
@@ -168,11 +175,31 @@ export class Courtesy {
     this.#waitedMs = 0
   }
 
-  /** The guests ask much, and the thread has no rest. */
-  #isCrowded(elapsedMs: number, answered: number): boolean {
-    const activeMs = this.#activeMs() - this.#activeBefore
-    return answered > COURTESY_CROWD * elapsedMs && activeMs > COURTESY_CROWDED * elapsedMs
+  /** Of each thread, so far. */
+  #hear(): Heard[] {
+    return this.#guests.map((guests) => ({
+      answered: guests.answered,
+      waitedMs: guests.waitedMs(),
+      activeMs: guests.activeMs(),
+    }))
   }
+
+  /** Of each thread, since the phase began. */
+  #since(): Heard[] {
+    return this.#hear().map((now, index) => {
+      const before = this.#before[index] as Heard
+      return {
+        answered: now.answered - before.answered,
+        waitedMs: now.waitedMs - before.waitedMs,
+        activeMs: now.activeMs - before.activeMs,
+      }
+    })
+  }
+}
+
+/** The guests ask much, and their thread has no rest. */
+function isCrowded({ answered, activeMs }: Heard, elapsedMs: number): boolean {
+  return answered > COURTESY_CROWD * elapsedMs && activeMs > COURTESY_CROWDED * elapsedMs
 }
 
 /** A copy that was woken late makes up for so many milliseconds. */

@@ -7,6 +7,7 @@ import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/pee
 import type { EngineService } from '../engine/service.ts'
 import type { FrozenDisk } from '../engine/snapshot-party.ts'
 import type { JobStatus } from '../job/job.ts'
+import type { GuestSample } from './far-guests.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 
 /** What a shard is started with. */
@@ -66,8 +67,15 @@ export type PartyFunctions = {
   partySettle(disk: string, bitmap: string, backup: string, outcome: Outcome): Promise<void>
 }
 
+/** What the guests of a disk wait for, asked by a shard of that number whose job makes way for them. */
+export type GuestFunctions = {
+  guestsHear(disk: string, asker: number): GuestSample
+  guestsLeave(disk: string, asker: number): void
+}
+
 /** What the control plane asks of a shard. */
 export type ShardFunctions = PartyFunctions &
+  GuestFunctions &
   Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines' | 'host' | 'queueBackups'> & {
     /** Opens its disks. */
     open(): Promise<void>
@@ -95,19 +103,20 @@ export type ShardFunctions = PartyFunctions &
   }
 
 /** What a shard asks of the control plane; of the party functions those of other shards' disks. */
-export type ControlFunctions = PartyFunctions & {
-  commit(changes: readonly CatalogChange[]): Promise<void>
-  report(message: string, details?: Record<string, unknown>): void
-  /** A watched job changed. */
-  jobChanged(id: string, status: JobStatus): void
-  /** See Turn. */
-  takeTurn(wish: TurnWish): Promise<void>
-  giveTurn(id: string): void
-  /** See GuestHold. */
-  freezeGuest(machine: string): Promise<void>
-  thawGuest(machine: string): Promise<number | undefined>
-  /** See Peers and PeerCalls. */
-  peerPrepare(to: string, request: IncomingRequest): Promise<IncomingReply>
-  peerStep(to: string, token: string, step: IncomingStep): Promise<IncomingReply>
-  peerSocket(to: string, token: string): Promise<string>
-}
+export type ControlFunctions = PartyFunctions &
+  GuestFunctions & {
+    commit(changes: readonly CatalogChange[]): Promise<void>
+    report(message: string, details?: Record<string, unknown>): void
+    /** A watched job changed. */
+    jobChanged(id: string, status: JobStatus): void
+    /** See Turn. */
+    takeTurn(wish: TurnWish): Promise<void>
+    giveTurn(id: string): void
+    /** See GuestHold. */
+    freezeGuest(machine: string): Promise<void>
+    thawGuest(machine: string): Promise<number | undefined>
+    /** See Peers and PeerCalls. */
+    peerPrepare(to: string, request: IncomingRequest): Promise<IncomingReply>
+    peerStep(to: string, token: string, step: IncomingStep): Promise<IncomingReply>
+    peerSocket(to: string, token: string): Promise<string>
+  }

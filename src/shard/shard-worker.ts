@@ -9,6 +9,7 @@ import { ScratchBudget } from '../chain/scratch-budget.ts'
 import type { Turn, TurnEvents } from '../engine/backup-queue.ts'
 import type { CatalogChange } from '../engine/catalog.ts'
 import { Engine } from '../engine/engine.ts'
+import { ListenedDisks } from '../engine/guest-ears.ts'
 import type { SnapshotParty } from '../engine/snapshot-party.ts'
 import { homeAt } from '../engine/home.ts'
 import { metadataCache } from '../format/qcow2/metadata-cache.ts'
@@ -20,6 +21,7 @@ import { CatalogMirror } from './catalog-mirror.ts'
 import { serveDisk, serveView } from './disk-exports.ts'
 import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
 import { peersThrough } from './peer-links.ts'
+import { FarGuests } from './far-guests.ts'
 import { RemoteParty } from './remote-party.ts'
 import { openRepositoryAt } from './repositories.ts'
 import { ViewExports } from './view-exports.ts'
@@ -48,6 +50,9 @@ const views = new ViewExports(
 
 /** Backups of this shard that have their turn or wait for it. */
 const turns = new Map<string, TurnEvents>()
+
+/** Disks of this shard whose guests jobs of others make way for. */
+const listened = new ListenedDisks()
 
 /** This shard's sides of snapshots that the control plane takes of disks in several. */
 const snapshots = new Map<string, SnapshotParty>()
@@ -79,6 +84,7 @@ const functions: ShardFunctions = {
         scratch: new ScratchBudget(start.scratch, start.number),
         bandwidth: new Bandwidth(start.bandwidth),
         backupTurn,
+        farEar: (disk) => new FarGuests(disk, start.number, control),
         guests: {
           freeze: (machine) => control.freezeGuest(machine),
           thaw: (machine) => control.thawGuest(machine),
@@ -160,7 +166,12 @@ const functions: ShardFunctions = {
     watched.get(id)?.()
     watched.delete(id)
   },
-  askerDied: (asker) => views.askerDied(asker),
+  guestsHear: (disk, asker) => listened.hear(running().diskNamed(disk), asker),
+  guestsLeave: (disk, asker) => listened.leave(disk, asker),
+  askerDied: (asker) => {
+    listened.lost(asker)
+    return views.askerDied(asker)
+  },
   stopJobs: () => running().stopJobs(),
   close: async () => {
     await views.close()

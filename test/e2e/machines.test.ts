@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import { after, before, test } from 'node:test'
 import { FakeAgent } from '../support/fake-agent.ts'
-import { Site, STATUS } from '../support/site.ts'
+import { MIB, Site, STATUS } from '../support/site.ts'
 
 let site: Site
 
@@ -145,6 +145,26 @@ test('the guest of a machine is frozen for its moments, and thawed also when the
   assert.equal(fs.readFileSync(log, 'utf8'), 'vm2 frozen\nthawed\n')
   assert.doesNotMatch(await site.done('machine', 'set', 'vm2', '--no-freeze'), /frozen/)
   assert.equal((await site.varve('machine', 'set', 'vm2')).status, STATUS.usage)
+})
+
+test('a backup hears of the guests of all its disks, also of those that live in another thread', async () => {
+  const guest = await site.guest('lone')
+  await guest.write(0, 4 * MIB, Buffer.alloc(4 * MIB, 7), 0, 0)
+  await guest.close()
+  const busy = await site.guest('other')
+  const wish = { disks: ['lone', 'other'], repository: site.repository, full: true, speed: MIB / 2, guestLatency: 5 }
+  const { id } = await site.daemon.api.call('backup', {}, wish)
+  const buffer = Buffer.alloc(4096)
+  // Nobody uses the disk in the thread that copies: what is heard comes from the other one.
+  for (;;) {
+    await busy.read(0, 4096, buffer, 0)
+    const { guest: heard, endedMs } = await site.daemon.api.call('showJob', { job: id }, {})
+    if (heard !== undefined) break
+    assert.equal(endedMs, undefined)
+  }
+  await busy.close()
+  await site.daemon.api.call('sayToJob', { job: id, verb: 'cancel' }, {})
+  await site.daemon.api.follow(id, () => undefined)
 })
 
 test('a machine lets disks go, and is forgotten; its disks stay', async () => {
