@@ -23,11 +23,10 @@ import { type CatalogChange, type DiskRecord, disksOf, type JobRecord, type Laye
 import { prepareClone } from './clones.ts'
 import { planCommit, startCommit } from './commits.ts'
 import { refuseConflict } from './conflicts.ts'
-import { checkName, type EngineContext, findAny, findDisk, type ManagedDisk } from './context.ts'
+import { type EngineContext, findAny, findDisk, type ManagedDisk } from './context.ts'
 import { type Direction, startDeletion } from './deletion.ts'
 import { closeManagedDisk, letGo, openManagedDisk, type Opening } from './disk-opener.ts'
 import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
-import { checkSocketPath } from '../nbd/uri.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import { lockHome } from './home.ts'
 import { hostOf } from './host-desk.ts'
@@ -36,7 +35,7 @@ import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
 import { type MigrateRequest, startMigration } from './migrations.ts'
 import { completeMirror, type MirrorRequest, startMirror } from './mirrors.ts'
-import { type DiskTerms, makeImage, noteOnImage, readLayers } from './new-disk.ts'
+import { checkNewDisk, type DiskTerms, makeImage, noteOnImage, readLayers } from './new-disk.ts'
 import { type IncomingReply, type IncomingRequest, type IncomingStep, noPeers } from './peers.ts'
 import { removeDisk, removeFolder } from './removal.ts'
 import { resizeDisk } from './resize.ts'
@@ -150,7 +149,7 @@ export class Engine {
     by: { readonly made?: true },
   ): Promise<DiskStatus> {
     return this.#control.run(async () => {
-      await this.#checkNewDisk(name)
+      checkNewDisk(this.#context, name)
       const layers = (await readLayers(this.#context, name, image, format)).map((layer) => ({ ...layer, ...by }))
       const id = randomBytes(8).toString('hex')
       const record: DiskRecord = { id, name, layers, addedMs: Date.now(), nextOverlay: 1, cache, durability }
@@ -173,7 +172,7 @@ export class Engine {
     size: number,
     ...terms: DiskTerms
   ): Promise<DiskStatus> {
-    await this.#checkNewDisk(name)
+    checkNewDisk(this.#context, name)
     await makeImage(this.#context, image, format, size)
     try {
       return await this.#add(name, image, format, terms, { made: true })
@@ -207,7 +206,7 @@ export class Engine {
   /** Makes a new disk over a snapshot of another one, whose layers they then share; see `prepareClone`. */
   clone(disk: string, snapshot: string, name: string, image?: string): Promise<DiskStatus> {
     return this.#control.run(async () => {
-      await this.#checkNewDisk(name)
+      checkNewDisk(this.#context, name)
       const context = this.#context
       const origin = findDisk(context, disk)
       return origin.control.run(async () => {
@@ -302,7 +301,7 @@ export class Engine {
   /** Makes a disk over a backup, which is served when this resolves; the rest comes as a job. */
   restore(request: RestoreRequest): Promise<JobStatus> {
     return this.#control.run(async () => {
-      await this.#checkNewDisk(request.name)
+      checkNewDisk(this.#context, request.name)
       const job = await startRestore(this.#context, request, (...made) => this.#openNew(...made))
       return job.status
     })
@@ -332,7 +331,7 @@ export class Engine {
   prepareIncoming(request: IncomingRequest): Promise<IncomingReply> {
     return this.#control.run(async () => {
       checkIncoming(this.#context, request)
-      await this.#checkNewDisk(request.disk)
+      checkNewDisk(this.#context, request.disk)
       const record = await this.#incoming.make(request, (made, besides) => this.#openNew(made, besides))
       return this.#incoming.reply(record)
     })
@@ -493,14 +492,5 @@ export class Engine {
   resumeJobs(): Promise<void> {
     const rows = this.#context.catalog.list('job').filter((row) => this.#ownsJob(row))
     return resumeRows(this.#context, rows)
-  }
-
-  async #checkNewDisk(name: string): Promise<void> {
-    checkName('disk', name)
-    checkSocketPath(this.#context.home.nbdSocket(name))
-    if (this.#context.catalog.get('machine', name) !== undefined)
-      throw new BlockError('exists', `there is a machine ${name}: give the disk a name that no machine has`)
-    if (!this.#context.catalog.list('disk').some((record) => record.name === name)) return
-    throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
   }
 }

@@ -8,12 +8,23 @@ import { createQcow2 } from '../format/qcow2/create.ts'
 import { readQcow2Info } from '../format/qcow2/image.ts'
 import { createRaw } from '../format/raw/raw.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
+import { checkSocketPath } from '../nbd/uri.ts'
 import type { LayerRecord } from './catalog.ts'
 import { layersOf } from './claims.ts'
-import type { EngineContext } from './context.ts'
+import { checkName, type EngineContext } from './context.ts'
 
 /** What of a disk its user may say: writeback and host, unless told. */
 export type DiskTerms = readonly [cache?: CacheMode, durability?: Durability]
+
+/** Kinds 'invalid-argument' for what cannot be a disk's name, 'exists' for one that a disk or a machine has. */
+export function checkNewDisk({ catalog, home }: EngineContext, name: string): void {
+  checkName('disk', name)
+  checkSocketPath(home.nbdSocket(name))
+  if (catalog.get('machine', name) !== undefined)
+    throw new BlockError('exists', `there is a machine ${name}: give the disk a name that no machine has`)
+  if (!catalog.list('disk').some((record) => record.name === name)) return
+  throw new BlockError('exists', `there is a disk ${name} already: varve disk show ${name}`)
+}
 
 /** Makes an image for a new disk. Kind 'exists' when there is something at the path. */
 export async function makeImage({ host }: EngineContext, image: string, format: Format, size: number): Promise<void> {
