@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
 import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
-import { BlockError, toBlockError } from '../block/error.ts'
+import { toBlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { Format } from '../chain/open.ts'
 import { warningOf } from '../host/cache-mode.ts'
