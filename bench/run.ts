@@ -25,6 +25,7 @@ import { IN_PROCESS } from './parts/in-process.ts'
 import { INCREMENTAL } from './parts/incremental.ts'
 import { JOBS } from './parts/jobs.ts'
 import { NETWORK } from './parts/network.ts'
+import { REPOSITORY } from './parts/repository.ts'
 import { SLOW_NEIGHBOUR } from './parts/slow-neighbour.ts'
 import { TRACKING } from './parts/tracking.ts'
 import { UNCACHED } from './parts/uncached.ts'
@@ -44,6 +45,7 @@ const PARTS: readonly Part[] = [
   JOBS,
   TRACKING,
   INCREMENTAL,
+  REPOSITORY,
 ]
 
 const PUBLISHED: Extent = { rounds: 5, seconds: 1, imageMiB: 2048 }

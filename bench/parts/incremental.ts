@@ -3,8 +3,7 @@
 
 import fs from 'node:fs'
 import path from 'node:path'
-import { Random } from '../../src/base/random.ts'
-import { connectNbd } from '../../src/nbd/client.ts'
+import { changeSome, sizeOf, timed } from '../backups.ts'
 import { addDisk, startDaemon } from '../daemon.ts'
 import { makeImage, settle } from '../images.ts'
 import { check, MIB, versionOf } from '../machine.ts'
@@ -13,7 +12,6 @@ import type { Figure, Row } from '../results.ts'
 import { VARVE, VARVE_PROGRAM } from '../servers.ts'
 
 const DISK = 'disk-day'
-const GRANULE = 4096
 /** Of all granules, one in so many changes between two backups. */
 const ONE_IN = 100
 const RESTIC = 'restic'
@@ -68,7 +66,7 @@ async function measureDays(bench: Bench, { image, uri, tools }: Days): Promise<R
   const all = new Map(tools.map(({ program }) => [program, [] as Done[]]))
   const changed: number[] = []
   for (let round = 0; round < bench.rounds; round++) {
-    changed.push((await changeSome(uri, round + 1)) / MIB)
+    changed.push((await changeSome(uri, round + 1, ONE_IN)) / MIB)
     settle(image, true)
     // Within a round both back up the same day; another one begins each time.
     const contenders = tools.map(({ program, backUp }) => ({
@@ -112,29 +110,6 @@ async function measureDays(bench: Bench, { image, uri, tools }: Days): Promise<R
       asks: [{ of: CHANGED, atMost: 2 }],
     },
   ]
-}
-
-/** Writes the day's granules through the daemon; how many bytes. */
-async function changeSome(uri: string, day: number): Promise<number> {
-  const random = new Random(day)
-  const client = await connectNbd(uri)
-  try {
-    const granules = Math.floor(client.size / GRANULE)
-    const places = new Set<number>()
-    while (places.size < granules / ONE_IN) places.add(random.below(granules))
-    const block = Buffer.alloc(GRANULE)
-    for (const place of places) await client.write(place * GRANULE, GRANULE, Buffer.from(random.fill(block)), 0, 0)
-    await client.flush()
-    return places.size * GRANULE
-  } finally {
-    await client.close()
-  }
-}
-
-function timed(run: () => string): { readonly output: string; readonly seconds: number } {
-  const began = performance.now()
-  const output = run()
-  return { output, seconds: (performance.now() - began) / 1000 }
 }
 
 function varve(bench: Bench): Tool {
@@ -181,10 +156,4 @@ function restic(bench: Bench, image: string): Tool {
       }
     },
   }
-}
-
-/** Bytes of all files in a folder. */
-function sizeOf(folder: string): number {
-  const files = fs.readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
-  return files.reduce((sum, entry) => sum + fs.statSync(path.join(entry.parentPath, entry.name)).size, 0)
 }

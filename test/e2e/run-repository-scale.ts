@@ -181,8 +181,8 @@ async function backUpDay(
 
 /** Reads all that a backup holds, and compares it where `versions` says what that is. */
 async function readWhole(repository: Repository, id: string, contents: Contents, versions: Uint16Array): Promise<void> {
-  const { disks, close } = await repository.openBackup(id)
-  const device = disks[0]?.device
+  const reader = await repository.openBackup(id)
+  const device = reader.disks[0]?.device
   if (device === undefined) throw new Error('a backup of one disk')
   const piece = Buffer.alloc(MIB)
   const expected = Buffer.alloc(GRANULE)
@@ -197,7 +197,7 @@ async function readWhole(repository: Repository, id: string, contents: Contents,
       if (!equalBytes(expected, piece.subarray(i * GRANULE, (i + 1) * GRANULE))) throw new Error(`wrong at ${offset}`)
     }
   }
-  await close()
+  await reader.close()
   tell(`restored ${id}`, { MiB: mib(bytes) })
 }
 
