@@ -148,7 +148,7 @@ function programs({ bench, image }: Stage): Program[] {
     }
   }
   if (bench.has('qemu-img', versionOf('qemu-img'))) {
-    const options = ['convert', '-c', '-o', 'compression_type=zstd', '-f', 'raw', '-O', 'qcow2']
+    const options = ['convert', '-U', '-c', '-o', 'compression_type=zstd', '-f', 'raw', '-O', 'qcow2']
     all.push({
       program: QEMU_IMG,
       backUp: (folder) => {
@@ -188,7 +188,8 @@ async function measureFull(stage: Stage): Promise<Row[]> {
       name: 'full: time',
       unit: 's',
       figures,
-      asks: names.map((of) => ({ of, atMost: least(of) })),
+      // Beside qemu-img, which neither hashes nor looks for what is there, the figure is for the reader.
+      asks: names.filter((name) => name !== QEMU_IMG).map((of) => ({ of, atMost: least(of) })),
     },
     {
       ...shape,
