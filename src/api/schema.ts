@@ -26,6 +26,7 @@ const bitmap = z.object({
   recording: z.boolean(),
   state: z.enum(['valid', 'void']),
   durability,
+  since: z.string().optional().describe('The backup that it counts from'),
   dirtyBytes: bytes,
   distrust: z.string().optional().describe('Why its bits are not believed until a full by comparison is done'),
 })
@@ -390,6 +391,8 @@ export const routes = {
       repository: z.string().min(1),
       full: z.boolean().default(false),
       prove,
+      since: name.optional().describe('Copies what changed since this checkpoint'),
+      checkpoint: name.optional().describe('Its moment becomes this checkpoint'),
       ...terms,
     }),
     response: job,

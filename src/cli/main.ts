@@ -21,6 +21,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   snapshot: loadSnapshot,
   clone: loadSnapshot,
   bitmap: async () => (await import('./bitmap.ts')).addBitmapCommands,
+  checkpoint: async () => (await import('./checkpoint.ts')).addCheckpointCommands,
   commit: loadMerge,
   stream: loadMerge,
   mirror: async () => (await import('./mirror.ts')).addMirrorCommand,

@@ -25,6 +25,7 @@ import type { BackupDiskName } from '../repository/repository.ts'
 import { refuseAway } from './authority.ts'
 import { type EarlierBackup, type Way, wayByComparison, wayFrom } from './backup-way.ts'
 import type { DiskRecord } from './catalog.ts'
+import { checkpointBitmap, type CheckpointWish, refuseSecond } from './checkpoints.ts'
 import { refuseConflict } from './conflicts.ts'
 import type { EngineContext, ManagedDisk } from './context.ts'
 import { limitsOf } from './host-limits.ts'
@@ -38,6 +39,7 @@ export interface PlanRequest {
    * user knows.
    */
   readonly backups: readonly EarlierBackup[] | undefined
+  readonly checkpoints?: CheckpointWish
 }
 
 /** How one disk is backed up, and why not by its changes alone. */
@@ -45,6 +47,10 @@ export interface DiskPlan extends Way {
   /** Bytes of the disk. */
   readonly size: number
   readonly bitmap: string | undefined
+  /** The bitmap that says what is copied, where that is another one: a checkpoint's, which stays as it is. */
+  readonly from?: string
+  /** The moment becomes this checkpoint, once the backup is done. */
+  readonly checkpoint?: string
   /** The bitmap counts from this moment on, once the backup is done. */
   readonly moves: boolean
   /** All of the disk can be read, not only what changed. */
@@ -131,15 +137,19 @@ export class LocalParty implements BackupParty {
   }
 
   /** Incremental whenever it can be; else a full, with the reason. */
-  async plan({ bitmap, full, backups }: PlanRequest): Promise<DiskPlan> {
+  async plan({ bitmap, full, backups, checkpoints = {} }: PlanRequest): Promise<DiskPlan> {
     const known = backups === undefined ? undefined : new Map(backups.map((info) => [info.id, info]))
     const managed = this.#managed
     // A resize that is under way ends first; a later one waits for the backup, whose job is there by now.
     return managed.control.run(async () => {
       refuseAway(managed.record)
       refuseConflict(this.#context, this.disk, 'backup')
-      const found = findWay(managed, bitmap, known, full)
-      return { size: managed.disk.size, bitmap, moves: true, whole: false, ...found }
+      const { since, checkpoint } = checkpoints
+      if (checkpoint !== undefined) refuseSecond(managed.disk, checkpoint)
+      const usual = findWay(managed, bitmap, known, full)
+      const found = since === undefined ? usual : wayFromCheckpoint(managed.disk, since, known, usual)
+      const marked = checkpoint === undefined ? {} : { checkpoint }
+      return { size: managed.disk.size, bitmap, moves: true, whole: false, ...found, ...marked }
     })
   }
 
@@ -156,20 +166,25 @@ export class LocalParty implements BackupParty {
     this.#isFrozen = true
   }
 
-  async capture({ size, bitmap, moves, whole, parent }: DiskPlan, backup: string): Promise<Captured> {
+  async capture(plan: DiskPlan, backup: string): Promise<Captured> {
+    const { size, bitmap, from = bitmap, checkpoint, moves, whole, parent } = plan
     const { disk } = this.#managed
     const scratch = this.#scratch
     if (scratch === undefined || !this.#isFrozen)
       throw new BlockError('timeout', `${disk.name} was let go before its moment was taken`, { device: disk.name })
     if (disk.size !== size)
       throw new BlockError('busy', `disk ${disk.name} was resized while its backup was prepared: ask again`)
-    const changed = parent === undefined || bitmap === undefined ? undefined : capturedBits(disk, bitmap)
+    const changed = parent === undefined || from === undefined ? undefined : capturedBits(disk, from)
     const needed = whole ? undefined : changed?.copy()
     const view = new PointInTime(disk, scratch, needed ?? everything(disk))
     this.#view = view
     this.#scratch = undefined
-    const durable =
-      moves && bitmap !== undefined ? disk.log.edit(captureChanges(this.#managed, bitmap, backup)) : Promise.resolve()
+    const counting = [
+      ...(moves && bitmap !== undefined ? [bitmap] : []),
+      ...(checkpoint === undefined ? [] : [checkpointBitmap(checkpoint)]),
+    ]
+    const changes = counting.flatMap((name) => captureChanges(this.#managed, name, backup))
+    const durable = changes.length > 0 ? disk.log.edit(changes) : Promise.resolve()
     // Whoever waits for it hears of a failure; until then it is nobody's.
     durable.catch(() => undefined)
     return { view, changed, durable }
@@ -201,7 +216,11 @@ export class LocalParty implements BackupParty {
   async settle(bitmap: string | undefined, backup: string, outcome: Outcome): Promise<void> {
     await this.#view?.close()
     this.#view = undefined
-    if (bitmap !== undefined) await settleBits(this.#managed.disk, bitmap, backup, outcome)
+    if (bitmap === undefined) return
+    const { disk } = this.#managed
+    // With the checkpoint that the backup was to become.
+    const pending = pendingBackups(disk).filter((one) => one.backup === backup)
+    await Promise.all(pending.map((one) => settleBits(disk, one.bitmap, backup, outcome)))
   }
 
   async #makeScratch(): Promise<Scratch> {
@@ -235,6 +254,12 @@ function isPending(disk: Disk, bitmap: string, backup: string): boolean {
   return recording !== undefined && metaOf(recording.meta).pending === backup
 }
 
+/** The backup that a bitmap counts from; undefined when there is none yet, or nobody but its user knows. */
+export function countsFrom({ meta }: LoggedBitmap): string | undefined {
+  const last = meta.startsWith('{') ? metaOf(meta).last : undefined
+  return meta === USER_BITMAP_META ? undefined : last
+}
+
 /** Why the bits of this bitmap are not believed; undefined when they are. */
 export function distrustOf({ meta }: LoggedBitmap): string | undefined {
   return meta.startsWith('{') ? metaOf(meta).distrust : undefined
@@ -258,6 +283,28 @@ function findWay(
   if (last === undefined) return no('the earlier backup was not finished')
   if (backups === undefined) return { parent: last, kind: 'incremental', reason: `changes by bitmap ${name}` }
   return wayFrom(disk, backups, last, there)
+}
+
+/** Kind 'not-found' when there is no such checkpoint; where what it counts from cannot be used, the usual way, and why. */
+function wayFromCheckpoint(
+  disk: Disk,
+  checkpoint: string,
+  backups: ReadonlyMap<string, EarlierBackup> | undefined,
+  usual: Way,
+): Way & Pick<DiskPlan, 'from'> {
+  const from = checkpointBitmap(checkpoint)
+  const bitmap = disk.log.bitmaps.get(from)
+  const { last } = metaOf(bitmap?.meta ?? '')
+  if (bitmap === undefined || last === undefined || backups === undefined)
+    throw new BlockError(
+      'not-found',
+      `disk ${disk.name} has no checkpoint ${checkpoint}: varve checkpoint list ${disk.name}`,
+    )
+  const instead = (why: string): Way => ({ ...usual, reason: `${usual.reason}; not since ${checkpoint}: ${why}` })
+  if (bitmap.state === 'void') return instead('its bitmap is void')
+  const way = wayFrom(disk, backups, last)
+  if (way.parent === undefined) return instead(way.reason)
+  return { ...way, from, reason: `differential, changes since checkpoint ${checkpoint}: ${last}` }
 }
 
 function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {

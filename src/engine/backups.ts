@@ -13,6 +13,7 @@ import type { BackupInfo, BackupReader, BackupWriter, Repository } from '../repo
 import { forgetParts, keptParts } from './backup-parts.ts'
 import type { TurnWish } from './backup-queue.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
+import { checkpointWish } from './checkpoints.ts'
 import { type BackupSpec, type JobRecord, subjectOf, type ViewSpec } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 import { type BackupFigures, learn } from './forecast.ts'
@@ -26,6 +27,9 @@ export interface BackupRequest extends JobTerms {
   readonly full: boolean
   /** So many percent of what the bitmaps call unchanged is read too, and compared with the backup before. */
   readonly prove?: number | undefined
+  /** As of a CheckpointWish. */
+  readonly since?: string | undefined
+  readonly checkpoint?: string | undefined
 }
 
 /** One disk of a backup or view: who answers for it, and how it is taken. */
@@ -41,7 +45,8 @@ export async function startBackup(context: EngineContext, request: BackupRequest
   if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
   const named = machine === undefined ? {} : { machine }
-  const row = JobTable.newRow({ kind: 'backup', disks, ...named, repository, full, ...newProof(prove) }, request)
+  const asked = { repository, full, ...newProof(prove), ...checkpointWish(request) }
+  const row = JobTable.newRow({ kind: 'backup', disks, ...named, ...asked }, request)
   const { job, taken } = launchBackup(context, row, await context.openRepository(repository))
   await taken
   if (job.error !== undefined) throw job.error
@@ -301,7 +306,7 @@ async function makePlans(
   const parties = spec.disks.map((name) => context.partyOf(name))
   const parts = await Promise.all(
     parties.map(async (party) => {
-      const plan = await party.plan({ bitmap, full: spec.full, backups })
+      const plan = await party.plan({ bitmap, full: spec.full, backups, checkpoints: spec })
       // What a proof reads is chosen once the bits are there.
       return { party, plan: { ...plan, whole: spec.proof !== undefined } }
     }),

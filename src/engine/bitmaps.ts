@@ -7,7 +7,8 @@ import { isPowerOfTwo } from '../base/round.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { BitmapChange, Durability, LoggedBitmap } from '../dirtylog/dirty-log.ts'
-import { USER_BITMAP_META } from './backup-party.ts'
+import { countsFrom, USER_BITMAP_META } from './backup-party.ts'
+import { isCheckpoint } from './checkpoints.ts'
 import { checkName, type ManagedDisk } from './context.ts'
 
 /** What a user can do with bitmaps; as QMP's block-dirty-bitmap commands. */
@@ -80,7 +81,7 @@ export function compareBitmaps({ disk }: ManagedDisk, first: string, second: str
 
 function checkEdit(edit: BitmapEdit): void {
   for (const name of namesOf(edit)) {
-    if (name.includes(':')) {
+    if (name.includes(':') && !(edit.edit === 'remove' && isCheckpoint(name))) {
       const message = `bitmap "${name}" is Varve's own: it keeps those with a colon for its backups and jobs. Copy it with --from`
       throw new BlockError('invalid-argument', message)
     }
@@ -101,6 +102,7 @@ function namesOf(edit: BitmapEdit): string[] {
 
 function changesOf(managed: ManagedDisk, edit: BitmapEdit): BitmapChange[] {
   const { name } = edit
+  const { disk } = managed
   switch (edit.edit) {
     case 'add':
       return addition(managed, edit)
@@ -112,9 +114,17 @@ function changesOf(managed: ManagedDisk, edit: BitmapEdit): BitmapChange[] {
     case 'merge':
       return [{ kind: 'merge', from: name, into: edit.into }]
     case 'remove':
+      if (isCheckpoint(name)) refuseUnfinished(disk, name)
+      return [{ kind: 'remove', name }]
     case 'clear':
       return [{ kind: edit.edit, name }]
   }
+}
+
+/** A checkpoint is there once its backup is done. */
+function refuseUnfinished(disk: Disk, name: string): void {
+  if (countsFrom(find(disk, name)) !== undefined) return
+  throw new BlockError('busy', `disk ${disk.name}: the backup of ${name} is under way: cancel that`)
 }
 
 function addition({ disk, record }: ManagedDisk, edit: BitmapEdit & { readonly edit: 'add' }): BitmapChange[] {

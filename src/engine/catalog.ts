@@ -9,6 +9,7 @@ import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { ProofWish } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
+import type { CheckpointWish } from './checkpoints.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
 import type { WhenAway } from './backup-layer.ts'
 import type { HostLimits } from './host-limits.ts'
@@ -150,7 +151,7 @@ export interface MigrateSpec {
   readonly begun: boolean
 }
 
-export interface BackupSpec {
+export interface BackupSpec extends CheckpointWish {
   readonly kind: 'backup'
   readonly disks: readonly string[]
   /** The machine that the disks are; undefined for disks that were named one by one. */

@@ -6,7 +6,7 @@ import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import { authorityOf, migrationNote } from './authority.ts'
 import { BackupLayer } from './backup-layer.ts'
-import { distrustOf } from './backup-party.ts'
+import { countsFrom, distrustOf } from './backup-party.ts'
 import type { DiskRecord, LayerRecord } from './catalog.ts'
 import type { FailedDisk, ManagedDisk } from './context.ts'
 
@@ -16,6 +16,8 @@ export interface BitmapStatus {
   readonly recording: boolean
   readonly state: 'valid' | 'void'
   readonly durability: Durability
+  /** The backup that it counts from, of one that a backup made. */
+  readonly since?: string
   /** Bytes that the set granules cover. */
   readonly dirtyBytes: number
   /** Why its bits are not believed until a full by comparison is done. */
@@ -57,6 +59,7 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
   const bitmaps = [...disk.log.bitmaps.values()].map((bitmap) => {
     const { name, bits, recording, state, durability } = bitmap
     const distrust = distrustOf(bitmap)
+    const since = countsFrom(bitmap)
     return {
       name,
       granule: bits.granule,
@@ -65,6 +68,7 @@ export function statusOf({ disk, record, served }: ManagedDisk): DiskStatus {
       durability,
       dirtyBytes: bits.bytes,
       ...(distrust === undefined ? {} : { distrust }),
+      ...(since === undefined ? {} : { since }),
     }
   })
   const { name, layers, cache = 'writeback' } = record

@@ -17,6 +17,7 @@ import { ViewDevice } from '../job/view-device.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import { isTaken, type Moment, type Part, settleParts, takeFrozenMoment } from './backups.ts'
 import { type Catalog, disksOf, type JobRecord, type ViewSpec } from './catalog.ts'
+import { isCheckpoint } from './checkpoints.ts'
 import type { EngineContext, Served } from './context.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
@@ -72,7 +73,7 @@ export async function openView(context: EngineContext, request: ViewRequest): Pr
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a view has each disk once')
   if ([bitmap, since, target].filter((one) => one !== undefined).length > 1)
     throw new BlockError('invalid-argument', 'say --bitmap or --since, not both')
-  if ((bitmap ?? since)?.includes(':') === true)
+  if (bitmap?.includes(':') === true || (since?.includes(':') === true && !isCheckpoint(since)))
     throw new BlockError(
       'invalid-argument',
       `bitmap ${bitmap ?? since} is Varve's own: copy it with varve bitmap add --from`,

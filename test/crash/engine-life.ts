@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { Random } from '../../src/base/random.ts'
 import type { BlockDevice } from '../../src/block/device.ts'
 import { isBlockError } from '../../src/block/error.ts'
+import type { DiskRecord } from '../../src/engine/catalog.ts'
 import type { HostOperation } from '../../src/host/simulated.ts'
 import type { JobStatus } from '../../src/job/job.ts'
 import { VIEW_LEASE_MS } from '../../src/base/limits.ts'
@@ -21,6 +22,7 @@ const BLOCKS = 256
 const MANY_BLOCKS = 3 * 1024
 const LAYERS_MAX = 5
 const CLONES_MAX = 2
+const CHECKPOINTS_MAX = 3
 /** The two that backups go to, in turn at random. */
 export const REPOSITORIES = [LAB_REPOSITORY, '/repository-2'] as const
 /** Guest requests that a view may outlast. */
@@ -139,8 +141,10 @@ class Life {
       { commands: [['view', () => this.#openView()]], chance: 0.03, ...idle },
       { commands: edits, chance: 0.15, ...idle },
     ]
+    const { id } = this.#lab.catalog.list('disk').find(({ name }) => name === DISK) as DiskRecord
+    const slots = `/home/disks/${id}/slot.`
     this.#lab.host.beforeOperation = ({ kind, number, path }) => {
-      if (kind === 'sync' && /slot\.[01]$/.test(path)) this.#bitmaps.slotSync()
+      if (kind === 'sync' && path.startsWith(slots)) this.#bitmaps.slotSync()
       if (!CHANGES.has(kind) || !this.#random.chance(1 / this.#options.every)) return
       const during = lanes.flatMap(({ at }) => (at === undefined ? [] : [at]))
       this.#crashes.push(this.#crash(number, during))
@@ -357,17 +361,37 @@ class Life {
   }
 
   async #backup(): Promise<void> {
+    const { engine } = this.#lab
     const before = this.#guest.bounds('kill')
     const full = this.#random.chance(0.1)
     const repository = this.#random.pick(REPOSITORIES)
-    const job = await this.#lab.engine.backup({ disks: [DISK], repository, full, speed: 0 })
+    const [since] = full || this.#random.chance(0.6) ? [] : this.#some(this.#checkpoints)
+    if (this.#checkpoints.length >= CHECKPOINTS_MAX) await this.#removeCheckpoint()
+    const checkpoint = this.#random.chance(0.4) ? this.#name('p') : undefined
+    const marks = { ...(since === undefined ? {} : { since }), ...(checkpoint === undefined ? {} : { checkpoint }) }
+    const job = await engine.backup({ disks: [DISK], repository, full, speed: 0, ...marks })
     const until = this.#guest.since(before)
     const ended = await this.#ended(job.id)
     const id = String(ended.details['backup'])
     this.#bitmaps.backupDone(`backup:${await this.#idOf(repository)}`, id)
+    if (checkpoint !== undefined) this.#bitmaps.backupDone(`checkpoint:${checkpoint}`, id)
     const shown = await readBackup(this.#lab, id, repository)
     checkContent(shown, until, BLOCK, `backup ${id}`)
     this.#backups.set(id, { repository, shown })
+  }
+
+  get #checkpoints(): readonly string[] {
+    const { bitmaps } = this.#lab.engine.showDisk(DISK)
+    return bitmaps.flatMap(({ name, since }) =>
+      name.startsWith('checkpoint:') && since !== undefined ? [name.slice('checkpoint:'.length)] : [],
+    )
+  }
+
+  /** The oldest one. */
+  async #removeCheckpoint(): Promise<void> {
+    const name = `checkpoint:${this.#checkpoints[0]}`
+    this.#bitmaps.forget(name)
+    await this.#lab.engine.editBitmaps(DISK, [{ edit: 'remove', name }])
   }
 
   async #idOf(repository: string): Promise<string> {

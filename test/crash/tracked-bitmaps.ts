@@ -37,7 +37,7 @@ export interface Known {
   readonly worlds: readonly World[]
   /** The view's bitmap is one of these. */
   readonly viewed: readonly Bits[]
-  /** By the name of a repository's bitmap. */
+  /** By the name of a repository's bitmap, or of a checkpoint's. */
   readonly backups: ReadonlyMap<string, KnownBackups>
   /** A power loss may set too much in these regions. */
   readonly regions: ReadonlySet<number>
@@ -144,9 +144,9 @@ export class TrackedBitmaps {
     for (const old of [...known.since.keys()].slice(0, -BACKUPS)) known.since.delete(old)
   }
 
-  /** The names of the bitmaps that backups count by. */
-  get backupBitmaps(): readonly string[] {
-    return [...this.#backups.keys()]
+  /** It is about to be removed, and may be there or not from now on. */
+  forget(bitmap: string): void {
+    this.#backups.delete(bitmap)
   }
 
   known(): Known {
@@ -189,9 +189,9 @@ export class TrackedBitmaps {
   /** The moment of an edit: gives the world that it begins, if it is one of users' bitmaps. */
   #edit(changes: readonly BitmapChange[]): World | undefined {
     for (const change of changes) {
-      if (change.kind !== 'add') continue
-      if (change.fill instanceof Bitmap) this.#mayHave(change.fill)
-      if (change.name.startsWith('backup:')) this.#newMoment(change.name)
+      if (change.kind !== 'add' || change.name.endsWith(':captured')) continue
+      if (change.name.startsWith('revert:') && change.fill instanceof Bitmap) this.#mayHave(change.fill)
+      if (/^(backup|checkpoint):/.test(change.name)) this.#newMoment(change.name)
       if (change.name === VIEW_BITMAP) this.#view = { since: this.none(), isCompleting: false }
     }
     const meaning = this.#meaning
