@@ -2,6 +2,7 @@
 // and the tables beside it import nothing but zod at run time.
 
 import { z } from 'zod'
+import { bitmap, bitmapEdit, durability } from './bitmap-shapes.ts'
 import { hostRoutes } from './host-routes.ts'
 import { bytes, job, name, nothing, prove, type Route, terms } from './shapes.ts'
 import { viewRoutes } from './view-routes.ts'
@@ -17,33 +18,6 @@ const layer = z.object({
   snapshot: z.object({ name: z.string(), createdMs: z.number() }).optional(),
   of: z.string().optional().describe('The disk whose layer it is, in a clone'),
 })
-
-const durability = z.enum(['host', 'process', 'none']).describe('What a bitmap outlives; after the rest it is void')
-
-const bitmap = z.object({
-  name: z.string(),
-  granule: z.number(),
-  recording: z.boolean(),
-  state: z.enum(['valid', 'void']),
-  durability,
-  since: z.string().optional().describe('The backup that it counts from'),
-  dirtyBytes: bytes,
-  distrust: z.string().optional().describe('Why its bits are not believed until a full by comparison is done'),
-})
-
-const bitmapEdit = z.union([
-  z.object({
-    edit: z.literal('add'),
-    name,
-    granule: bytes.optional(),
-    disabled: z.boolean().optional(),
-    from: name.optional().describe('A bitmap to copy'),
-    durability: durability.optional(),
-  }),
-  z.object({ edit: z.enum(['remove', 'clear', 'enable', 'disable']), name }),
-  z.object({ edit: z.literal('rename'), name, to: name }),
-  z.object({ edit: z.literal('merge'), name, into: name }),
-])
 
 const cache = z.enum(['writeback', 'none', 'unsafe'])
 
