@@ -89,7 +89,10 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
     if (isQueued)
       throw new BlockError('invalid-argument', 'this command makes one backup: --with names more disks for it')
     if ((options.since ?? options.checkpoint) !== undefined)
-      throw new BlockError('invalid-argument', '--since and --checkpoint are for a repository that the daemon writes to')
+      throw new BlockError(
+        'invalid-argument',
+        '--since and --checkpoint are for a repository that the daemon writes to',
+      )
     return backupElsewhere(cli, [...machines, ...others], options)
   }
   if (options.repo === undefined) throw new BlockError('invalid-argument', 'say where to: --repo or --to-file')
