@@ -95,6 +95,7 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
       )
     return backupElsewhere(cli, [...machines, ...others], options)
   }
+  refuseForeign(options)
   if (options.repo === undefined) throw new BlockError('invalid-argument', 'say where to: --repo or --to-file')
   const repository = absoluteLocation(options.repo)
   const { prove, since, checkpoint } = options
@@ -106,6 +107,17 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
   const wish = { disks: [...machines, ...others], ...terms, ...marks }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => describeBackup(details, options.wait))
+}
+
+/** What has a meaning only where this command makes the backup. */
+function refuseForeign({ passphraseFile, keyFile, lease, format }: BackupOptions): void {
+  if (passphraseFile !== undefined || keyFile !== undefined) {
+    const message =
+      'the daemon opens the repository: tell it by VARVE_PASSPHRASE_FILE or VARVE_KEY_FILE in its environment'
+    throw new BlockError('invalid-argument', message)
+  }
+  if (lease !== undefined) throw new BlockError('invalid-argument', '--lease goes with --from or --to-file')
+  if (format !== undefined) throw new BlockError('invalid-argument', '-f is the format of a file: say --to-file')
 }
 
 function percent(text: string): number {
