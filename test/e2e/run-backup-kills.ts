@@ -25,7 +25,8 @@ try {
   await clients.end()
 }
 console.log('\ntimes  strike                 at                 that backup')
-for (const [row, count] of [...counts].sort()) console.log(`${String(count).padStart(5)}  ${row}`)
+for (const [row, count] of [...counts].sort(([a], [b]) => a.localeCompare(b)))
+  console.log(`${String(count).padStart(5)}  ${row}`)
 console.log(
   `${clients.writes} writes of the guest, ${Math.round((performance.now() - started) / 1000)} s; nothing was wrong`,
 )
