@@ -1,14 +1,16 @@
 // varve demo: the main job on a real image, under a verifying load for the whole time. Full backup, live snapshot, incremental,
 // live merge, kill -9 of the daemon in the middle of it, restart, the merge goes on, a second incremental that still is one, and
-// every backup restored and compared. Needs no root and leaves nothing behind unless told to.
+// every backup restored and compared, and a file taken out of one. Needs no root and leaves nothing behind unless told to.
 
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import type { JobReply } from '../../api/schema.ts'
 import { formatSize } from '../../base/size.ts'
+import type { BlockDevice } from '../../block/device.ts'
 import { BlockError } from '../../block/error.ts'
 import { openLayer } from '../../chain/open.ts'
+import { ExtFileSystem } from '../../format/ext/ext-file-system.ts'
 import { initRepositoryAt, openRepositoryAt } from '../../shard/repositories.ts'
 import { realHost } from '../../host/real.ts'
 import { restoreToImage } from '../restore-image.ts'
@@ -235,6 +237,7 @@ class Demo {
     } finally {
       await repository.close()
     }
+    if (image.sample !== undefined) await this.#takeFile(image.sample)
     this.#note('the disk’s image', checkImage(this.#disk))
     this.#note('the disk’s image beside the last restore', compareImages(this.#disk, last))
   }
@@ -247,6 +250,27 @@ class Demo {
     this.#timeline.say(`${taken.title} restored: ${formatSize(bytes)}, ${verdict}`)
     this.failures.push(...differences.map((difference) => `${taken.title}: ${difference}`))
     if (image.fileSystem === 'ext4') this.#note(`${taken.title} restored`, checkFileSystem(restored))
+  }
+
+  /** Takes a file out of the last backup, as `varve files get` does, and compares it with the one that it is a copy of. */
+  async #takeFile(file: string): Promise<void> {
+    const start = performance.now()
+    const repository = await openRepositoryAt(this.#repository)
+    const reader = await repository.openBackup(this.#taken.at(-1)?.id ?? '')
+    const parts: Uint8Array[] = []
+    try {
+      const system = await ExtFileSystem.open(reader.disks[0]?.device as BlockDevice)
+      for await (const { bytes, length } of system.read(await system.find(file)))
+        parts.push(bytes ?? Buffer.alloc(length))
+    } finally {
+      await reader.close()
+      await repository.close()
+    }
+    const found = Buffer.concat(parts)
+    const verdict = found.equals(fs.readFileSync(file)) ? 'equal to the original' : 'DIFFERENT'
+    const took = `${formatSize(found.length)} in ${(performance.now() - start).toFixed(0)} ms, nothing mounted`
+    this.#timeline.say(`${file} out of the last backup: ${took}, ${verdict}`)
+    if (verdict === 'DIFFERENT') this.failures.push(`${file} out of the last backup differs`)
   }
 
   /** One finding of a peer program; undefined means that it is not installed. */

@@ -28,6 +28,8 @@ export interface DemoImage {
   readonly fileSystem: 'ext4' | 'none'
   /** Offset in the image of each block that the load may write. */
   readonly blocks: Float64Array
+  /** The largest of the files in it, which this machine has at the same path; undefined without a file system. */
+  readonly sample: string | undefined
   /** What it is made of, for the timeline. */
   readonly description: string
 }
@@ -64,6 +66,7 @@ function makeExt4(folder: string, image: string, files: readonly FoundFile[]): D
     size: IMAGE_BYTES,
     fileSystem: 'ext4',
     blocks,
+    sample: files.toSorted((a, b) => b.size - a.size)[0]?.path,
     description: `ext4 of ${IMAGE_BYTES / MIB} MiB, ${size}`,
   }
 }
@@ -85,7 +88,7 @@ function makePlain(image: string, files: readonly FoundFile[]): DemoImage {
   fs.ftruncateSync(fd, IMAGE_BYTES)
   fs.closeSync(fd)
   const description = `${IMAGE_BYTES / MIB} MiB of ${files.length} files without a file system: mke2fs is not installed`
-  return { path: image, size: IMAGE_BYTES, fileSystem: 'none', blocks, description }
+  return { path: image, size: IMAGE_BYTES, fileSystem: 'none', blocks, sample: undefined, description }
 }
 
 interface FoundFile {
