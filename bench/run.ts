@@ -26,6 +26,7 @@ import { INCREMENTAL } from './parts/incremental.ts'
 import { JOBS } from './parts/jobs.ts'
 import { NETWORK } from './parts/network.ts'
 import { REPOSITORY } from './parts/repository.ts'
+import { RESTORE } from './parts/restore.ts'
 import { SLOW_NEIGHBOUR } from './parts/slow-neighbour.ts'
 import { TRACKING } from './parts/tracking.ts'
 import { UNCACHED } from './parts/uncached.ts'
@@ -46,6 +47,7 @@ const PARTS: readonly Part[] = [
   TRACKING,
   INCREMENTAL,
   REPOSITORY,
+  RESTORE,
 ]
 
 const PUBLISHED: Extent = { rounds: 5, seconds: 1, imageMiB: 2048 }

@@ -27,8 +27,9 @@ export class SteadyLoad {
   /** Begins the load on an export; returns when it runs. The folder takes fio's log. */
   static async start(uri: string, load: Load, folder: string): Promise<SteadyLoad> {
     const log = path.join(folder, 'fio')
+    const limit = load.limit === undefined ? '' : ` --rate_iops=${load.limit}`
     const args = `--name=load --ioengine=nbd --rw=${load.rw} --bs=${load.block} --iodepth=${load.depth} --randrepeat=0 --norandommap
-      --time_based --runtime=${SECONDS_MAX} --log_avg_msec=${LOG_EVERY_MS} --log_unix_epoch=1 --write_iops_log=${log}`
+      --time_based --runtime=${SECONDS_MAX} --log_avg_msec=${LOG_EVERY_MS} --log_unix_epoch=1 --write_iops_log=${log}${limit}`
     const child = spawn('fio', [...args.split(/\s+/), '--uri', uri], { stdio: ['ignore', 'ignore', 'pipe'] })
     const killWithParent = (): void => void child.kill('SIGKILL')
     process.once('exit', killWithParent)
