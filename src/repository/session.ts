@@ -10,6 +10,7 @@
 
 import { LEASE_BEAT_MS, LEASE_MS, RESTORE_LEASE_MS, STORE_REQUESTS } from '../base/limits.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
+import { forgetBackup } from './backups.ts'
 import { decodeManifest, encodeFence } from './manifest.ts'
 import { inParallel } from './parallel.ts'
 import { sealFor, unsealFor } from './sealed.ts'
@@ -139,6 +140,18 @@ export class Session {
     } catch {
       // A store may refuse its clients to remove anything, and then it is not their task.
     }
+  }
+
+  /**
+   * To be asked when a part of the backup has been made visible, and before anybody relies on it. Kind 'timeout' when a pruning has given the
+   * session up by then, which may have removed what the part needs: the part is forgotten.
+   */
+  async confirm(part: string): Promise<void> {
+    const { store } = this.#place
+    if ((await store.status(BACKUPS + this.id)) === undefined) return
+    await forgetBackup(this.#place, part)
+    const message = `backup ${this.id} was silent for so long that a pruning gave it up: make it again`
+    throw new BlockError('timeout', message)
   }
 
   /** Leaves the session as it is: a pruning waits for it until its time is over, and then fences it. */

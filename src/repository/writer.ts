@@ -78,7 +78,7 @@ export interface WriterSetup {
   readonly squeezer: Squeezer
   readonly packs: PackWriter
   /** What keeps prunings from what this backup needs, until it ends. */
-  readonly presence: Pick<Session, 'end' | 'abandon'>
+  readonly presence: Pick<Session, 'end' | 'abandon' | 'confirm'>
   readonly manifest: Omit<BackupInfo, 'disks' | 'finishedMs' | 'storedBytes' | 'labels'>
   readonly disks: readonly SessionDisk[]
   now(): number
@@ -197,6 +197,7 @@ class SessionWriter implements BackupWriter {
       const { manifest } = this.#session
       const info = this.#info(newBackupId(manifest.moment), { labels: { [PART_OF]: this.id } })
       await publish(this.#session, info)
+      await this.#session.presence.confirm(info.id)
       return info
     })
   }
