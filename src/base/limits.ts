@@ -284,12 +284,17 @@ export const BATCH_RUNS = 1024
 export const SQUEEZE_WORKERS_MAX = 4
 /** Stored bytes that one read of a repository takes at most, and the gap that it reads over to save a second one. */
 export const FETCH_BYTES = MIB
+/** What such a read expands to at most, in bytes. */
+export const FETCH_PLAIN_BYTES = 2 * MIB
 export const FETCH_GAP_BYTES = 64 * KIB
 /** Such reads in flight at once for one open backup. */
 export const FETCHES_IN_FLIGHT = 8
 /** Plain data that one open backup keeps, and how far it reads ahead of a sequential reader, in bytes. */
 export const CHUNK_CACHE_BYTES = 32 * MIB
 export const READ_AHEAD_BYTES = 4 * MIB
+/** Where one read of a pack brings less than so many bytes of the disk, it reads ahead up to so far, and keeps three times that. */
+export const READ_AHEAD_FETCH = 64 * KIB
+export const READ_AHEAD_MAX = 64 * MIB
 /** Map nodes (at most 2.3 KiB each) that one reader keeps, and the pieces of packs that they are taken from. */
 export const NODE_CACHE_NODES = 4096
 export const NODE_WINDOW_BYTES = 128 * KIB

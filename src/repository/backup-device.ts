@@ -5,7 +5,7 @@
 
 import { assert } from '../base/assert.ts'
 import { copyBytes } from '../base/bytes.ts'
-import { READ_AHEAD_BYTES } from '../base/limits.ts'
+import { READ_AHEAD_BYTES, READ_AHEAD_FETCH, READ_AHEAD_MAX } from '../base/limits.ts'
 import { roundUp } from '../base/round.ts'
 import { type BlockDevice, type Capabilities, type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
@@ -34,6 +34,8 @@ export class BackupDevice implements BlockDevice {
   #sequentialEnd = 0
   #aheadEnd = 0
   #isReadingAhead = false
+  /** How far is read ahead, in bytes: further where what belongs together is in many packs. */
+  #ahead = READ_AHEAD_BYTES
 
   /** `name` is that of backup and disk, for messages. */
   constructor(name: string, map: DiskMap, index: BlobIndex, chunks: ChunkReader) {
@@ -163,17 +165,29 @@ export class BackupDevice implements BlockDevice {
 
   /** Fetches what a sequential reader will want next. A failure is left to the read that meets it again. */
   #readAhead(from: number): void {
-    const end = Math.min(this.size, from + READ_AHEAD_BYTES)
-    if (from >= this.#aheadEnd || from + READ_AHEAD_BYTES * 2 < this.#aheadEnd) this.#aheadEnd = from
-    if (this.#isReadingAhead || end - this.#aheadEnd < Math.min(READ_AHEAD_BYTES / 2, this.size - from)) return
+    const end = Math.min(this.size, from + this.#ahead)
+    if (from >= this.#aheadEnd || from + this.#ahead * 2 < this.#aheadEnd) this.#aheadEnd = from
+    if (this.#isReadingAhead || end - this.#aheadEnd < Math.min(this.#ahead / 2, this.size - from)) return
     const start = this.#aheadEnd
     if (start >= end) return
     this.#aheadEnd = end
     this.#isReadingAhead = true
-    this.#segmentsOf(start, end)
-      .then((segments) => this.#chunks.load(entriesOf(segments)))
+    this.#fetch(start, end)
       .catch(() => undefined)
       .finally(() => (this.#isReadingAhead = false))
+  }
+
+  async #fetch(start: number, end: number): Promise<void> {
+    const segments = await this.#segmentsOf(start, end)
+    const before = this.#chunks.fetches
+    const loading = this.#chunks.load(entriesOf(segments))
+    // After many small changes each pack has a little of every part of the disk, in the disk's order: the further one looks, the more is
+    // read of each at a time.
+    const each = (end - start) / Math.max(1, this.#chunks.fetches - before)
+    if (each < READ_AHEAD_FETCH) this.#ahead = Math.min(READ_AHEAD_MAX, this.#ahead * 2)
+    else if (each > READ_AHEAD_FETCH * 8) this.#ahead = Math.max(READ_AHEAD_BYTES, this.#ahead / 2)
+    this.#chunks.keep(this.#ahead * 3)
+    await loading
   }
 }
 

@@ -1,12 +1,18 @@
 // Brings chunks from packs to memory: neighbours in one read, several reads at once, every chunk checked against its id. Keeps a
 // bounded amount of plain data. It knows entries of the index, not disks.
 
-import { CHUNK_CACHE_BYTES, FETCH_BYTES, FETCH_GAP_BYTES, FETCHES_IN_FLIGHT } from '../base/limits.ts'
+import {
+  CHUNK_CACHE_BYTES,
+  FETCH_BYTES,
+  FETCH_GAP_BYTES,
+  FETCH_PLAIN_BYTES,
+  FETCHES_IN_FLIGHT,
+} from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { BlobIndex } from './blob-index.ts'
 import { packKey, readBlobs } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
-import { EXPAND_FIELDS, PIECE_GOOD, PIECE_REASONS, type Squeezer } from './squeezer.ts'
+import { EXPAND_FIELDS, expandMemory, PIECE_GOOD, PIECE_REASONS, type Squeezer } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 
 /** A chunk's plain bytes, or why there are none. */
@@ -16,6 +22,8 @@ export type Chunk = Uint8Array | BlockError
 interface Fetch {
   readonly start: number
   end: number
+  /** Bytes that its chunks have. */
+  plain: number
   readonly entries: number[]
 }
 
@@ -26,14 +34,28 @@ export class ChunkReader {
   /** By entry of the index; the order is that of use, oldest first. */
   readonly #chunks = new Map<number, Uint8Array>()
   #bytes = 0
+  #keeps = CHUNK_CACHE_BYTES
+  #fetches = 0
   readonly #coming = new Map<number, Promise<Map<number, Chunk>>>()
   #reading = 0
   readonly #waiters: (() => void)[] = []
+  /** Memory of reads that are over: as much as was in flight at once. */
+  readonly #free: Uint8Array<SharedArrayBuffer>[] = []
 
   constructor(store: ObjectStore, index: BlobIndex, squeezer: Squeezer) {
     this.#store = store
     this.#index = index
     this.#squeezer = squeezer
+  }
+
+  /** Reads of packs that were begun. */
+  get fetches(): number {
+    return this.#fetches
+  }
+
+  /** Plain data that is kept, in bytes, when that is more than usual. */
+  keep(bytes: number): void {
+    this.#keeps = Math.max(CHUNK_CACHE_BYTES, bytes)
   }
 
   /** The chunk when it is in memory. */
@@ -58,6 +80,7 @@ export class ChunkReader {
       else missing.push(entry)
     }
     for (const fetch of this.#plan(missing)) {
+      this.#fetches++
       const promise = this.#fetch(fetch)
       for (const entry of fetch.entries) this.#coming.set(entry, promise)
       coming.add(promise)
@@ -79,14 +102,20 @@ export class ChunkReader {
     for (const entry of entries) {
       const start = index.offset(entry)
       const end = start + index.stored(entry)
-      const isNear = last !== undefined && start - last.end <= FETCH_GAP_BYTES && end - last.start <= FETCH_BYTES
+      const plain = index.plain(entry)
+      const isNear =
+        last !== undefined &&
+        start - last.end <= FETCH_GAP_BYTES &&
+        end - last.start <= FETCH_BYTES &&
+        last.plain + plain <= FETCH_PLAIN_BYTES
       if (last !== undefined && isNear && index.packNumber(entry) === pack) {
         last.end = end
+        last.plain += plain
         last.entries.push(entry)
         continue
       }
       pack = index.packNumber(entry)
-      last = { start, end, entries: [entry] }
+      last = { start, end, plain, entries: [entry] }
       fetches.push(last)
     }
     return fetches
@@ -112,7 +141,7 @@ export class ChunkReader {
   async #read(fetch: Fetch): Promise<Map<number, Chunk>> {
     const index = this.#index
     const { start, end, entries } = fetch
-    const bytes = owned(await readBlobs(this.#store, index.pack(entries[0] as number), start, end))
+    const bytes = await readBlobs(this.#store, index.pack(entries[0] as number), start, end)
     const pieces = new Uint32Array(entries.length * EXPAND_FIELDS)
     const ids = new Uint8Array(entries.length * ID_BYTES)
     for (const [i, entry] of entries.entries()) {
@@ -121,16 +150,20 @@ export class ChunkReader {
       pieces.set(piece, i * EXPAND_FIELDS)
       ids.set(index.id(entry), i * ID_BYTES)
     }
-    const { plain, outcome } = await this.#squeezer.expand(bytes, pieces, ids)
+    const memory = this.#free.pop() ?? expandMemory(FETCH_BYTES, FETCH_PLAIN_BYTES)
+    memory.set(bytes)
+    const outcome = await this.#squeezer.expand(memory, pieces, ids, FETCH_BYTES)
     const chunks = new Map<number, Chunk>()
-    let at = 0
+    let at = FETCH_BYTES
     for (const [i, entry] of entries.entries()) {
       const length = index.plain(entry)
-      // A copy: a chunk that is kept must not keep its neighbours.
-      const chunk = outcome[i] === PIECE_GOOD ? plain.slice(at, at + length) : this.#damage(entry, outcome[i] as number)
+      // A copy: the memory is for the next read.
+      const chunk =
+        outcome[i] === PIECE_GOOD ? memory.slice(at, at + length) : this.#damage(entry, outcome[i] as number)
       chunks.set(entry, chunk)
       at += length
     }
+    this.#free.push(memory)
     return chunks
   }
 
@@ -146,16 +179,9 @@ export class ChunkReader {
     this.#chunks.set(entry, chunk)
     this.#bytes += chunk.length
     for (const [oldest, bytes] of this.#chunks) {
-      if (this.#bytes <= CHUNK_CACHE_BYTES) break
+      if (this.#bytes <= this.#keeps) break
       this.#chunks.delete(oldest)
       this.#bytes -= bytes.length
     }
   }
-}
-
-/** The bytes in a buffer of their own, which can be handed to another thread. */
-function owned(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
-  const { buffer } = bytes
-  if (buffer instanceof ArrayBuffer && buffer.byteLength === bytes.length) return new Uint8Array(buffer)
-  return new Uint8Array(bytes)
 }

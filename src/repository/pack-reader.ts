@@ -5,7 +5,7 @@ import { isBlockError } from '../block/error.ts'
 import type { Core } from './core.ts'
 import { type BlobRecord, packKey, type PackDirectory, readBlobs, recordId, visitRecords } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
-import { EXPAND_FIELDS, PIECE_GOOD, PIECE_REASONS } from './squeezer.ts'
+import { EXPAND_FIELDS, expandMemory, PIECE_GOOD, PIECE_REASONS } from './squeezer.ts'
 
 /** A blob that is not what its record says. */
 export interface BadBlob {
@@ -72,11 +72,15 @@ async function visitGroup(
   const bytes = await readBlobs(store, pack, start, endOf(group.at(-1) as PlacedBlob))
   const pieces = new Uint32Array(group.length * EXPAND_FIELDS)
   const ids = new Uint8Array(group.length * ID_BYTES)
+  let plainBytes = 0
   for (const [i, { id, offset, record }] of group.entries()) {
     pieces.set([offset - start, record.stored, record.plain, record.codec, record.crc], i * EXPAND_FIELDS)
     ids.set(id, i * ID_BYTES)
+    plainBytes += record.plain
   }
-  const { outcome } = await squeezer.expand(new Uint8Array(bytes), pieces, ids)
+  const memory = expandMemory(bytes.length, plainBytes)
+  memory.set(bytes)
+  const outcome = await squeezer.expand(memory, pieces, ids, bytes.length)
   for (const [i, blob] of group.entries()) {
     const found = outcome[i] as number
     const form = bytes.subarray(blob.offset - start, endOf(blob) - start)

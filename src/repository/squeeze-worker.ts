@@ -9,11 +9,19 @@ import { Vault } from './vault.ts'
 export type SqueezeRequest =
   | { readonly op: 'hash'; readonly job: number; readonly bytes: Uint8Array; readonly pieces: Numbers }
   | {
-      readonly op: 'compress' | 'expand'
+      readonly op: 'compress'
       readonly job: number
       readonly bytes: Uint8Array
       readonly pieces: Numbers
       readonly ids: Bytes
+    }
+  | {
+      readonly op: 'expand'
+      readonly job: number
+      readonly bytes: Uint8Array
+      readonly pieces: Numbers
+      readonly ids: Bytes
+      readonly plainAt: number
     }
 
 type Bytes = Uint8Array<ArrayBuffer>
@@ -38,11 +46,8 @@ function answer(request: SqueezeRequest, port: MessagePort): void {
       return port.postMessage({ job, result: records } satisfies SqueezeReply, [records.buffer])
     }
     case 'expand': {
-      const { plain, outcome } = expandPieces(vault, bytes, pieces, request.ids)
-      return port.postMessage({ job, result: { plain, outcome } } satisfies SqueezeReply, [
-        plain.buffer,
-        outcome.buffer,
-      ])
+      const outcome = expandPieces(vault, bytes, pieces, request.ids, request.plainAt)
+      return port.postMessage({ job, result: outcome } satisfies SqueezeReply, [outcome.buffer])
     }
   }
 }

@@ -6,6 +6,7 @@ import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES, LOCK_BYTES 
 import {
   batchMemory,
   EXPAND_FIELDS,
+  expandMemory,
   InlineSqueezer,
   PIECE_CHECKSUM,
   PIECE_CODEC,
@@ -47,7 +48,10 @@ async function roundTrip(
   const stored = new Uint8Array(bytes.subarray(0, at))
   const form = stored.slice()
   spoil(stored, pieces, hashed)
-  const { plain, outcome } = await squeezer.expand(stored, pieces, hashed)
+  const memory = expandMemory(stored.length, bytes.length)
+  memory.set(stored)
+  const outcome = await squeezer.expand(memory, pieces, hashed, stored.length)
+  const plain = memory.slice(stored.length)
   return { ids, form, codecs: [records[1], records[4], records[7]], plain, outcome: [...outcome] }
 }
 

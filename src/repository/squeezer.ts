@@ -1,11 +1,12 @@
 // Hashing, compressing and their inverse, over batches of pieces. A batch is one buffer and a list of pieces in it, so
-// that it crosses to another thread as one message. A batch of new data lies in memory that threads share and is used again and again:
+// that it crosses to another thread as one message. Batches lie in memory that threads share and that is used again and again:
 // buffers that are handed over and back are new ones to the garbage collector each time, and the guests would wait for it.
 //
 //   hash      pieces (at, length)                       -> one id of 32 bytes each
 //   compress  pieces (at, length) and their ids         -> their stored forms back to back from the batch's start, in place of
 //                                                          what was there, and a record of 3 numbers each
-//   expand    pieces (at, stored, plain, codec, crc)    -> plain bytes back to back, and which of them are damaged
+//   expand    pieces (at, stored, plain, codec, crc)    -> plain bytes back to back in the same memory, behind the stored ones, and which
+//                                                          of them are damaged
 //
 // What makes an id, and the lock on a stored form, are the vault's.
 //
@@ -37,13 +38,7 @@ export const PIECE_REASONS: Readonly<Record<number, string>> = {
   [PIECE_LOCK]: 'it was not locked with the key of this repository',
 }
 
-export interface Expanded {
-  readonly plain: Uint8Array<ArrayBuffer>
-  /** PIECE_GOOD or what is wrong, one for each piece; a damaged piece's plain bytes mean nothing. */
-  readonly outcome: Uint8Array<ArrayBuffer>
-}
-
-/** The caller leaves `bytes` alone until the answer; what it gives to `expand` it gives away. */
+/** The caller leaves `bytes` alone until the answer. */
 export interface Squeezer {
   /** The ids, one after the other. */
   hash(bytes: Uint8Array, pieces: Uint32Array<ArrayBuffer>): Promise<Uint8Array<ArrayBuffer>>
@@ -53,11 +48,16 @@ export interface Squeezer {
     pieces: Uint32Array<ArrayBuffer>,
     ids: Uint8Array<ArrayBuffer>,
   ): Promise<Uint32Array<ArrayBuffer>>
+  /**
+   * PIECE_GOOD or what is wrong, one for each piece. From `plainAt` on `bytes` has the plain bytes then; those of a damaged piece mean
+   * nothing.
+   */
   expand(
-    bytes: Uint8Array<ArrayBuffer>,
+    bytes: Uint8Array<SharedArrayBuffer>,
     pieces: Uint32Array<ArrayBuffer>,
     ids: Uint8Array<ArrayBuffer>,
-  ): Promise<Expanded>
+    plainAt: number,
+  ): Promise<Uint8Array<ArrayBuffer>>
   close(): Promise<void>
 }
 
@@ -117,22 +117,30 @@ export function compressPieces(
   return records
 }
 
-export function expandPieces(vault: Vault, bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Expanded {
+/** Shared memory for stored forms of so many bytes, and what they expand to behind them. */
+export function expandMemory(stored: number, plain: number): Uint8Array<SharedArrayBuffer> {
+  return new Uint8Array(new SharedArrayBuffer(stored + plain))
+}
+
+export function expandPieces(
+  vault: Vault,
+  bytes: Uint8Array,
+  pieces: Uint32Array,
+  ids: Uint8Array,
+  plainAt: number,
+): Uint8Array<ArrayBuffer> {
   const count = pieces.length / EXPAND_FIELDS
-  let total = 0
-  for (let i = 0; i < count; i++) total += pieces[i * EXPAND_FIELDS + 2] as number
-  const plain = new Uint8Array(total)
   const outcome = new Uint8Array(count)
-  let end = 0
+  let end = plainAt
   for (let i = 0; i < count; i++) {
     const [at, length, plainLength, codec, crc] = pieces.subarray(i * EXPAND_FIELDS, (i + 1) * EXPAND_FIELDS)
     const form = bytes.subarray(at as number, (at as number) + (length as number))
-    const into = plain.subarray(end, end + (plainLength as number))
+    const into = bytes.subarray(end, end + (plainLength as number))
     end += plainLength as number
     const id = ids.subarray(i * ID_BYTES, (i + 1) * ID_BYTES)
     outcome[i] = zlib.crc32(form) === crc ? expandPiece(vault, form, codec as number, into, id) : PIECE_CHECKSUM
   }
-  return { plain, outcome }
+  return outcome
 }
 
 function expandPiece(vault: Vault, form: Uint8Array, codec: number, into: Uint8Array, id: Uint8Array): number {
@@ -168,8 +176,13 @@ export class InlineSqueezer implements Squeezer {
     return compressPieces(this.#vault, bytes, pieces, ids)
   }
 
-  async expand(bytes: Uint8Array, pieces: Uint32Array, ids: Uint8Array): Promise<Expanded> {
-    return expandPieces(this.#vault, bytes, pieces, ids)
+  async expand(
+    bytes: Uint8Array,
+    pieces: Uint32Array,
+    ids: Uint8Array,
+    plainAt: number,
+  ): Promise<Uint8Array<ArrayBuffer>> {
+    return expandPieces(this.#vault, bytes, pieces, ids, plainAt)
   }
 
   async close(): Promise<void> {}

@@ -1,13 +1,12 @@
 // Hashes and compresses in threads of its own, so that the thread that serves guests never does. Threads start with the
-// first work and do not keep the process alive while they are idle. What is new is in shared memory and what is old is moved: neither is
-// copied.
+// first work and do not keep the process alive while they are idle. What they work on is in memory that is shared, and is not copied.
 
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { SQUEEZE_WORKERS_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { SqueezeReply, SqueezeRequest } from './squeeze-worker.ts'
-import type { Expanded, Squeezer } from './squeezer.ts'
+import type { Squeezer } from './squeezer.ts'
 import { PLAIN_VAULT, type Vault } from './vault.ts'
 
 type Bytes = Uint8Array<ArrayBuffer>
@@ -15,7 +14,13 @@ type Numbers = Uint32Array<ArrayBuffer>
 type Work =
   | { readonly op: 'hash'; readonly bytes: Uint8Array; readonly pieces: Numbers }
   | { readonly op: 'compress'; readonly bytes: Uint8Array; readonly pieces: Numbers; readonly ids: Bytes }
-  | { readonly op: 'expand'; readonly bytes: Bytes; readonly pieces: Numbers; readonly ids: Bytes }
+  | {
+      readonly op: 'expand'
+      readonly bytes: Uint8Array
+      readonly pieces: Numbers
+      readonly ids: Bytes
+      readonly plainAt: number
+    }
 
 interface Asker {
   resolve(result: object): void
@@ -56,7 +61,6 @@ class Hand {
       this.#worker.ref()
       const moved: ArrayBuffer[] = [work.pieces.buffer]
       if (work.op !== 'hash') moved.push(work.ids.buffer)
-      if (work.op === 'expand') moved.push(work.bytes.buffer)
       this.#worker.postMessage(request, moved)
     })
   }
@@ -104,8 +108,8 @@ export class WorkerSqueezer implements Squeezer {
     return (await this.#hand().ask({ op: 'compress', bytes, pieces, ids })) as Numbers
   }
 
-  async expand(bytes: Bytes, pieces: Numbers, ids: Bytes): Promise<Expanded> {
-    return (await this.#hand().ask({ op: 'expand', bytes, pieces, ids })) as Expanded
+  async expand(bytes: Uint8Array<SharedArrayBuffer>, pieces: Numbers, ids: Bytes, plainAt: number): Promise<Bytes> {
+    return (await this.#hand().ask({ op: 'expand', bytes, pieces, ids, plainAt })) as Bytes
   }
 
   async close(): Promise<void> {
