@@ -142,7 +142,7 @@ export const STREAM_LANES = 16
 export const WANTED_PLACES = 256
 /** A live restore has larger pieces than a stream, since a repository is read in larger ones; and makes its progress durable less often. */
 export const RESTORE_PIECE = MIB / 2
-export const RESTORE_LANES = 8
+export const RESTORE_LANES = 4
 export const RESTORE_SETTLE_BYTES = 256 * MIB
 export const RESTORE_SETTLE_MS = 5000
 /** The wait between looks for a repository that is away, in milliseconds: at first, and at most, after doubling. */

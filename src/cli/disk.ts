@@ -117,7 +117,7 @@ async function add(
 function restoringLines({ restoring }: DiskReply): string[] {
   if (restoring === undefined) return []
   const { repository, backup, disk, away } = restoring
-  const where = `restoring: the rest is in ${repository}, ${backup}:${disk}`
+  const where = `restoring: from ${repository}, ${backup}:${disk}`
   return [away === undefined ? where : `${where}, which is away: ${away}`]
 }
 

@@ -63,7 +63,7 @@ test('a live restore survives kills of the daemon, and ends as an image that equ
   }
   const shown = JSON.parse(await site.done('disk', 'show', 'vm2', '--json')) as { restoring?: { backup: string } }
   assert.equal(shown.restoring?.backup, id)
-  assert.match(await site.done('disk', 'show', 'vm2'), new RegExp(`the rest is in ${site.repository}, ${id}:vm1`))
+  assert.match(await site.done('disk', 'show', 'vm2'), new RegExp(`restoring: from ${site.repository}, ${id}:vm1`))
   await site.daemon.api.call('setJobSpeed', { job: job.id }, { speed: 0 })
   await site.job(job.id, ({ endedMs }) => endedMs !== undefined)
   const next = JSON.parse(await site.done('backup', 'vm2', '--repo', site.repository, '--json')) as {
