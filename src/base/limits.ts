@@ -402,6 +402,8 @@ export const DIRTYLOG_HOT_REGIONS = 4096
 export const DIRTYLOG_HEAT_SHARE = 0.5
 /** Bytes of one of the two log areas of a disk: 131,072 records. */
 export const DIRTYLOG_AREA = 4 * MIB
+/** So much of an area is memory at a time, in bytes, where the host can have it so. */
+export const DIRTYLOG_WINDOW = 256 * KIB
 /** Part of a log area that is filled when a fold begins; the rest is for writes while it runs. */
 export const DIRTYLOG_FOLD_AT = 0.75
 /** Milliseconds from the first record of an epoch to the fold that ends it, and from a failed fold to the next try. */

@@ -206,6 +206,7 @@ export class DirtyLog {
     this.#retire()
     if (before.kind === 'voiding') await settled(before.done)
     while (this.#folding !== undefined) await settled(this.#folding)
+    for (const area of this.#areas) area.release()
     await Promise.all([...this.#files.areas, ...this.#files.slots].map((file) => file.close()))
   }
 

@@ -272,7 +272,7 @@ async function createLog(context: EngineContext, folder: string, size: number, b
 async function openFiles(context: EngineContext, folder: string): Promise<DirtyLogFiles> {
   const opened: HostFile[] = []
   for (const name of LOG_FILES) {
-    opened.push(await context.host.open(path.join(folder, name), { write: true, create: 'if-missing' }))
+    opened.push(await context.host.open(path.join(folder, name), { write: true, create: 'if-missing', mapped: true }))
   }
   const [log0, log1, slot0, slot1] = opened as [HostFile, HostFile, HostFile, HostFile]
   return { areas: [log0, log1], slots: [slot0, slot1] }

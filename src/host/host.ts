@@ -25,9 +25,18 @@ export interface OpenOptions {
   readonly background?: boolean
   /** Whole pages of 4 KiB go past the page cache. Kind 'unsupported' where the file system does not do that. */
   readonly direct?: boolean
+  /** Ranges of it may be asked for as memory; its blocks are allocated. */
+  readonly mapped?: boolean
 }
 
 /** Offsets and lengths in bytes. Requests fail with BlockErrors that name the path. */
+/** A range of a file as memory. */
+export interface MappedRange {
+  /** What is stored here is written at once, as by `write`, for `sync` to make durable. Not to be touched after `release`. */
+  readonly bytes: Uint8Array
+  release(): void
+}
+
 export interface HostFile {
   readonly path: string
   readonly writable: boolean
@@ -46,6 +55,11 @@ export interface HostFile {
   /** Visits the range as data (0) and holes (HOLE | ZERO). All data where the file system cannot tell. */
   extents(offset: number, length: number, visit: ExtentVisitor): Pending
   truncate(size: number): Pending
+  /**
+   * A range as memory, from a multiple of 4096 on and within the file; undefined where that is not to be had. The file must have been opened
+   * as `mapped`.
+   */
+  map?(offset: number, length: number): MappedRange | undefined
   /** Every write completed before the call is on stable storage, with the file's length. */
   sync(): Promise<void>
   /** Changes the claim taken at open; undefined gives it back. Kind 'busy' on a conflict; the old claim then stays. */

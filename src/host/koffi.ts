@@ -3,6 +3,7 @@
 
 import { createRequire } from 'node:module'
 import { assert } from '../base/assert.ts'
+import type { MappedRange } from './host.ts'
 
 interface Callable {
   (...args: unknown[]): unknown
@@ -41,6 +42,18 @@ export function mapMemory(by: Koffi, length: number, fd = -1, offset = 0): Array
   const pointer = by.load(null).func(MMAP)(null, length, PROT_READ_WRITE, flags, fd, offset)
   if (pointer === null || by.address(pointer) === MAP_FAILED) throw new Error(`mmap fails with errno ${by.errno()}`)
   return by.view(pointer, length)
+}
+
+const MUNMAP = 'int munmap(void *where, size_t length)'
+const MAP_SHARED = 1
+
+/** A range of an open file, at a page boundary, until it is released; undefined when the system has none. */
+export function mapRange(by: Koffi, fd: number, offset: number, length: number): MappedRange | undefined {
+  const libc = by.load(null)
+  const pointer = libc.func(MMAP)(null, length, PROT_READ_WRITE, MAP_SHARED, fd, offset)
+  if (pointer === null || by.address(pointer) === MAP_FAILED) return undefined
+  const release = (): void => void libc.func(MUNMAP)(pointer, length)
+  return { bytes: new Uint8Array(by.view(pointer, length)), release }
 }
 
 /** Where buffers are in memory: an ArrayBuffer stays where it is, and asking koffi takes as long as a fifth of a read. */

@@ -19,7 +19,8 @@ import { BlockError, toBlockError } from '../block/error.ts'
 import { copyPool } from '../block/pool.ts'
 import { Claim, type ClaimKind } from './claims.ts'
 import { GroupedSync } from './grouped-sync.ts'
-import type { HostFile } from './host.ts'
+import type { HostFile, MappedRange } from './host.ts'
+import { koffi, mapRange } from './koffi.ts'
 import { Pace } from './pace.ts'
 import { FileLanes, poolLanes } from './pool-lanes.ts'
 import { FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SEEK_DATA, SEEK_HOLE, syscalls } from './syscalls.ts'
@@ -33,6 +34,8 @@ export interface OpenedFile {
   readonly writable: boolean
   readonly isBlock: boolean
   readonly way: FileWay
+  /** A store into memory that is mapped to it cannot fail. */
+  readonly isMappable?: boolean
 }
 
 /** fs.read and fs.write. */
@@ -52,6 +55,7 @@ export class RealFile implements HostFile {
   readonly writable: boolean
   readonly #fd: number
   readonly #isBlock: boolean
+  readonly #isMappable: boolean
   readonly #way: FileWay
   readonly #readPace: Pace
   readonly #writePace: Pace
@@ -66,7 +70,8 @@ export class RealFile implements HostFile {
   readonly #syncs = new GroupedSync(() => poolLanes.sync(() => this.#syncNow()))
   #isClosed = false
 
-  constructor({ path, fd, writable, isBlock, way }: OpenedFile) {
+  constructor({ path, fd, writable, isBlock, way, isMappable = false }: OpenedFile) {
+    this.#isMappable = isMappable
     this.path = path
     this.writable = writable
     this.#fd = fd
@@ -256,6 +261,11 @@ export class RealFile implements HostFile {
         }
       })
     })
+  }
+
+  map(offset: number, length: number): MappedRange | undefined {
+    if (!this.#isMappable || this.#isClosed || koffi === undefined) return undefined
+    return mapRange(koffi, this.#fd, offset, length)
   }
 
   /** fallocate; where the file system lacks it, zeros are written, which reads the same. */

@@ -14,6 +14,14 @@ import { syscalls } from './syscalls.ts'
 /** File systems that are in memory, by the number that statfs tells. */
 const MEMORY_FILE_SYSTEMS: ReadonlySet<number> = new Set([0x01021994 /* tmpfs */, 0x858458f6 /* ramfs */])
 
+/**
+ * File systems that write into the blocks that a file has, so that a store into mapped memory finds room. Others take new ones, and where there is
+ * none left the process is killed for it.
+ */
+const MAPPABLE_FILE_SYSTEMS: ReadonlySet<number> = new Set([
+  0xef53 /* ext4 */, 0x58465342 /* XFS */, 0x01021994 /* tmpfs */,
+])
+
 const KINDS = [
   ['isFile', 'file'],
   ['isDirectory', 'folder'],
@@ -62,7 +70,8 @@ async function openFile(path: string, options: OpenOptions): Promise<HostFile> {
     }
     const way = options.background === true ? 'background' : await wayOf(path, fd, isBlock)
     const direct = options.direct === true ? await openDirect(path, fd, access) : undefined
-    const file = new RealFile({ path, fd, writable, isBlock, way })
+    const isMappable = options.mapped === true && !isBlock && (await isOn(MAPPABLE_FILE_SYSTEMS, path))
+    const file = new RealFile({ path, fd, writable, isBlock, way, isMappable })
     return direct === undefined ? file : new DirectFile(file, direct)
   } catch (error) {
     fs.closeSync(fd)
@@ -117,8 +126,12 @@ function openDescriptor(path: string, flags: number, mode: number): Promise<numb
 
 async function wayOf(path: string, fd: number, isBlock: boolean): Promise<FileWay> {
   // A block device's node is in memory, but not the device.
-  if (!isBlock && MEMORY_FILE_SYSTEMS.has((await fs.promises.statfs(path)).type)) return 'memory'
+  if (!isBlock && (await isOn(MEMORY_FILE_SYSTEMS, path))) return 'memory'
   return syscalls?.canReadCached(fd) === true ? 'cached' : 'judged'
+}
+
+async function isOn(fileSystems: ReadonlySet<number>, path: string): Promise<boolean> {
+  return fileSystems.has((await fs.promises.statfs(path)).type)
 }
 
 export const realHost: Host = {
