@@ -240,8 +240,9 @@ async function work(context: EngineContext, job: Job, spec: BackupSpec, running:
   let result: BackupResult | undefined
   const kept = keptParts(context, running)
   const disks = running.disks.map((disk, index) => {
-    const { compared, parent } = (parts[index] as Part).plan
-    const before = readers.get(compared ?? parent ?? '')?.disks.find(({ name }) => name === disk.name)?.device
+    const { compared, parent, parentDisk } = (parts[index] as Part).plan
+    const called = (parent && parentDisk) ?? disk.name
+    const before = readers.get(compared ?? parent ?? '')?.disks.find(({ name }) => name === called)?.device
     return { ...disk, before }
   })
   try {

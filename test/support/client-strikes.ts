@@ -25,6 +25,8 @@ const FLOOD = 4 * MIB
 /** Seconds; long enough for a client on a loaded machine, which shows itself four times in it. */
 const LEASE = '4'
 const REPOSITORY_MIB = 256
+/** So that the repository has room for any number of strikes. */
+const PRUNE_EVERY = 10
 
 /** What was found at the strike, and what became of that backup. */
 export interface Struck {
@@ -41,6 +43,7 @@ export class StruckClients {
   #isWriting = false
   #writing: Promise<void> = Promise.resolve()
   writes = 0
+  #strikes = 0
 
   private constructor(site: Site, random: Random) {
     this.site = site
@@ -83,6 +86,7 @@ export class StruckClients {
     if (strike !== 'killed, back at once') await this.assertNothingLeft()
     await this.next()
     await this.assertNothingLeft()
+    if (++this.#strikes % PRUNE_EVERY === 0) await this.#prune()
     return struck
   }
 
@@ -110,6 +114,12 @@ export class StruckClients {
     )
     const disks = this.site.path('home', 'disks')
     for (const disk of fs.readdirSync(disks)) assert.ok(!fs.existsSync(path.join(disks, disk, 'scratch')))
+  }
+
+  /** No client is at work, and of those that were killed none comes back. */
+  async #prune(): Promise<void> {
+    await this.site.done('repo', 'prune', this.repository, '--keep-last', '1', '--stale-after', '0')
+    await this.site.done('repo', 'check', this.repository)
   }
 
   #client(...args: string[]): Running {
