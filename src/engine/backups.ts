@@ -14,10 +14,12 @@ import { forgetParts, keptParts } from './backup-parts.ts'
 import type { TurnWish } from './backup-queue.ts'
 import { type BackupParty, type DiskPlan, type Outcome, pendingBackups, settleBits } from './backup-party.ts'
 import { checkpointWish } from './checkpoints.ts'
-import { type BackupSpec, type JobRecord, subjectOf, type ViewSpec } from './catalog.ts'
+import { type BackupSpec, type JobRecord, subjectOf } from './catalog.ts'
 import type { EngineContext } from './context.ts'
 import { type BackupFigures, learn } from './forecast.ts'
+import { whileFrozen } from './guest-freezer.ts'
 import { JobTable } from './job-table.ts'
+import { guestsOf } from './machines.ts'
 
 export interface BackupRequest extends JobTerms {
   readonly disks: readonly string[]
@@ -195,7 +197,7 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
       const before = plan.compared ?? (spec.proof === undefined ? undefined : plan.parent)
       if (before !== undefined && !readers.has(before)) readers.set(before, await repository.openBackup(before))
     }
-    const moment = await takeFrozenMoment(context, spec, parts, writer.id)
+    const moment = await takeFrozenMoment(context, parts, writer.id)
     const running = { ...moment, momentMs: Date.now(), writer, repository, readers, usedUp }
     job.describe({
       backup: writer.id,
@@ -317,24 +319,21 @@ async function makePlans(
   return { parts, usedUp: broken.filter(isUsedUp).map(({ id }) => id) }
 }
 
-/** The same, while the guest of a machine that has hooks is frozen; with the milliseconds for which it was. */
+/** The same, while the guests of machines that have hooks are frozen; with the milliseconds for which they were. */
 export async function takeFrozenMoment(
-  { guests }: EngineContext,
-  { machine }: BackupSpec | ViewSpec,
+  { catalog, guests }: EngineContext,
   parts: readonly Part[],
   id: string,
 ): Promise<Moment & { readonly frozenMs?: number }> {
-  if (machine === undefined) return takeMoment(parts, id)
-  await guests.freeze(machine)
-  const taken = await takeMoment(parts, id).catch(async (error: unknown) => {
-    await guests.thaw(machine)
-    throw error
-  })
-  const frozenMs = await guests.thaw(machine)
-  if (frozenMs !== undefined) return frozenMs === 0 ? taken : { ...taken, frozenMs }
-  for (const { view } of taken.disks) await view.close()
+  const disks = parts.map(({ party }) => party.disk)
+  const machines = guestsOf(catalog, disks)
+  if (machines.length === 0) return takeMoment(parts, id)
+  const { result, frozenMs } = await whileFrozen(guests, machines, () => takeMoment(parts, id))
+  if (frozenMs !== undefined) return { ...result, frozenMs }
+  for (const { view } of result.disks) await view.close()
   await settleParts(parts, id, 'returned')
-  throw new BlockError('timeout', `the guest of ${machine} was let go before the moment was taken: its time was over`)
+  const names = machines.join(', ')
+  throw new BlockError('timeout', `the guest of ${names} was let go before the moment was taken: its time was over`)
 }
 
 /** Freezes all disks, takes each one's moment for a backup or view of that id, and lets the guests go on. */

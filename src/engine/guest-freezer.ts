@@ -12,7 +12,10 @@ import type { Catalog, CatalogChange } from './catalog.ts'
 
 /** Who freezes guests; the machines' hooks say how. */
 export interface GuestHold {
-  /** Resolves when the guest is frozen; at once for a machine without hooks. Kinds 'busy', and those of the hook: it is thawed then. */
+  /**
+   * Resolves when the guest is frozen, after whoever has it frozen now; at once for a machine without hooks. Kinds 'busy' while a thaw of it
+   * fails, and those of the hook: it is thawed then.
+   */
   freeze(machine: string): Promise<void>
   /** Has it go on. Returns for how many milliseconds it was frozen, 0 without hooks; undefined when its time was over before. */
   thaw(machine: string): Promise<number | undefined>
@@ -33,6 +36,8 @@ interface Frozen {
   freezing: Promise<unknown> | undefined
   /** The first try of a thaw; those that follow it if it fails are nobody's to wait for. */
   thawing: Promise<void> | undefined
+  /** Resolves after that. */
+  readonly wasTried: { readonly promise: Promise<void>; readonly resolve: () => void }
 }
 
 export class GuestFreezer implements GuestHold {
@@ -49,7 +54,7 @@ export class GuestFreezer implements GuestHold {
   recover(): void {
     for (const { id, hooks, sinceMs } of this.#options.catalog.list('frozen')) {
       this.#options.report(`machine ${id} was frozen at ${new Date(sinceMs).toISOString()} and not thawed: it is now`)
-      this.#frozen.set(id, { hooks, sinceMs, timer: undefined, isOver: true, freezing: undefined, thawing: undefined })
+      this.#frozen.set(id, { ...newEntry(hooks, sinceMs), isOver: true })
       void this.#letGo(id)
     }
   }
@@ -58,18 +63,12 @@ export class GuestFreezer implements GuestHold {
     const { catalog, commit } = this.#options
     const hooks = catalog.get('machine', machine)?.hooks
     if (hooks === undefined) return
-    // One that is just being thawed is waited for; where that fails it stays as it is.
-    await this.#frozen.get(machine)?.thawing
-    if (this.#frozen.has(machine))
-      throw new BlockError('busy', `machine ${machine} is being frozen or thawed: ask again`)
-    const frozen: Frozen = {
-      hooks,
-      sinceMs: Date.now(),
-      timer: undefined,
-      isOver: false,
-      freezing: undefined,
-      thawing: undefined,
+    for (let other = this.#frozen.get(machine); other !== undefined; other = this.#frozen.get(machine)) {
+      await other.wasTried.promise
+      if (this.#frozen.get(machine) === other)
+        throw new BlockError('busy', `machine ${machine} is not frozen: its last thaw failed, and is tried again`)
     }
+    const frozen = newEntry(hooks, Date.now())
     this.#frozen.set(machine, frozen)
     try {
       await commit([{ put: 'frozen', record: { id: machine, hooks, sinceMs: frozen.sinceMs } }])
@@ -102,19 +101,12 @@ export class GuestFreezer implements GuestHold {
     return isOver ? undefined : Date.now() - sinceMs
   }
 
-  /** Does work while the guest is frozen. Kind 'timeout' when its time was over before the work was done, which it is then. */
-  async during<T>(machine: string | undefined, work: () => Promise<T>): Promise<T> {
-    if (machine === undefined) return work()
-    await this.freeze(machine)
-    let frozenMs: number | undefined
-    let result: T
-    try {
-      result = await work()
-    } finally {
-      frozenMs = await this.thaw(machine)
-    }
+  /** Does work while guests are frozen. Kind 'timeout' when the time of one was over before the work was done, which it is then. */
+  async during<T>(machines: readonly string[], work: () => Promise<T>): Promise<T> {
+    const { result, frozenMs } = await whileFrozen(this, machines, work)
     if (frozenMs !== undefined) return result
-    throw new BlockError('timeout', `it was done, but the guest of ${machine} was let go before: its time was over`)
+    const names = machines.join(', ')
+    throw new BlockError('timeout', `it was done, but the guest of ${names} was let go before: its time was over`)
   }
 
   /** No thaw is tried again from now on: the next start does. */
@@ -129,7 +121,7 @@ export class GuestFreezer implements GuestHold {
     const frozen = this.#frozen.get(machine)
     if (frozen === undefined) return Promise.resolve()
     clearTimeout(frozen.timer)
-    return (frozen.thawing ??= this.#try(machine, frozen, 0))
+    return (frozen.thawing ??= this.#try(machine, frozen, 0).finally(frozen.wasTried.resolve))
   }
 
   async #try(machine: string, { hooks, freezing }: Frozen, failures: number): Promise<void> {
@@ -157,4 +149,34 @@ export class GuestFreezer implements GuestHold {
     await this.#options.commit([{ remove: 'frozen', id: machine }])
     this.#frozen.delete(machine)
   }
+}
+
+/**
+ * Does work while the guests of machines are frozen, and thaws them however it ends. `frozenMs` is for how long the longest was; undefined when
+ * the time of one was over before the work was done.
+ */
+export async function whileFrozen<T>(
+  hold: GuestHold,
+  machines: readonly string[],
+  work: () => Promise<T>,
+): Promise<{ readonly result: T; readonly frozenMs: number | undefined }> {
+  const frozen: string[] = []
+  let times: readonly (number | undefined)[] = []
+  let result: T
+  try {
+    for (const machine of machines) {
+      await hold.freeze(machine)
+      frozen.push(machine)
+    }
+    result = await work()
+  } finally {
+    times = await Promise.all(frozen.map((machine) => hold.thaw(machine)))
+  }
+  const whole = times.flatMap((ms) => ms ?? [])
+  return { result, frozenMs: whole.length < times.length ? undefined : Math.max(0, ...whole) }
+}
+
+function newEntry(hooks: GuestHooks, sinceMs: number): Frozen {
+  const wasTried = Promise.withResolvers<void>()
+  return { hooks, sinceMs, timer: undefined, isOver: false, freezing: undefined, thawing: undefined, wasTried }
 }

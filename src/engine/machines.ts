@@ -160,6 +160,14 @@ export function machineOf(catalog: Pick<Catalog, 'list'>, disk: string): string 
   return catalog.list('machine').find(({ disks }) => disks.includes(disk))?.id
 }
 
+/** The machines whose guests are frozen for a moment of these disks, in the order of their names: those that have hooks. */
+export function guestsOf(catalog: Pick<Catalog, 'list'>, disks: readonly string[]): string[] {
+  const concerned = catalog
+    .list('machine')
+    .filter((machine) => machine.hooks !== undefined && machine.disks.some((disk) => disks.includes(disk)))
+  return concerned.map(({ id }) => id).toSorted()
+}
+
 function shown({ id, ...rest }: MachineRecord): Machine {
   return { name: id, ...rest }
 }

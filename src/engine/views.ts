@@ -144,7 +144,7 @@ async function run(
 ): Promise<void> {
   const parts = await plan(context, row.spec as ViewSpec, request)
   const id = idOf(row)
-  const moment = await takeFrozenMoment(context, row.spec as ViewSpec, parts, id)
+  const moment = await takeFrozenMoment(context, parts, id)
   const served: Served[] = []
   const lease = new ViewLease(request.leaseMs ?? VIEW_LEASE_MS, moment.disks, (error) => job.giveUp(error))
   let isDone = false

@@ -18,7 +18,7 @@ import { DistantGuests } from '../engine/distant-guests.ts'
 import { lockHome } from '../engine/home.ts'
 import { HostDesk } from '../engine/host-desk.ts'
 import { dismissal, JobTable } from '../engine/job-table.ts'
-import { Machines } from '../engine/machines.ts'
+import { guestsOf, Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import { type QueueRequest, queueRows } from '../engine/queued-backups.ts'
 import type { EngineService } from '../engine/service.ts'
@@ -70,7 +70,6 @@ export class Shards implements EngineService {
   readonly saveBitmaps = this.#passOn('saveBitmaps')
   readonly compareBitmaps = this.#passOn('compareBitmaps')
   readonly listSnapshots = this.#passOn('listSnapshots')
-  readonly createSnapshot = this.#passOn('createSnapshot')
   readonly exportSnapshot = this.#passOn('exportSnapshot')
   readonly unexportSnapshot = this.#passOn('unexportSnapshot')
   readonly revert = this.#passOn('revert')
@@ -187,9 +186,13 @@ export class Shards implements EngineService {
     return this.#control.run(async () => (await this.#of(name)).removeDisk(name))
   }
 
+  async createSnapshot(disk: string, name: string): Promise<NewSnapshot> {
+    return (await this.createSnapshots([disk], name))[0] as NewSnapshot
+  }
+
   async createSnapshots(names: readonly string[], name: string): Promise<NewSnapshot[]> {
-    const { disks, machine } = this.machines.together(names)
-    return this.host.guests.during(machine, () => this.#snapshot(disks, name))
+    const { disks } = this.machines.together(names)
+    return this.host.guests.during(guestsOf(this.#catalog, disks), () => this.#snapshot(disks, name))
   }
 
   async #snapshot(disks: readonly string[], name: string): Promise<NewSnapshot[]> {
@@ -197,16 +200,14 @@ export class Shards implements EngineService {
     if (first === undefined) throw new BlockError('invalid-argument', 'a snapshot needs at least one disk')
     if (others.length === 0) return (await this.#reach(first)).createSnapshots(disks, name)
     return this.#snapshotTurn.run(async () => {
-      const shards = await Promise.all(
-        [first, ...others].map(async (seat) => ({ seat, remote: await this.#reach(seat) })),
+      const remotes = new Map<Seat, Remote<ShardFunctions>>()
+      for (const seat of [first, ...others]) remotes.set(seat, await this.#reach(seat))
+      const parties = disks.map((disk) =>
+        remoteSnapshotParty(disk, remotes.get(this.#seatOf(disk)) as Remote<ShardFunctions>),
       )
-      const parties = disks.map((disk) => {
-        const { remote } = shards.find(({ seat }) => seat === this.#seatOf(disk)) as (typeof shards)[number]
-        return remoteSnapshotParty(disk, remote)
-      })
       return snapshotTogether(parties, name, async (changes) => {
         // A thread that was started again holds no guest: its disks go on in the layers that were to be frozen.
-        if (shards.some(({ seat, remote }) => seat.shard?.calls.remote !== remote))
+        if ([...remotes].some(([seat, remote]) => seat.shard?.calls.remote !== remote))
           throw new BlockError('closed', 'the thread of a disk ended meanwhile; it is started again, ask in a moment')
         return this.#commit(undefined, changes)
       })

@@ -118,21 +118,23 @@ test('the guest of a machine is frozen for its moments, and thawed also when the
   const [freeze, thaw] = ['guest-fsfreeze-freeze', 'guest-fsfreeze-thaw']
   await site.done('backup', 'vm2', '--repo', site.repository)
   await site.done('snapshot', 'create', 'vm2', 'frozen')
-  assert.deepEqual(agent.asked, [freeze, thaw, freeze, thaw])
+  // A disk by its own name has the same guest.
+  await site.done('snapshot', 'create', 'lone', 'alone')
+  assert.deepEqual(agent.asked, [freeze, thaw, freeze, thaw, freeze, thaw])
   agent.manners[freeze] = 'fail'
   const refused = await site.varve('backup', 'vm2', '--repo', site.repository)
   assert.equal(refused.status, STATUS.failed)
   assert.match(refused.stderr, /refuses guest-fsfreeze-freeze/)
   agent.manners[freeze] = 'silent'
   const cut = site.begin('backup', 'vm2', '--repo', site.repository)
-  await agent.heard(7)
+  await agent.heard(9)
   agent.isFrozen = true
   await site.daemon.kill()
   await cut.ended
   delete agent.manners[freeze]
   await site.daemon.start()
-  await agent.heard(8)
-  assert.equal(agent.asked[7], thaw)
+  await agent.heard(10)
+  assert.equal(agent.asked[9], thaw)
   const log = site.path('hooks.log')
   const commands = [
     '--freeze-command',
