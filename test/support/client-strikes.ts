@@ -54,15 +54,25 @@ export class StruckClients {
   static async start(seed: number, limited: boolean): Promise<StruckClients> {
     const site = Site.make({ args: ['--scratch', SCRATCH] })
     const clients = new StruckClients(site, new Random(seed))
+    try {
+      await clients.#begin(limited)
+      return clients
+    } catch (error) {
+      await clients.end()
+      throw error
+    }
+  }
+
+  async #begin(limited: boolean): Promise<void> {
+    const { site } = this
     await site.daemon.start()
     if (limited) site.smallFileSystem(site.path('small'), REPOSITORY_MIB)
     else fs.mkdirSync(site.path('small'))
-    await site.done('repo', 'init', clients.repository)
+    await site.done('repo', 'init', this.repository)
     await site.disk('vm1', String(SIZE))
-    clients.#guest = await site.guest('vm1')
-    await clients.#change(0, SIZE)
-    await clients.next()
-    return clients
+    this.#guest = await site.guest('vm1')
+    await this.#change(0, SIZE)
+    await this.next()
   }
 
   get repository(): string {
