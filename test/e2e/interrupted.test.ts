@@ -189,3 +189,26 @@ test('a backup that a restart cannot let go on ends as a failed job, and the nex
   fs.renameSync(`${site.repository}.away`, site.repository)
   await checkBackup(setting)
 })
+
+test('a backup of disks in two threads that a stop of the daemon breaks goes on from what the repository has of each', async (t) => {
+  const setting = await setUp(t)
+  const { site, content } = setting
+  await site.disk('vm2', '16M', 'raw')
+  const guest = await site.guest('vm2')
+  for (let at = 0; at < 16; at++) await guest.write(at * MIB, MIB, content, at * MIB, 0)
+  await guest.close()
+  const backup = ['backup', 'vm1', '--with', 'vm2', '--repo', site.repository, '--speed', '4M']
+  const { id } = JSON.parse(await site.done(...backup, '--no-wait', '--json')) as { id: string }
+  // The first disk has 8 MiB to copy.
+  await site.job(id, ({ done }) => done > 10 * MIB)
+  await site.daemon.stop()
+  await site.daemon.start()
+  const { details } = await endsWell(site, id)
+  for (const { reason } of details['disks'] as { reason: string }[]) assert.match(reason, /goes on where \S+ broke off/)
+  assert.ok(Number(details['readBytes']) <= 15 * MIB, `of 24 MiB ${details['readBytes']} bytes were read again`)
+  for (const disk of ['vm1', 'vm2']) {
+    const image = site.path(`${disk}.restored`)
+    await site.done('restore', String(details['backup']), '--disk', disk, '--repo', site.repository, '--to', image)
+    assert.ok(fs.readFileSync(image).equals(content), `${disk} is restored`)
+  }
+})
