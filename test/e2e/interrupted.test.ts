@@ -205,7 +205,7 @@ test('a backup of disks in two threads that a stop of the daemon breaks goes on 
   await site.daemon.start()
   const { details } = await endsWell(site, id)
   for (const { reason } of details['disks'] as { reason: string }[]) assert.match(reason, /goes on where \S+ broke off/)
-  assert.ok(Number(details['readBytes']) <= 15 * MIB, `of 24 MiB ${details['readBytes']} bytes were read again`)
+  assert.ok(Number(details['readBytes']) <= 15 * MIB, 'what was copied is not read again')
   for (const disk of ['vm1', 'vm2']) {
     const image = site.path(`${disk}.restored`)
     await site.done('restore', String(details['backup']), '--disk', disk, '--repo', site.repository, '--to', image)
