@@ -41,6 +41,8 @@ const { values, positionals } = parseArgs({
 
 const GRANULE = 4096
 const MIB = 1024 * 1024
+/** Larger disks are not read through. */
+const RESTORED_MAX = 1024 * 1024 * MIB
 const DAY = 24 * 3_600_000
 const START = Date.UTC(2024, 0, 1)
 
@@ -127,13 +129,39 @@ function chunksEnd(parts: readonly Uint8Array[]): number {
   return end
 }
 
+const PAGE = 256
+
+/** How often each granule was written; of a part of the disk that never was, nothing is kept. */
+class Versions {
+  readonly #pages = new Map<number, Uint16Array>()
+
+  get(granule: number): number {
+    return this.#pages.get(Math.floor(granule / PAGE))?.[granule % PAGE] ?? 0
+  }
+
+  /** Returns the new number. */
+  count(granule: number): number {
+    const number = Math.floor(granule / PAGE)
+    const page = this.#pages.get(number) ?? new Uint16Array(PAGE)
+    this.#pages.set(number, page)
+    const version = (page[granule % PAGE] as number) + 1
+    page[granule % PAGE] = version
+    return version
+  }
+
+  copy(): Versions {
+    const copy = new Versions()
+    for (const [number, page] of this.#pages) copy.#pages.set(number, page.slice())
+    return copy
+  }
+}
+
 /** What a granule holds after it was written so often. */
 class Contents {
-  readonly versions: Uint16Array
+  readonly versions = new Versions()
   readonly #pool = Buffer.alloc(16 * MIB)
 
-  constructor(granules: number) {
-    this.versions = new Uint16Array(granules)
+  constructor() {
     const random = new Random(1)
     for (let at = 0; at < this.#pool.length; at += 4) this.#pool.writeUInt32LE(random.next(), at)
   }
@@ -180,7 +208,7 @@ async function backUpDay(
 }
 
 /** Reads all that a backup holds, and compares it where `versions` says what that is. */
-async function readWhole(repository: Repository, id: string, contents: Contents, versions: Uint16Array): Promise<void> {
+async function readWhole(repository: Repository, id: string, contents: Contents, versions: Versions): Promise<void> {
   const reader = await repository.openBackup(id)
   const device = reader.disks[0]?.device
   if (device === undefined) throw new Error('a backup of one disk')
@@ -192,8 +220,9 @@ async function readWhole(repository: Repository, id: string, contents: Contents,
     bytes += piece.length
     const granule = offset / GRANULE
     for (let i = 0; i < piece.length / GRANULE; i += 16) {
-      if ((versions[granule + i] as number) === 0) expected.fill(0)
-      else contents.copy(granule + i, versions[granule + i] as number, expected, 0)
+      const version = versions.get(granule + i)
+      if (version === 0) expected.fill(0)
+      else contents.copy(granule + i, version, expected, 0)
       if (!equalBytes(expected, piece.subarray(i * GRANULE, (i + 1) * GRANULE))) throw new Error(`wrong at ${offset}`)
     }
   }
@@ -204,7 +233,7 @@ async function readWhole(repository: Repository, id: string, contents: Contents,
 async function runDays(folder: string): Promise<void> {
   const size = Number(values.gib) * 1024 * MIB
   const granules = size / GRANULE
-  const contents = new Contents(granules)
+  const contents = new Contents()
   const store = new ScaleStore(path.join(folder, 'repository'), values.discard)
   const options = {
     tables: (id: string) => ({ folder: new TableFolder(realHost, path.join(folder, 'tables', id)) }),
@@ -214,12 +243,11 @@ async function runDays(folder: string): Promise<void> {
   const filled = Math.floor((granules * Number(values.filled)) / 256) * 256
   const first = await backUpDay(repository, size, START, undefined, async (writer) => {
     for (let granule = 0; granule < filled; granule += 256) {
-      for (let i = 0; i < 256; i++) contents.copy(granule + i, 1, piece, i * GRANULE)
+      for (let i = 0; i < 256; i++) contents.copy(granule + i, contents.versions.count(granule + i), piece, i * GRANULE)
       await writer.disk(0).write(granule * GRANULE, MIB, piece, 0)
     }
   })
-  contents.versions.fill(1, 0, filled)
-  const atFirst = contents.versions.slice()
+  const atFirst = contents.versions.copy()
   tell('full', { changedMiB: mib(filled * GRANULE), repositoryMiB: mib(store.bytes) })
   const random = new Random(2)
   const perDay = Math.max(1, Math.round(granules * Number(values.share)))
@@ -230,9 +258,7 @@ async function runDays(folder: string): Promise<void> {
     while (places.size < perDay) places.add(random.below(granules))
     parent = await backUpDay(repository, size, START + day * DAY, parent, async (writer) => {
       for (const granule of [...places].sort((a, b) => a - b)) {
-        const version = (contents.versions[granule] as number) + 1
-        contents.versions[granule] = version
-        contents.copy(granule, version, piece, 0)
+        contents.copy(granule, contents.versions.count(granule), piece, 0)
         await writer.disk(0).write(granule * GRANULE, GRANULE, piece, 0)
       }
     })
@@ -246,7 +272,7 @@ async function runDays(folder: string): Promise<void> {
   repository = await openRepository(store, options)
   tell('opened')
   tell('listed', { backups: (await repository.list()).backups.length })
-  if (!values.discard) {
+  if (!values.discard && size <= RESTORED_MAX) {
     await readWhole(repository, first, contents, atFirst)
     await readWhole(repository, parent, contents, contents.versions)
   }
