@@ -36,7 +36,12 @@ const REFUSALS: readonly Refusal[] = [
   { name: 'a disk to add without a format', line: 'disk add d @/a.raw', status: usage, says: /--format/ },
   { name: 'a format that Varve does not know', line: 'disk add d @/a -f vmdk', status: usage, says: /raw, qcow2/ },
   { name: 'a backup without a repository', line: 'backup vm1', status: usage, says: /--repo/ },
-  { name: 'a backup of no disk', line: 'backup --repo REPO', status: usage, says: /missing required argument/ },
+  {
+    name: 'a backup of no disk',
+    line: 'backup --repo REPO',
+    status: usage,
+    says: /name machines to back up, or say --all/,
+  },
   {
     name: 'a disk name that is a path',
     line: 'disk add ../d @/a -f raw',
@@ -61,7 +66,7 @@ const REFUSALS: readonly Refusal[] = [
   { name: 'a size beyond qcow2', line: 'disk create d @/d -f qcow2 --size 7P', status: usage, says: /needs clusters/ },
   { name: 'a speed that is none', line: 'commit vm1 -y --speed fast', status: usage, says: /"fast" is not a size/ },
   { name: 'a port that is none', line: 'nbd @/a -f raw --port 65536', status: usage, says: /"65536" is not a port/ },
-  { name: 'a disk twice in a backup', line: 'backup vm1 vm1 --repo REPO', status: usage, says: /each disk once/ },
+  { name: 'a disk twice in a backup', line: 'backup vm1 vm1 --repo REPO', status: usage, says: /vm1 is named twice/ },
   { name: 'a commit without snapshots', line: 'commit single', status: usage, says: /nothing to commit/ },
   { name: 'a commit upward', line: 'commit vm1 -y --from base --to active', status: usage, says: /not below/ },
   {
@@ -105,8 +110,18 @@ const REFUSALS: readonly Refusal[] = [
   { name: 'an unknown disk', line: 'disk show nope', status: notFound, says: /no disk nope: varve disk list/ },
   { name: 'a disk name beyond any', line: `disk show ${'x'.repeat(500)}`, status: notFound, says: /no disk x+:/ },
   { name: 'a disk name that is a parent folder', line: 'disk show ..', status: notFound, says: /no disk \.\./ },
-  { name: 'an unknown disk to back up', line: 'backup nope --repo REPO', status: notFound, says: /no disk nope/ },
-  { name: 'an unknown disk to snapshot', line: 'snapshot create nope', status: notFound, says: /no disk nope/ },
+  {
+    name: 'an unknown disk to back up',
+    line: 'backup nope --repo REPO',
+    status: notFound,
+    says: /no machine or disk nope/,
+  },
+  {
+    name: 'an unknown disk to snapshot',
+    line: 'snapshot create nope',
+    status: notFound,
+    says: /no machine or disk nope/,
+  },
   { name: 'an unknown disk to remove', line: 'disk remove nope', status: notFound, says: /no disk nope/ },
   { name: 'an unknown snapshot', line: 'snapshot delete vm1 nope', status: notFound, says: /no snapshot nope/ },
   {
