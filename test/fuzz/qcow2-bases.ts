@@ -30,9 +30,9 @@ export async function makeBases(): Promise<Base[]> {
     if (bytes.length <= LONGEST) bases.push({ name, bytes, anatomy: dissect(bytes), dataFile: dataFileOf(name) })
   }
   for (const name of fs.readdirSync(GOLDEN).sort()) {
-    const bytes = fs.readFileSync(path.join(GOLDEN, name))
-    if (name.endsWith('.qcow2')) add(name, bytes)
-    if (name.endsWith('.qcow2.zst')) add(name, zlib.zstdDecompressSync(bytes))
+    const file = path.join(GOLDEN, name)
+    if (name.endsWith('.qcow2')) add(name, fs.readFileSync(file))
+    if (name.endsWith('.qcow2.zst')) add(name, zlib.zstdDecompressSync(fs.readFileSync(file)))
   }
   for (const [name, make] of Object.entries(MADE_HERE)) add(name, await make())
   return bases
