@@ -126,8 +126,6 @@ export const COPY_PIECE = MIB
 
 /** When no guest of a thread has asked for anything for so many milliseconds, its jobs make haste. */
 export const GUESTS_IDLE_MS = 20
-/** How much longer the pieces are that a merge or a mirror has copied in the pool while the guests are idle: fewer threads to wake. */
-export const COPY_IDLE_PIECES = 4
 
 /** Requests of a copy that are at least so long are made in the pool. */
 export const COPY_POOLED_MIN = 64 * KIB
@@ -151,6 +149,8 @@ export const REPOSITORY_RETRY_MAX_MS = 1000
 
 /** Pieces that a mirror copies at once. */
 export const MIRROR_LANES = 4
+/** And in the pool while no guest asks for anything: writes into a growing file wait for each other. */
+export const MIRROR_IDLE_LANES = 1
 /** A mirror in the background is ready when the target is at most so many bytes behind. */
 export const MIRROR_BEHIND_BYTES = 16 * MIB
 /** How long a mirror's gain on the guest is measured, in milliseconds, and after how many windows in a row without one it does not converge. */

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { CHECKPOINT_RANGES, COPY_IDLE_PIECES, COPY_PIECE, GRANULE } from '../base/limits.ts'
+import { CHECKPOINT_RANGES, COPY_PIECE, GRANULE } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { copyPool } from '../block/pool.ts'
 import { threadGuests } from '../block/thread-guests.ts'
@@ -82,45 +82,44 @@ for (const granules of [2 * CHECKPOINT_RANGES, GRANULES]) {
   })
 }
 
-/** The pieces of a pass over so many bytes, and which of them are copied in the pool; `asks` says that a guest asks all the time. */
-async function piecesOf(size: number, options: { hastens: boolean; asks: boolean; speed?: number }): Promise<string[]> {
-  const todo = new Bitmap(size)
-  todo.set(0, size)
+/** Where so many pieces of a pass are copied; `asks` says that a guest asks all the time. */
+async function placesOf(
+  count: number,
+  options: { idleLanes?: number; asks?: boolean; speed?: number },
+): Promise<string[]> {
+  const todo = new Bitmap(count * COPY_PIECE)
+  todo.set(0, todo.size)
   const job = new Job({ id: 'copy', kind: 'commit', subject: 'disk', terms: { speed: options.speed ?? 0 } })
   job.move('running')
-  const pieces: string[] = []
+  const places: string[] = []
   const source = {
-    read: (_offset: number, length: number, into: Uint8Array) => {
-      if (options.asks) threadGuests.requests++
-      pieces.push(`${copyPool.lent(into) ? 'pool' : 'call'} ${length / COPY_PIECE}`)
+    read: (_offset: number, _length: number, into: Uint8Array) => {
+      if (options.asks === true) threadGuests.requests++
+      places.push(copyPool.lent(into) ? 'pool' : 'call')
       return new Promise<void>((resolve) => setImmediate(resolve))
     },
     extents: () => undefined,
   }
   const nothing = (): undefined => undefined
-  const { hastens } = options
-  const copier = new Copier({ job, source, target: { write: nothing, zero: nothing }, todo, lanes: 2, hastens })
+  const target = { write: nothing, zero: nothing }
+  const copier = new Copier({ job, source, target, todo, lanes: 2, idleLanes: options.idleLanes })
   await copier.pass()
   assert.equal(todo.count, 0)
-  return pieces
+  return places
 }
 
-test('while no guest asks for anything a job that hastens copies long pieces in the pool, and one more within the call', async () => {
-  const pieces = await piecesOf((2 * COPY_IDLE_PIECES + 1) * COPY_PIECE, { hastens: true, asks: false })
-  assert.deepEqual(pieces, [`pool ${COPY_IDLE_PIECES}`, `pool ${COPY_IDLE_PIECES}`, 'call 1'])
+test('while no guest asks for anything one piece more is copied within the call', async () => {
+  assert.deepEqual(await placesOf(3, { idleLanes: 2 }), ['pool', 'pool', 'call'])
+  assert.deepEqual(await placesOf(2, { idleLanes: 1 }), ['pool', 'call'])
 })
 
-test('pieces are short, and all in the pool, for a job that does not hasten, and for one with a limit', async () => {
-  const size = 4 * COPY_PIECE
-  for (const options of [
-    { hastens: false, asks: false },
-    { hastens: true, asks: false, speed: 1e12 },
-  ]) {
-    assert.deepEqual(await piecesOf(size, options), Array(4).fill('pool 1'))
+test('all pieces are copied in the pool by a job that is not told otherwise, and by one with a limit', async () => {
+  for (const options of [{}, { idleLanes: 2, speed: 1e12 }]) {
+    assert.deepEqual(await placesOf(4, options), Array(4).fill('pool'))
   }
 })
 
-test('a job that hastens stops doing so when a guest asks', async () => {
+test('when a guest asks, all pieces are copied in the pool', async () => {
   threadGuests.requests++
-  assert.deepEqual(await piecesOf(4 * COPY_PIECE, { hastens: true, asks: true }), Array(4).fill('pool 1'))
+  assert.deepEqual(await placesOf(4, { idleLanes: 2, asks: true }), Array(4).fill('pool'))
 })

@@ -10,7 +10,7 @@
 // A granule that a copy could not bring to the target is marked again. `checkpoint` makes progress durable: what was copied and
 // has been flushed at the target, and was not touched since, is done for good.
 
-import { CHECKPOINT_RANGES, COPY_IDLE_PIECES, COPY_PIECE } from '../base/limits.ts'
+import { CHECKPOINT_RANGES, COPY_PIECE } from '../base/limits.ts'
 import { Breather } from '../base/breather.ts'
 import { isZero } from '../base/bytes.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../base/mutex.ts'
@@ -54,8 +54,8 @@ export interface CopierOptions {
   readonly piece?: number
   /** Pieces that are copied at once; 1 unless told. More of them share what a target waits for. */
   readonly lanes?: number
-  /** While no guest of the thread asks for anything: longer pieces, and one more, which is copied within the call. */
-  readonly hastens?: boolean
+  /** How many of them in the pool while no guest of the thread asks for anything; one more is then copied within the call. None unless told. */
+  readonly idleLanes?: number | undefined
   /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
   readonly unit?: number
   /** Somebody waits for what is at the offset that this gives: it is copied first, when it is to do. */
@@ -129,7 +129,7 @@ export class Copier implements Interceptor {
 
   /** One pass over the to-do set, from the disk's start to its end. When it fails, nothing of it is under way any more. */
   async pass(): Promise<void> {
-    const { job, lanes = 1, failures: most = 1 } = this.#options
+    const { job, lanes = 1, idleLanes, failures: most = 1 } = this.#options
     const underWay = new Set<Promise<void>>()
     const failures: unknown[] = []
     let inARow = 0
@@ -138,12 +138,11 @@ export class Copier implements Interceptor {
     try {
       while (inARow < most) {
         await job.pausePoint(moved)
-        const hastens = this.#options.hastens === true && !job.isLimited && threadGuests.areIdle(performance.now())
+        const mayHasten = idleLanes !== undefined && !job.isLimited && threadGuests.areIdle(performance.now())
         // One processor copies what its own cache holds, while others do in the pool what is worth waking them for.
-        const isWithin = hastens && this.#pooled >= lanes
+        const isWithin = mayHasten && this.#pooled >= idleLanes
         const wanted = this.#wantedRun()
-        const run =
-          wanted ?? this.#nextRun(position, hastens && !isWithin ? this.#piece * COPY_IDLE_PIECES : this.#piece)
+        const run = wanted ?? this.#nextRun(position)
         if (run === undefined) break
         if (wanted === undefined) position = run.offset + run.length
         moved = run.length
@@ -157,7 +156,7 @@ export class Copier implements Interceptor {
           )
           .finally(() => underWay.delete(copied))
         underWay.add(copied)
-        if (underWay.size >= (hastens ? lanes + 1 : lanes)) await Promise.race(underWay)
+        if (underWay.size >= (mayHasten ? idleLanes + 1 : lanes)) await Promise.race(underWay)
         const breath = this.#breather.pause()
         if (breath !== undefined) await breath
       }
@@ -169,16 +168,12 @@ export class Copier implements Interceptor {
 
   /** Copies what is left while nothing is written: for the end of a job, under a drain. */
   async drainPass(): Promise<void> {
-    for (
-      let run = this.#nextRun(0, this.#piece);
-      run !== undefined;
-      run = this.#nextRun(run.offset + run.length, this.#piece)
-    ) {
+    for (let run = this.#nextRun(0); run !== undefined; run = this.#nextRun(run.offset + run.length)) {
       await this.copyRange(run.offset, run.length)
     }
   }
 
-  /** Copies one range of at most a few pieces, through buffers that say where. On failure its granules are to do again. */
+  /** Copies one range of at most a piece, through buffers that say where. On failure its granules are to do again. */
   async copyRange(offset: number, length: number, buffers = copyPool): Promise<void> {
     if (buffers === copyPool) this.#pooled++
     const token = await this.#locks.acquire(offset, length, true)
@@ -337,20 +332,20 @@ export class Copier implements Interceptor {
     const { first } = this.#options
     if (first === undefined) return undefined
     for (let place = first(); place !== undefined; place = first()) {
-      const run = this.#nextRun(place, this.#piece)
+      const run = this.#nextRun(place)
       if (run !== undefined && run.offset < place + this.#piece) return run
     }
     return undefined
   }
 
-  #nextRun(position: number, piece: number): { offset: number; length: number } | undefined {
+  #nextRun(position: number): { offset: number; length: number } | undefined {
     const { granule } = this.#todo
     const first = this.#todo.nextSet(divideUp(position, granule))
     if (first >= this.#todo.length) return undefined
     const offset = first * granule
     const end = Math.min(this.#todo.nextClear(first) * granule, this.#todo.size)
     // Cut at multiples of the piece, so that the target sees whole, aligned pieces where it can.
-    const cut = roundDown(offset, piece) + piece
+    const cut = roundDown(offset, this.#piece) + this.#piece
     return { offset, length: Math.min(end, cut) - offset }
   }
 

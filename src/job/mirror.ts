@@ -8,7 +8,14 @@
 //
 // What the target is and what a pivot means for catalog and files is the engine's.
 
-import { ERRORS_IN_A_ROW, MIRROR_BEHIND_BYTES, MIRROR_LANES, MIRROR_LOOK_MS, MIRROR_SETTLE_MS } from '../base/limits.ts'
+import {
+  ERRORS_IN_A_ROW,
+  MIRROR_BEHIND_BYTES,
+  MIRROR_IDLE_LANES,
+  MIRROR_LANES,
+  MIRROR_LOOK_MS,
+  MIRROR_SETTLE_MS,
+} from '../base/limits.ts'
 import { formatSize } from '../base/size.ts'
 import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice, Pending } from '../block/device.ts'
@@ -118,7 +125,7 @@ class Mirror {
       todo: todo.bits.copy(),
       piece: pace.piece,
       lanes,
-      hastens: true,
+      idleLanes: MIRROR_IDLE_LANES,
       failures: job.onError === 'ignore' ? ERRORS_IN_A_ROW : 1,
       unit: target.can.minimumBlock,
       mode: mode() === 'write-blocking' ? 'write-both' : 'background',

@@ -89,7 +89,7 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     piece: pace.piece,
     lanes: pace.lanes,
     // A repository is read in threads of its own, whatever the guests do.
-    hastens: options.source === undefined,
+    idleLanes: options.source === undefined ? pace.lanes : undefined,
     source: options.source ?? (isActive ? disk.chain : target),
     ...(options.first === undefined ? {} : { first: options.first }),
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),
