@@ -1,6 +1,6 @@
 // Talks to a daemon, over its Unix socket or elsewhere, typed by the table of routes. Errors come back as the BlockErrors that they were.
 
-import http from 'node:http'
+import type http from 'node:http'
 import { BlockError, ERROR_KINDS, type ErrorKind, toBlockError } from '../block/error.ts'
 import { REPLY_BYTES_MAX } from '../base/limits.ts'
 import {
@@ -13,6 +13,9 @@ import {
   type RouteName,
   routes,
 } from './schema.ts'
+
+// Not by an import: that asks the module for all that it has, WebSockets among it, and every command would start 25 ms later.
+const { request: httpRequest } = process.getBuiltinModule('node:http')
 
 /** A daemon elsewhere: how it is called in messages, how it is reached, and what goes with each request. */
 export interface DistantDaemon {
@@ -123,7 +126,7 @@ export class ApiClient {
         ? { socketPath: where, agent: false, headers: content }
         : { agent: where.agent, headers: { ...where.headers(), ...content } }
     return new Promise((resolve, reject) => {
-      const request = http.request({ ...reach, method, path, ...(signal === undefined ? {} : { signal }) }, resolve)
+      const request = httpRequest({ ...reach, method, path, ...(signal === undefined ? {} : { signal }) }, resolve)
       request.on('error', (error: NodeJS.ErrnoException) => {
         // The other side closed a connection that was kept, which says nothing of it: what is asked of a daemon elsewhere may be asked twice.
         const isStale = request.reusedSocket && error.code === 'ECONNRESET' && typeof where !== 'string'

@@ -22,10 +22,13 @@ const host = z.object({
   machines: z.number().describe('Machines that are backed up at a time'),
   scratchBytes: bytes.describe('Copy space of one disk'),
   scratchHostBytes: bytes.describe('Copy space of all disks together'),
+  scratchMemoryBytes: bytes.describe('How much of that is memory at most'),
   bandwidth: bytes.describe('Bytes per second of all backups together; 0 is no limit'),
   windows: z.array(z.string()).describe('When queued backups begin, such as 22:00-06:00, in local time'),
   windowEnd: windowEnd.describe('What becomes of queued backups that run when their window closes'),
-  scratch: z.object({ used: bytes, peak: bytes }).describe('Copy space in use, and the most since the daemon began'),
+  scratch: z
+    .object({ used: bytes, peak: bytes, memory: bytes })
+    .describe('Copy space in use, the most since the daemon began, and memory taken for it'),
   running: z.array(z.object({ job: name, machine: z.string() })),
   waiting: z.number(),
 })
@@ -99,6 +102,7 @@ export const hostRoutes = {
       machines: z.number().nullish(),
       scratchBytes: bytes.nullish(),
       scratchHostBytes: bytes.nullish(),
+      scratchMemoryBytes: bytes.nullish(),
       bandwidth: bytes.nullish(),
       windows: z.array(z.string()).nullish(),
       windowEnd: windowEnd.nullish(),
@@ -115,6 +119,8 @@ export const hostRoutes = {
       repository: z.string().min(1),
       full: z.boolean().default(false),
       prove,
+      since: name.optional().describe('Copies what changed since this checkpoint of each disk'),
+      checkpoint: name.optional().describe('The moment of each becomes this checkpoint'),
       ...terms,
     }),
     response: z.array(job),

@@ -6,6 +6,7 @@ import { bitmap, bitmapEdit, durability } from './bitmap-shapes.ts'
 import { hostRoutes } from './host-routes.ts'
 import { bytes, job, name, nothing, prove, type Route, terms } from './shapes.ts'
 import { viewRoutes } from './view-routes.ts'
+import { vmRoutes } from './vm-routes.ts'
 
 /** Edits of bitmaps in one request. */
 const EDITS_MAX = 1000
@@ -444,6 +445,7 @@ export const routes = {
   },
   ...hostRoutes,
   ...viewRoutes,
+  ...vmRoutes,
 } as const satisfies Record<string, Route>
 
 export type Routes = typeof routes

@@ -26,10 +26,16 @@ export const viewRoutes = {
       acknowledge: z.boolean().optional().describe('A TRIM says that a range has been read'),
       leaseMs: bytes.optional().describe('How long it stays without a request'),
       target: z
-        .object({ name: viewTarget, moment: name, full: z.array(name).default([]) })
+        .object({
+          name: viewTarget,
+          moment: name,
+          full: z.array(name).default([]),
+          since: name.optional(),
+          checkpoint: name.optional(),
+        })
         .optional()
         .describe(
-          'In place of a bitmap: what a client backs up to, how it calls this moment, and of which disks it wants all',
+          'In place of a bitmap: what a client backs up to, how it calls this moment, of which disks it wants all, and the checkpoints that are meant',
         ),
     }),
     response: job,

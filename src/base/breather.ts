@@ -9,11 +9,11 @@ export class Breather {
   /** Undefined while the slice lasts; then a promise to be awaited. */
   pause(): Promise<void> | undefined {
     if (performance.now() - this.#since < BREATH_MS) return undefined
-    return new Promise((resolve) =>
-      setImmediate(() => {
-        this.#since = performance.now()
-        resolve()
-      }),
-    )
+    return nextTurn().then(() => void (this.#since = performance.now()))
   }
+}
+
+/** Resolves when the event loop has turned: what came meanwhile has been heard. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => void setImmediate(resolve))
 }

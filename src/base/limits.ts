@@ -102,6 +102,14 @@ export const DRAIN_TIMEOUT_MS = 30_000
 /** Copy space of one point in time and of all of a host together, in bytes, unless told otherwise. */
 export const SCRATCH_BYTES = 4 * 1024 * MIB
 export const SCRATCH_HOST_BYTES = 16 * 1024 * MIB
+/** Of the latter so much is memory at most, unless told otherwise; taken by the slab, which is also how it goes to a file, in bytes. */
+export const SCRATCH_MEMORY_BYTES = 128 * MIB
+export const SCRATCH_SLAB = 256 * KIB
+/** Granules that a reader takes out of scratch in one turn of the event loop, some 30 µs' worth: guests are answered in between. */
+export const SCRATCH_READ_ROW = 16
+
+/** How long after a backup the memory that it let go is given back to the system, once for all that end meanwhile, in milliseconds. */
+export const SPARE_MEMORY_MS = 2000
 
 /** Machines that a host may be told to back up at a time, and backups that may be queued. */
 export const BACKUP_MACHINES_MAX = 256
@@ -130,8 +138,15 @@ export const GUESTS_IDLE_MS = 20
 /** Requests of a copy that are at least so long are made in the pool. */
 export const COPY_POOLED_MIN = 64 * KIB
 
+/** A backup moves less at a time in memory beside a guest, who waits meanwhile: pieces, and what goes into a pack at once. */
+export const BACKUP_PIECE = 256 * KIB
+export const PACK_TURN_BYTES = 256 * KIB
+
 /** Pieces that a commit copies at once. */
 export const COMMIT_LANES = 2
+/** And in the pool while no guest asks for anything, beside one within the call; longer ones, since each costs the same besides its bytes. */
+export const COMMIT_IDLE_LANES = 3
+export const COMMIT_IDLE_PIECE = 2 * MIB
 /** A stream has smaller pieces, since a guest's write to a piece waits for it, and more of them at once: they share the syncs. */
 export const STREAM_PIECE = 256 * KIB
 export const STREAM_LANES = 16
@@ -140,7 +155,7 @@ export const STREAM_LANES = 16
 export const WANTED_PLACES = 256
 /** A live restore has larger pieces than a stream, since a repository is read in larger ones; and makes its progress durable less often. */
 export const RESTORE_PIECE = MIB / 2
-export const RESTORE_LANES = 4
+export const RESTORE_LANES = 8
 export const RESTORE_SETTLE_BYTES = 256 * MIB
 export const RESTORE_SETTLE_MS = 5000
 /** The wait between looks for a repository that is away, in milliseconds: at first, and at most, after doubling. */
@@ -212,22 +227,35 @@ export const COURTESY_WINDOW_MAX_MS = 500
 export const COURTESY_REQUESTS = 16
 /** How often it stands still to hear what a request takes without it, how long what is on its way gets to end then, and how long it listens. */
 export const COURTESY_LISTEN_EVERY_MS = 10_000
+/** And how often when guests have been served so many times what they were when it listened. */
+export const COURTESY_LISTEN_AGAIN_MS = 1000
+export const COURTESY_OUTDATED = 1.1
 export const COURTESY_SETTLE_MS = 50
 export const COURTESY_LISTEN_MS = 150
 /** How often it asks what the guests of disks in other threads wait for. */
 export const COURTESY_ASK_MS = 25
 /** What a request may take: so many times what it takes without the job, but at least so many milliseconds. */
 export const COURTESY_RATIO = 1.5
+/** The same for a live restore, which ends what the guest waits for: that each place it reads for the first time is far away. */
+export const COURTESY_RESTORE_RATIO = 4
 export const COURTESY_LEAST_MS = 0.3
 /** Parts of the fastest pace: by how much it grows in a window, and below which it never goes, so that the job ends. */
 export const COURTESY_STEP = 1 / 16
+/** The fastest pace is another one after so many windows in a row in which something else than courtesy held the job. */
+export const COURTESY_HELD_WINDOWS = 3
 export const COURTESY_FLOOR = 1 / 16
 /** Bytes a second that it always has. */
 export const COURTESY_RATE_LEAST = 256 * KIB
-/** The guests ask too much for the thread when it is at work for this part of the time, with so many requests in a millisecond; and the floor then. */
+/** The guests ask too much when their thread is at work for this part of the time, with so many requests in a millisecond; or when, at work for the
+ * second part, they are served less than a part of what they were without the job. And the floor then. */
 export const COURTESY_CROWDED = 0.9
 export const COURTESY_CROWD = 2
+export const COURTESY_CROWDED_LESS = 0.5
+export const COURTESY_SERVED = 0.92
 export const COURTESY_CROWDED_FLOOR = 1 / 6
+/** Bytes a second that it has all the same then, a small part of what one processor copies; and of a backup, which takes them ten times as long. */
+export const COURTESY_CROWDED_LEAST = 192 * MIB
+export const COURTESY_BACKUP_LEAST = 16 * MIB
 
 /** A job's rest time is told from so many samples of the last so many milliseconds, once there are some for as long as the last. */
 export const REST_WINDOW_MS = 10_000
@@ -280,18 +308,22 @@ export const BATCH_BYTES = MIB
 export const BATCHES = 12
 /** Runs of data or zeros in one batch. */
 export const BATCH_RUNS = 1024
-/** Threads of one repository that hash and compress, at most. */
+/** Threads of one repository that hash and compress, at most; one more is for what a guest waits for. */
 export const SQUEEZE_WORKERS_MAX = 4
+/** How long such threads, and the memory of a backup's batches and packs, wait for the next backup, in milliseconds. */
+export const REPOSITORY_SPARE_MS = 5000
 /** Stored bytes that one read of a repository takes at most, and the gap that it reads over to save a second one. */
 export const FETCH_BYTES = MIB
 /** What such a read expands to at most, in bytes. */
 export const FETCH_PLAIN_BYTES = 2 * MIB
 export const FETCH_GAP_BYTES = 64 * KIB
-/** Such reads in flight at once for one open backup. */
+/** Such reads in flight at once for one open backup, beside those that bring no more than so many bytes to somebody who waits for just that. */
 export const FETCHES_IN_FLIGHT = 8
-/** Plain data that one open backup keeps, and how far it reads ahead of a sequential reader, in bytes. */
+export const FETCH_URGENT_BYTES = 128 * KIB
+/** Plain data that one open backup keeps, the memory that is taken for it at a time, and how far it reads ahead of a sequential reader, in bytes. */
 export const CHUNK_CACHE_BYTES = 32 * MIB
-export const READ_AHEAD_BYTES = 4 * MIB
+export const CHUNK_SLAB_BYTES = 4 * MIB
+export const READ_AHEAD_BYTES = 8 * MIB
 /** Where one read of a pack brings less than so many bytes of the disk, it reads ahead up to so far, and keeps three times that. */
 export const READ_AHEAD_FETCH = 64 * KIB
 export const READ_AHEAD_MAX = 64 * MIB

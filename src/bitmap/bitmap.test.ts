@@ -32,6 +32,16 @@ test('a bitmap agrees with a plain set through random sets, clears and searches'
     next = first
     while (next < bitmap.length && model.has(next)) next++
     assert.equal(bitmap.nextClear(first), next)
+    next = first
+    while (next < end && !model.has(next)) next++
+    assert.equal(bitmap.nextSet(first, end), next)
+    const any = next < end
+    next = first
+    while (next < end && model.has(next)) next++
+    assert.equal(bitmap.nextClear(first, end), next)
+    const bytes = Math.min(end * 4096, size) - first * 4096
+    assert.equal(bytes > 0 && bitmap.hasAny(first * 4096, bytes), any)
+    assert.equal(bitmap.hasAll(first * 4096, bytes), next >= end)
   }
   assert.ok(Bitmap.fromBytes(size, 4096, bitmap.toBytes()).equals(bitmap))
 })

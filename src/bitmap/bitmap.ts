@@ -44,13 +44,13 @@ export class Bitmap {
   /** True when any granule that the byte range touches is set. */
   hasAny(offset: number, length: number): boolean {
     const end = this.#endOf(offset + length)
-    const next = this.nextSet(Math.floor(offset / this.granule))
-    return next < end
+    return this.nextSet(Math.floor(offset / this.granule), end) < end
   }
 
   /** True when every granule that the byte range touches is set. */
   hasAll(offset: number, length: number): boolean {
-    return this.nextClear(Math.floor(offset / this.granule)) >= this.#endOf(offset + length)
+    const end = this.#endOf(offset + length)
+    return this.nextClear(Math.floor(offset / this.granule), end) >= end
   }
 
   /** Sets every granule that the byte range touches (outward); returns how many were clear before. */
@@ -103,14 +103,17 @@ export class Bitmap {
     this.#count = 0
   }
 
-  /** The first set granule from `from` on, or `length`. */
-  nextSet(from: number): number {
-    return this.#next(from, 0)
+  /**
+   * The first set granule from `from` on that is below `end`, or `end`. Nothing past that is looked at: a guest's write that asks
+   * about its few granules does not pay for the length of the disk.
+   */
+  nextSet(from: number, end: number = this.length): number {
+    return this.#next(from, end, 0)
   }
 
-  /** The first clear granule from `from` on, or `length`. */
-  nextClear(from: number): number {
-    return this.#next(from, 0xffff_ffff)
+  /** The first clear granule from `from` on that is below `end`, or `end`. */
+  nextClear(from: number, end: number = this.length): number {
+    return this.#next(from, end, 0xffff_ffff)
   }
 
   /**
@@ -118,9 +121,10 @@ export class Bitmap {
    * at `most` bytes. The visitor returns false to stop.
    */
   runs(offset: number, end: number, most: number, visit: (offset: number, length: number) => boolean): void {
-    let index = this.nextSet(Math.floor(offset / this.granule))
-    while (index * this.granule < end) {
-      const stop = this.nextClear(index)
+    const last = this.#endOf(end)
+    let index = this.nextSet(Math.floor(offset / this.granule), last)
+    while (index < last) {
+      const stop = this.nextClear(index, last)
       let start = Math.max(offset, index * this.granule)
       const runEnd = Math.min(end, this.size, stop * this.granule)
       while (start < runEnd) {
@@ -128,8 +132,7 @@ export class Bitmap {
         if (!visit(start, length)) return
         start += length
       }
-      index = this.nextSet(stop)
-      if (index >= this.length) return
+      index = this.nextSet(stop, last)
     }
   }
 
@@ -234,16 +237,17 @@ export class Bitmap {
     return Math.min(this.length, divideUp(byteEnd, this.granule))
   }
 
-  /** The first granule from `from` whose bit differs from `skip`'s. */
-  #next(from: number, skip: number): number {
-    if (from >= this.length) return this.length
+  /** The first granule from `from` to `end` - 1 whose bit differs from `skip`'s, or `end`. */
+  #next(from: number, end: number, skip: number): number {
+    if (from >= end) return end
+    const lastWord = (end - 1) >>> 5
     let word = from >>> 5
     let bits = (((this.#words[word] as number) ^ skip) & (0xffff_ffff << (from & 31))) >>> 0
     while (bits === 0) {
-      if (++word >= this.#words.length) return this.length
+      if (++word > lastWord) return end
       bits = ((this.#words[word] as number) ^ skip) >>> 0
     }
-    return Math.min(this.length, word * 32 + 31 - Math.clz32(bits & -bits))
+    return Math.min(end, word * 32 + 31 - Math.clz32(bits & -bits))
   }
 
   #sameShape(other: Bitmap): void {

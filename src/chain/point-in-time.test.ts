@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Random, seedOfRun } from '../base/random.ts'
+import { SCRATCH_SLAB } from '../base/limits.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { isBlockError } from '../block/error.ts'
 import { guard } from '../block/guard.ts'
@@ -8,18 +9,20 @@ import { makeDisk } from '../../test/support/chains.ts'
 import type { Disk } from './disk.ts'
 import { PointInTime } from './point-in-time.ts'
 import { ScratchBudget } from './scratch-budget.ts'
+import { ScratchMemory } from './scratch-memory.ts'
 import { Scratch } from './scratch.ts'
 
 const GRANULE = 4096
 const SIZE = 512 * 1024 + 1000
 
-async function freeze(disk: Disk, budget: ScratchBudget, needed?: Bitmap): Promise<PointInTime> {
+async function freeze(disk: Disk, budget: ScratchBudget, needed?: Bitmap, memoryBytes = 0): Promise<PointInTime> {
   const { host } = frozen.get(disk) as { host: Awaited<ReturnType<typeof makeDisk>>['host'] }
   const file = await host.open(`/scratch-${host.operations}`, { write: true, create: 'exclusive' })
   const wanted = needed ?? new Bitmap(disk.size)
   if (needed === undefined) wanted.setAll()
   await disk.drain()
-  const view = new PointInTime(disk, new Scratch(file, GRANULE, [budget]), wanted)
+  const memory = new ScratchMemory(GRANULE, ScratchBudget.of(memoryBytes, 1))
+  const view = new PointInTime(disk, new Scratch({ memory, file }, GRANULE, [budget]), wanted)
   disk.undrain()
   return view
 }
@@ -43,8 +46,14 @@ async function readAll(device: { size: number; read: PointInTime['read'] | Disk[
   return bytes
 }
 
-for (const speed of ['at once', 'late'] as const) {
-  test(`a view shows its moment through writes, zeroes and trims, on a host that answers ${speed}`, async (t) => {
+for (const [speed, memory] of [
+  ['at once', 0],
+  ['late', 0],
+  ['late', SCRATCH_SLAB],
+  ['late', 16 * SCRATCH_SLAB],
+] as const) {
+  const where = `on a host that answers ${speed}, with ${memory} bytes of scratch in memory`
+  test(`a view shows its moment through writes, zeroes and trims, ${where}`, async (t) => {
     const random = new Random(seedOfRun())
     t.diagnostic(`VARVE_SEED=${random.seed}`)
     const disk = await newDisk(speed === 'late' ? new Random(random.seed) : undefined)
@@ -52,7 +61,7 @@ for (const speed of ['at once', 'late'] as const) {
     await guest.write(0, SIZE, random.fill(Buffer.alloc(SIZE)), 0, 0)
     const moment = await readAll(disk)
     const budget = ScratchBudget.of(64 * 1024 * 1024, 1)
-    const view = await freeze(disk, budget)
+    const view = await freeze(disk, budget, undefined, memory)
     const inFlight: (Promise<void> | undefined)[] = []
     for (let step = 0; step < 400; step++) {
       const offset = random.below(SIZE)

@@ -9,6 +9,8 @@
 // When a save fails, or scratch is full, the view breaks and the guest goes on: it never waits for a backup's trouble.
 
 import { assert } from '../base/assert.ts'
+import { nextTurn } from '../base/breather.ts'
+import { SCRATCH_READ_ROW } from '../base/limits.ts'
 import { RangeLocks } from '../base/mutex.ts'
 import { divideUp } from '../base/round.ts'
 import type { Bitmap } from '../bitmap/bitmap.ts'
@@ -67,14 +69,12 @@ export class PointInTime implements Interceptor, BlockDevice {
     const start = first * granule
     const length = end * granule - start
     if (this.#claims.idle || !this.#claims.isBusy(start, length)) {
-      if (this.#unsaved.nextSet(first) >= end) return undefined
+      if (this.#unsaved.nextSet(first, end) >= end) return undefined
+      const pending = this.#save(first, end)
+      if (pending === undefined) return undefined
+      // Nobody else came between: a save that is done within the call needs no claim.
       const claim = this.#claims.tryAcquire(start, length, true)
       assert(claim !== undefined, 'a range that is not busy can be claimed')
-      const pending = this.#save(first, end)
-      if (pending === undefined) {
-        this.#claims.release(claim)
-        return undefined
-      }
       return pending.finally(() => this.#claims.release(claim))
     }
     return this.#saveAfterClaim(first, end, start, length)
@@ -86,11 +86,7 @@ export class PointInTime implements Interceptor, BlockDevice {
 
   /** Reads the disk as it was. Kind 'io' with the reason when the view broke, 'invalid-argument' outside what is needed. */
   async read(offset: number, length: number, into: Uint8Array, at: number): Promise<void> {
-    this.#check()
-    if (!this.#needed.hasAll(offset, length)) {
-      const message = `${this.name}: ${length} bytes at ${offset} are not part of this backup, or already released`
-      throw new BlockError('invalid-argument', message, { device: this.name, offset, length })
-    }
+    this.#checkReadable(offset, length)
     // Past the gate first, then the claim: a writer that a drain waits for may be waiting for this claim.
     await this.#disk.admit(async () => {
       const claim = await this.#claims.acquire(offset, length, false)
@@ -100,7 +96,8 @@ export class PointInTime implements Interceptor, BlockDevice {
         this.#claims.release(claim)
       }
     })
-    this.#check()
+    // What was released meanwhile may have been overwritten.
+    this.#checkReadable(offset, length)
   }
 
   /** The backup has the range: its scratch is free again and its granules are no longer saved. */
@@ -193,14 +190,51 @@ export class PointInTime implements Interceptor, BlockDevice {
 
   /** Saves the unsaved granules of a claimed range. Never fails: what goes wrong breaks the view. */
   #save(first: number, end: number): Pending {
-    let index = this.#unsaved.nextSet(first)
+    let index = this.#unsaved.nextSet(first, end)
     while (index < end) {
-      const runEnd = Math.min(end, this.#unsaved.nextClear(index), index + SAVE_PIECE / this.#scratch.granule)
-      const pending = this.#saveRun(index, runEnd)
+      const runEnd = this.#unsaved.nextClear(index, Math.min(end, index + SAVE_PIECE / this.#scratch.granule))
+      const pending = runEnd === index + 1 ? this.#saveOne(index) : this.#saveRun(index, runEnd)
       if (pending !== undefined) return pending.then(() => this.#save(runEnd, end))
-      index = this.#unsaved.nextSet(runEnd)
+      index = this.#unsaved.nextSet(runEnd, end)
     }
     return undefined
+  }
+
+  /** What most writes take: the disk is read straight into scratch's memory. */
+  #saveOne(index: number): Pending {
+    const slot = this.#scratch.take()
+    if (slot === undefined) return this.#saveRun(index, index + 1)
+    const { granule } = this.#scratch
+    const offset = index * granule
+    const length = Math.min(granule, this.size - offset)
+    let pending: Pending
+    try {
+      pending = this.#disk.chain.read(offset, length, this.#scratch.slabOf(slot), this.#scratch.placeOf(slot))
+      if (pending === undefined) {
+        this.#keep(index, slot, length)
+        return undefined
+      }
+    } catch (error) {
+      this.#scratch.leave(slot)
+      this.#break(error)
+      return undefined
+    }
+    return pending.then(
+      () => this.#keep(index, slot, length),
+      (error: unknown) => {
+        this.#scratch.leave(slot)
+        this.#break(error)
+      },
+    )
+  }
+
+  #keep(index: number, slot: number, length: number): void {
+    try {
+      this.#scratch.keep(index, slot, length)
+    } catch (error) {
+      return this.#break(error)
+    }
+    this.#noteSaved(index, length)
   }
 
   #saveRun(first: number, end: number): Pending {
@@ -268,6 +302,13 @@ export class PointInTime implements Interceptor, BlockDevice {
     )
   }
 
+  #checkReadable(offset: number, length: number): void {
+    this.#check()
+    if (this.#needed.hasAll(offset, length)) return
+    const message = `${this.name}: ${length} bytes at ${offset} are not part of this backup, or already released`
+    throw new BlockError('invalid-argument', message, { device: this.name, offset, length })
+  }
+
   #readOnly(): BlockError {
     return new BlockError('read-only', `${this.name} is read-only`, { device: this.name })
   }
@@ -276,9 +317,16 @@ export class PointInTime implements Interceptor, BlockDevice {
   async #readClaimed(offset: number, end: number, into: Uint8Array, shift: number): Promise<void> {
     const { granule } = this.#scratch
     let position = offset
+    let row = 0
     while (position < end) {
+      // Before it is asked where a granule is: that may change meanwhile.
+      if (row === SCRATCH_READ_ROW) {
+        row = 0
+        await nextTurn()
+      }
       const index = Math.floor(position / granule)
       if (this.#scratch.has(index)) {
+        row++
         const pieceEnd = Math.min(end, (index + 1) * granule)
         const pending = this.#scratch.read(
           index,

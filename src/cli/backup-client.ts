@@ -5,6 +5,7 @@
 import path from 'node:path'
 import type { BodyInput } from '../api/schema.ts'
 import { BlockError } from '../block/error.ts'
+import type { CheckpointWish } from '../engine/checkpoints.ts'
 import { type EarlierBackup, type Way, wayByComparison, wayFrom } from '../engine/backup-way.ts'
 import { PART_PACE } from '../engine/backup-parts.ts'
 import { type BackupDisk, type BackupResult, type Parts, runBackup } from '../job/backup.ts'
@@ -14,7 +15,7 @@ import { newProof, type ProofWish } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
 import { type BackupReader, type BackupWriter, newBackupId, type Repository } from '../repository/repository.ts'
 import { Progress } from './progress.ts'
-import { ViewSession } from './view-session.ts'
+import { type ViewedDisk, ViewSession } from './view-session.ts'
 
 export interface ClientBackup {
   /** URI of the daemon. */
@@ -23,6 +24,8 @@ export interface ClientBackup {
   readonly machines: readonly string[]
   readonly full: boolean
   readonly prove: number | undefined
+  /** The checkpoint that the changes are counted from, and the one that its moment becomes. */
+  readonly marks: CheckpointWish
   readonly leaseMs: number
   readonly terms: JobTerms
 }
@@ -41,7 +44,7 @@ export async function backUpFrom(repository: Repository, wish: ClientBackup): Pr
   const id = newBackupId(moment)
   const { backups: whole, parts } = await repository.list()
   const known = new Map([...whole, ...parts].map((info) => [info.id, info]))
-  const { session, ways } = await openSession(repository, wish, { id, known, whole: proof !== undefined })
+  const { session, ways } = await openSession(repository, wish, { id, backups: known, whole: proof !== undefined })
   try {
     const run = new ClientRun(repository, { session, ways, id, moment, proof, wish })
     return await run.go(parts.map((part) => part.id))
@@ -52,33 +55,44 @@ export async function backUpFrom(repository: Repository, wish: ClientBackup): Pr
 
 interface Known {
   readonly id: string
-  readonly known: ReadonlyMap<string, EarlierBackup>
+  readonly backups: ReadonlyMap<string, EarlierBackup>
   /** All can be read, for a proof. */
   readonly whole: boolean
 }
 
 /** Asks for what changed; where the repository cannot go on from there, once more for all of these disks. */
 async function openSession(
-  { id: repository }: Repository,
-  { from, machines, leaseMs, ...wish }: ClientBackup,
-  { id, known, whole }: Known,
+  repository: Repository,
+  { from, machines, leaseMs, marks, ...wish }: ClientBackup,
+  known: Known,
 ): Promise<{ readonly session: ViewSession; readonly ways: readonly Way[] }> {
+  const { id, whole } = known
   const ask = (full: readonly string[]): Promise<ViewSession> => {
-    const target = { name: repository, moment: id, full: [...full] }
+    const target = { name: repository.id, moment: id, full: [...full], ...marks }
     const request: BodyInput<'openView'> = { disks: [...machines], target, whole, leaseMs }
     return ViewSession.open(from, { ...request, leaseMs })
   }
   const first = await ask([])
   const ways = first.disks.map(({ disk, size, since, reason }): Way => {
     if (wish.full) return { parent: undefined, kind: 'full', reason: 'asked for' }
-    if (since === undefined) return wayByComparison({ name: disk, size }, known, reason)
-    return wayFrom({ name: disk, size }, known, since)
+    if (since === undefined) return wayByComparison({ name: disk, size }, known.backups, reason)
+    return wayFrom({ name: disk, size }, known.backups, since)
   })
   const others = first.disks.filter(({ kind }, index) => kind === 'incremental' && ways[index]?.parent === undefined)
-  if (others.length === 0) return { session: first, ways }
+  if (others.length === 0) return { session: first, ways: toldBy(first.disks, ways, marks) }
   await first.abort()
   await first.close()
-  return { session: await ask(others.map(({ disk }) => disk)), ways }
+  const { since, ...rest } = marks
+  if (since === undefined) return { session: await ask(others.map(({ disk }) => disk)), ways }
+  const usual = await openSession(repository, { from, machines, leaseMs, marks: rest, ...wish }, known)
+  const why = `not since ${since}: ${ways.find(({ parent }) => parent === undefined)?.reason}`
+  return { ...usual, ways: usual.ways.map((way) => ({ ...way, reason: `${way.reason}; ${why}` })) }
+}
+
+/** With a checkpoint the daemon knows what the changes are counted from, or why not from there. */
+function toldBy(disks: readonly ViewedDisk[], ways: readonly Way[], { since }: CheckpointWish): readonly Way[] {
+  if (since === undefined) return ways
+  return ways.map((way, index) => ({ ...way, reason: disks[index]?.reason ?? way.reason }))
 }
 
 interface RunOptions {

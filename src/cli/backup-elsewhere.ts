@@ -5,6 +5,7 @@ import path from 'node:path'
 import { formatSize } from '../base/size.ts'
 import { BlockError } from '../block/error.ts'
 import type { Format } from '../chain/open.ts'
+import { checkpointWish } from '../engine/checkpoints.ts'
 import { TERMS } from '../job/terms.ts'
 import { backUpFrom } from './backup-client.ts'
 import { backUpToFile } from './backup-file.ts'
@@ -22,6 +23,8 @@ export interface ElsewhereOptions extends TermOptions, PeerOptions, RepositoryFl
   readonly format?: Format
   readonly full?: boolean
   readonly prove?: number
+  readonly since?: string
+  readonly checkpoint?: string
   readonly lease?: number
   readonly wait: boolean
 }
@@ -37,7 +40,8 @@ export async function backupElsewhere(cli: Cli, machines: readonly string[], opt
   const leaseMs = (options.lease ?? LEASE) * 1000
   if (options.toFile !== undefined) return toFile(cli, { from, machines, leaseMs, file: options.toFile }, options)
   const { full = false, prove } = options
-  const wish = { from, machines, full, prove, leaseMs, terms: termsOf(options) }
+  const marks = checkpointWish({ ...options, full })
+  const wish = { from, machines, full, prove, leaseMs, marks, terms: termsOf(options) }
   const outcome = await withRepository(options.repo as string, options, (repository) => backUpFrom(repository, wish))
   print(cli, outcome, ({ details }) => describeBackup(details, true))
   if (!outcome.isCompleted) warnUntold('The backup')
@@ -55,7 +59,8 @@ async function toFile(cli: Cli, { from, machines, leaseMs, file }: ToFile, optio
   if (disk === undefined || others.length > 0)
     throw new BlockError('invalid-argument', 'a file holds one disk: name one, or back up several into a repository')
   const { full = false, format = 'qcow2' } = options
-  const outcome = await backUpToFile({ from, disk, file: path.resolve(file), format, full, leaseMs })
+  const marks = checkpointWish({ ...options, full })
+  const outcome = await backUpToFile({ from, disk, file: path.resolve(file), format, full, leaseMs, marks })
   print(cli, outcome, ({ kind, reason, readBytes }) =>
     [outcome.file, `${disk}: ${kind} (${reason})`, `read ${formatSize(readBytes)}`].join('\n'),
   )

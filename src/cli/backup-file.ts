@@ -9,18 +9,21 @@ import os from 'node:os'
 import path from 'node:path'
 import type { BodyInput } from '../api/schema.ts'
 import { GRANULE, IMAGE_LANES } from '../base/limits.ts'
+import { divideUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import { type Layer, type Pending } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { Filter } from '../block/filter.ts'
 import { type Format, openChain } from '../chain/open.ts'
+import type { CheckpointWish } from '../engine/checkpoints.ts'
 import { realHost } from '../host/real.ts'
 import { copyImage, LEFT_ALONE } from '../image/copy.ts'
 import { createImage } from '../image/create.ts'
 import type { AskExtents } from '../image/extent-walk.ts'
 import { makeWholeFile } from '../image/whole-file.ts'
+import type { NbdView } from '../job/nbd-view.ts'
 import { Progress } from './progress.ts'
-import { type DistantView, type ViewedDisk, ViewSession } from './view-session.ts'
+import { type ViewedDisk, ViewSession } from './view-session.ts'
 
 export interface FileBackup {
   /** URI of the daemon. */
@@ -31,6 +34,8 @@ export interface FileBackup {
   readonly format: Format
   readonly full: boolean
   readonly leaseMs: number
+  /** The checkpoint that the changes are counted from, and the one that its moment becomes. */
+  readonly marks: CheckpointWish
 }
 
 export interface FileOutcome {
@@ -92,7 +97,8 @@ interface Opened {
 }
 
 /** Asks for what changed since the newest file; where that cannot be gone on from, once more for all. */
-async function openSession({ from, disk, file, format, full, leaseMs }: FileBackup, momentMs: number): Promise<Opened> {
+async function openSession(wish: FileBackup, momentMs: number): Promise<Opened> {
+  const { from, disk, file, format, full, leaseMs, marks } = wish
   const [folder, name] = [path.dirname(file), path.basename(file)]
   const target = {
     name: `file:${os.hostname()}:${encodeURIComponent(await realHost.realPath(folder))}`,
@@ -101,7 +107,7 @@ async function openSession({ from, disk, file, format, full, leaseMs }: FileBack
   const ask = (all: boolean): Promise<ViewSession> => {
     const request: BodyInput<'openView'> = {
       disks: [disk],
-      target: { ...target, full: all ? [disk] : [] },
+      target: { ...target, ...marks, full: all ? [disk] : [] },
       whole: true,
     }
     return ViewSession.open(from, { ...request, leaseMs })
@@ -117,6 +123,11 @@ async function openSession({ from, disk, file, format, full, leaseMs }: FileBack
   if (typeof earlier !== 'string') return { session, earlier, reason: `changes since ${earlier.name}` }
   await session.abort()
   await session.close()
+  if (marks.since !== undefined) {
+    const { since: checkpoint, ...rest } = marks
+    const usual = await openSession({ ...wish, marks: rest }, momentMs)
+    return { ...usual, reason: `${usual.reason}; not since ${checkpoint}: ${earlier}` }
+  }
   return { session: await ask(true), earlier: undefined, reason: earlier }
 }
 
@@ -124,14 +135,15 @@ async function openSession({ from, disk, file, format, full, leaseMs }: FileBack
 function earlierFile(folder: string, since: string, size: number): EarlierFile | string {
   const [, name = '', moment = '', format = ''] = /^(.*)@(\d+)@(raw|qcow2)$/.exec(since) ?? []
   const found = fs.statSync(path.join(folder, name), { throwIfNoEntry: false })
-  if (name === '' || found === undefined) return `the earlier backup ${name} is no longer in ${folder}`
+  if (name === '') return `${since} is no file of ${folder}`
+  if (found === undefined) return `the earlier backup ${name} is no longer in ${folder}`
   if (Math.floor(found.mtimeMs) !== Number(moment)) return `${name} was changed or replaced since it was made`
   if (format === 'raw' && found.size > size) return `the disk is smaller than in ${name}`
   return { name, format: format as Format }
 }
 
 interface ImageSource {
-  readonly view: DistantView
+  readonly view: NbdView
   readonly source: AcknowledgedSource
   readonly earlier: EarlierFile | undefined
   readonly format: Format
@@ -174,21 +186,22 @@ async function writeImage(partial: string, { view, source, earlier, format, sign
 }
 
 /** What is copied: of an incremental all units that changed somewhere. */
-function neededOf({ changed, size }: DistantView, earlier: EarlierFile | undefined): Bitmap {
+function neededOf({ changed, size }: NbdView, earlier: EarlierFile | undefined): Bitmap {
   if (earlier !== undefined && changed !== undefined) return changed.inGranules(UNIT)
   const all = new Bitmap(size, UNIT)
   all.setAll()
   return all
 }
 
-function extentsOf(view: DistantView, needed: Bitmap): AskExtents {
+function extentsOf(view: NbdView, needed: Bitmap): AskExtents {
   return async (offset, length, visit) => {
     const end = offset + length
     let isOver = false
     for (let at = offset; at < end && !isOver; ) {
       const index = Math.floor(at / UNIT)
       const isNeeded = needed.has(index)
-      const stop = Math.min(end, (isNeeded ? needed.nextClear(index) : needed.nextSet(index)) * UNIT)
+      const last = divideUp(end, UNIT)
+      const stop = Math.min(end, (isNeeded ? needed.nextClear(index, last) : needed.nextSet(index, last)) * UNIT)
       if (isNeeded) await view.extents(at, stop - at, (piece, extent) => !(isOver = !visit(piece, extent)))
       else isOver = !visit(stop - at, LEFT_ALONE)
       at = stop
@@ -209,10 +222,10 @@ function settleFile(partial: string, momentMs: number): void {
 
 /** What was read is not read again: its scratch is given back. */
 class AcknowledgedSource extends Filter {
-  readonly #view: DistantView
+  readonly #view: NbdView
   readBytes = 0
 
-  constructor(view: DistantView) {
+  constructor(view: NbdView) {
     super(view.device)
     this.#view = view
   }

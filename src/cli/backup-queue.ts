@@ -15,6 +15,8 @@ export interface QueueWish extends Partial<TermOptions> {
   readonly repository: string
   readonly full: boolean
   readonly prove?: number
+  readonly since?: string
+  readonly checkpoint?: string
 }
 
 /** How one machine fared. */
@@ -68,7 +70,11 @@ async function follow(cli: Cli, { id, subject }: JobReply): Promise<Outcome> {
     told = waits
   }
   try {
-    return outcomeOf(await cli.api.follow(id, show))
+    const ended = await cli.api.follow(id, show)
+    const { queuedAgain } = ended.details
+    if (typeof queuedAgain !== 'string') return outcomeOf(ended)
+    warn(`${subject}: ${ended.error?.message}; it goes on as ${queuedAgain} when it has its turn again`)
+    return await follow(cli, { ...ended, id: queuedAgain })
   } catch (error) {
     // Of very many that ended quickly, the history may have let go of the first.
     if (!isBlockError(error, 'not-found')) throw error

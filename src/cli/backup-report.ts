@@ -18,7 +18,7 @@ export function describeBackup(details: JobReply['details'], withFigures: boolea
         ...proofLines(details),
       ]
     : []
-  return [String(details['backup']), ...kindLines(details), ...figures].join('\n')
+  return [String(details['backup']), ...kindLines(details), ...skippedLines(details), ...figures].join('\n')
 }
 
 function kindLines(details: JobReply['details']): string[] {
@@ -26,6 +26,11 @@ function kindLines(details: JobReply['details']): string[] {
     const how = compared === undefined ? kind : `${kind} by comparison with ${compared}`
     return `${name}: ${how} (${reason})`
   })
+}
+
+function skippedLines(details: JobReply['details']): string[] {
+  const skipped = (details['skipped'] ?? []) as readonly { readonly name: string; readonly reason: string }[]
+  return skipped.map(({ name, reason }) => `${name}: not in it (${reason})`)
 }
 
 /** Only disks with a bitmap had something to prove. */

@@ -71,8 +71,6 @@ interface BackupOptions extends ElsewhereOptions {
   readonly all?: boolean
   readonly with?: readonly string[]
   readonly queue?: boolean
-  readonly since?: string
-  readonly checkpoint?: string
 }
 
 async function backup(machines: string[], options: BackupOptions, command: Command): Promise<void> {
@@ -88,23 +86,16 @@ async function backup(machines: string[], options: BackupOptions, command: Comma
   if (options.from !== undefined || options.toFile !== undefined) {
     if (isQueued)
       throw new BlockError('invalid-argument', 'this command makes one backup: --with names more disks for it')
-    if ((options.since ?? options.checkpoint) !== undefined)
-      throw new BlockError(
-        'invalid-argument',
-        '--since and --checkpoint are for a repository that the daemon writes to',
-      )
     return backupElsewhere(cli, [...machines, ...others], options)
   }
   refuseForeign(options)
   if (options.repo === undefined) throw new BlockError('invalid-argument', 'say where to: --repo or --to-file')
   const repository = absoluteLocation(options.repo)
   const { prove, since, checkpoint } = options
-  if (isQueued && (since ?? checkpoint) !== undefined)
-    throw new BlockError('invalid-argument', '--since and --checkpoint are for one machine, which is not queued')
-  const terms = { repository, full, ...(prove === undefined ? {} : { prove }), ...termsOf(options) }
-  if (isQueued) return backupQueue(cli, { ...(all ? {} : { machines }), ...terms }, options.wait)
   const marks = { ...(since === undefined ? {} : { since }), ...(checkpoint === undefined ? {} : { checkpoint }) }
-  const wish = { disks: [...machines, ...others], ...terms, ...marks }
+  const terms = { repository, full, ...(prove === undefined ? {} : { prove }), ...marks, ...termsOf(options) }
+  if (isQueued) return backupQueue(cli, { ...(all ? {} : { machines }), ...terms }, options.wait)
+  const wish = { disks: [...machines, ...others], ...terms }
   const last = await followJob(cli, cli.api.call('backup', {}, wish), options)
   print(cli, last, ({ details }) => describeBackup(details, options.wait))
 }

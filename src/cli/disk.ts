@@ -1,4 +1,4 @@
-// varve disk: create, add, list, show, resize, release, remove.
+// varve disk: create, add, list, show, resize, release, remove; blockdev is in its own file.
 
 import path from 'node:path'
 import { type Command, Option } from 'commander'
@@ -7,6 +7,7 @@ import { formatSize } from '../base/size.ts'
 import { type Format, FORMATS } from '../chain/open.ts'
 import type { Durability } from '../dirtylog/dirty-log.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
+import { addBlockdevCommand } from './blockdev.ts'
 import { cacheOption, durabilityOption, print, sizeArgument, table } from './context.ts'
 import { cliOf } from './daemon-context.ts'
 
@@ -43,6 +44,7 @@ export function addDiskCommands(program: Command): void {
       add(command, { name, image: path.resolve(image), ...options }),
     )
   addViews(disk)
+  addBlockdevCommand(disk)
   addChanges(disk)
 }
 

@@ -17,6 +17,7 @@ interface SetOptions {
   readonly machines?: Limit
   readonly scratch?: Limit
   readonly scratchHost?: Limit
+  readonly scratchMemory?: Limit
   readonly bandwidth?: Limit
   readonly window?: readonly string[]
   readonly windowEnd?: 'finish' | 'break'
@@ -37,6 +38,7 @@ export function addHostCommands(program: Command): void {
     .option('--machines <number>', 'machines that are backed up at a time', orDefault(countArgument))
     .option('--scratch <size>', 'copy space of one disk', orDefault(sizeArgument))
     .option('--scratch-host <size>', 'copy space of all disks together', orDefault(sizeArgument))
+    .option('--scratch-memory <size>', 'how much of that is memory at most', orDefault(sizeArgument))
     .option('--bandwidth <rate>', 'bytes per second of all backups together; 0 is no limit', orDefault(sizeArgument))
     .option('--window <from-to...>', 'when queued backups begin, such as 22:00-06:00, in local time; any: at any time')
     .addOption(
@@ -49,11 +51,12 @@ export function addHostCommands(program: Command): void {
 }
 
 async function set(options: SetOptions, command: Command): Promise<void> {
-  const { machines, scratch, scratchHost, bandwidth, window, windowEnd } = options
+  const { machines, scratch, scratchHost, scratchMemory, bandwidth, window, windowEnd } = options
   const change: BodyInput<'setHost'> = {
     ...(machines === undefined ? {} : { machines: said(machines) }),
     ...(scratch === undefined ? {} : { scratchBytes: said(scratch) }),
     ...(scratchHost === undefined ? {} : { scratchHostBytes: said(scratchHost) }),
+    ...(scratchMemory === undefined ? {} : { scratchMemoryBytes: said(scratchMemory) }),
     ...(bandwidth === undefined ? {} : { bandwidth: said(bandwidth) }),
     ...(window === undefined ? {} : { windows: window.includes('any') ? null : [...window] }),
     ...(windowEnd === undefined ? {} : { windowEnd }),
@@ -65,11 +68,12 @@ async function set(options: SetOptions, command: Command): Promise<void> {
 }
 
 function describe(host: HostReply): string {
-  const { machines, scratchBytes, scratchHostBytes, bandwidth, windows, windowEnd, scratch, running, waiting } = host
+  const { machines, bandwidth, windows, windowEnd, scratch, running, waiting } = host
+  const [disk, all, memory] = [host.scratchBytes, host.scratchHostBytes, host.scratchMemoryBytes].map(formatSize)
   const kept = windowEnd === 'break' ? '; what runs when it closes is broken off' : ''
   return [
     `machines at a time: ${machines}`,
-    `scratch: ${formatSize(scratchBytes)} a disk, ${formatSize(scratchHostBytes)} in all; ${formatSize(scratch.used)} in use, ${formatSize(scratch.peak)} at most so far`,
+    `scratch: ${disk} a disk, ${all} in all, of that ${memory} in memory; ${formatSize(scratch.used)} in use, ${formatSize(scratch.peak)} at most so far; ${formatSize(scratch.memory)} of memory taken`,
     `bandwidth: ${bandwidth === 0 ? 'no limit' : `${formatSize(bandwidth)} a second`}`,
     `window: ${windows.length === 0 ? 'at any time' : `${windows.join(', ')}${kept}`}`,
     `running: ${running.map(({ job, machine }) => `${machine} (${job})`).join(', ') || 'nothing'}; waiting: ${waiting}`,

@@ -18,6 +18,7 @@ const GROUPS: Readonly<Record<string, Load>> = {
   nbd: async () => (await import('./nbd.ts')).addNbdCommand,
   disk: async () => (await import('./disk.ts')).addDiskCommands,
   machine: async () => (await import('./machine.ts')).addMachineCommands,
+  vm: async () => (await import('./vm.ts')).addVmCommands,
   snapshot: loadSnapshot,
   clone: loadSnapshot,
   bitmap: async () => (await import('./bitmap.ts')).addBitmapCommands,
@@ -62,7 +63,7 @@ const program = new Command('varve')
   })
 
 // Only the group that was asked for is loaded, so that a tool which needs no daemon starts at once; all of them for help.
-const wanted = GROUPS[process.argv[2] ?? '']
+const wanted = GROUPS[commandWord(process.argv.slice(2))]
 for (const load of wanted === undefined ? new Set(Object.values(GROUPS)) : [wanted]) (await load())(program)
 
 overrideExit(program.commands)
@@ -73,6 +74,12 @@ try {
   // Commander has printed its usage error; 0 is for --help and --version.
   if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2
   else process.exitCode = reportError(error, program.opts<GlobalOptions>().json === true)
+}
+
+/** The first word that is neither a global option nor the value of one; '' when there is none. */
+function commandWord(args: readonly string[]): string {
+  const at = args.findIndex((arg, i) => !arg.startsWith('-') && args[i - 1] !== '--home')
+  return args[at] ?? ''
 }
 
 /** Of all commands and those below them: none ends the process by itself. */

@@ -149,6 +149,7 @@ async function restoreOnto(cli: Cli, wanted: BackupName, disk: string, options: 
   print(cli, job, ({ details }) => {
     const figures = [
       `compared ${formatSize(Number(details['comparedBytes']))}`,
+      `fetched ${formatSize(Number(details['fetchedBytes']))}`,
       `wrote ${formatSize(Number(details['changedBytes']))}`,
     ]
     return [

@@ -14,6 +14,7 @@ interface ServeOptions extends TlsOptions {
   readonly shards?: number
   readonly scratch?: number
   readonly scratchHost?: number
+  readonly scratchMemory?: number
   readonly metadataCache?: number
   readonly nbdPort?: number
   readonly nbdAddress?: string
@@ -27,6 +28,7 @@ export function addServeCommand(program: Command): void {
     .option('--shards <number>', 'at most so many threads for disks; one for each processor unless told', countArgument)
     .option('--scratch <size>', 'copy space of one backup', sizeArgument)
     .option('--scratch-host <size>', 'copy space of all backups together', sizeArgument)
+    .option('--scratch-memory <size>', 'how much of that is memory at most, before it goes to files', sizeArgument)
     .addOption(metadataCacheOption())
     .option(
       '--nbd-port <number>',
@@ -52,6 +54,7 @@ export function addServeCommand(program: Command): void {
         ...(options.shards === undefined ? {} : { shards: options.shards }),
         ...(options.scratch === undefined ? {} : { scratchBytes: options.scratch }),
         ...(options.scratchHost === undefined ? {} : { scratchHostBytes: options.scratchHost }),
+        ...(options.scratchMemory === undefined ? {} : { scratchMemoryBytes: options.scratchMemory }),
         ...(options.metadataCache === undefined ? {} : { metadataCacheBytes: options.metadataCache }),
       })
       let ending = false

@@ -22,9 +22,10 @@ import { Shards } from '../shard/shards.ts'
 export interface DaemonOptions {
   readonly home: string
   readonly version: string
-  /** Copy space of one backup and of all together, in bytes. */
+  /** Copy space of one backup and of all together, and how much of that is memory at most, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  readonly scratchMemoryBytes?: number
   /** Memory for the maps of all open qcow2 images, in bytes. */
   readonly metadataCacheBytes?: number
   /** At most so many threads for disks. */
@@ -70,6 +71,7 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
     path.dirname(home.nbdSocket('x')),
     path.dirname(home.viewSocket('x')),
     path.dirname(home.incomingSocket('x')),
+    path.dirname(home.qemuSocket('x')),
     path.dirname(home.outgoingSocket('x')),
   ]) {
     await realHost.makeFolder(folder)
@@ -123,7 +125,10 @@ export async function startDaemon(options: DaemonOptions, log: Logger = pino(pin
   }
 }
 
-type Budgets = Pick<DaemonOptions, 'scratchBytes' | 'scratchHostBytes' | 'metadataCacheBytes'> & {
+type Budgets = Pick<
+  DaemonOptions,
+  'scratchBytes' | 'scratchHostBytes' | 'scratchMemoryBytes' | 'metadataCacheBytes'
+> & {
   readonly shards: number
   readonly peers: ApiPeers
 }

@@ -411,6 +411,16 @@ test('what is hot for having been written lately counts as changed after a power
   assert.equal(count((await reopen(lost)).log, 'all'), DIRTYLOG_REGION / GRANULE)
 })
 
+test('a region that was written before any bitmap recorded is hot when the first one does', async () => {
+  const { log } = await start()
+  await log.edit([{ kind: 'remove', name: 'all' }])
+  await log.mark(2 * DIRTYLOG_REGION, GRANULE)
+  await log.edit([{ kind: 'add', name: 'first', recording: true, fill: 'none' }])
+  assert.equal(log.mark(2 * DIRTYLOG_REGION, GRANULE), undefined)
+  assert.ok(log.mark(3 * DIRTYLOG_REGION, GRANULE) !== undefined, 'never written before')
+  assert.equal(count(log, 'first'), 2)
+})
+
 test('without a bitmap that is to outlive the host nothing is made hot', async () => {
   const { log, seen } = await start()
   await log.mark(0, GRANULE)

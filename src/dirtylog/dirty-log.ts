@@ -134,7 +134,8 @@ export class DirtyLog {
    * when this is done. Fails when the log is closed or has failed: then the change must not be made.
    */
   mark(offset: number, length: number): Pending {
-    if (this.#recording.length > 0) this.#regions.touch(offset, length)
+    // Also while no bitmap records: the first one then begins with what is written warm.
+    this.#regions.touch(offset, length)
     if (!this.#calm) return this.#markWithCare(offset, length)
     for (const entry of this.#recording) {
       if (!entry.bits.hasAll(offset, length)) return this.#logMark(offset, length)

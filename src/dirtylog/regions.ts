@@ -16,8 +16,11 @@ const COLD = 0
 const WAITING = 1
 const HOT = 2
 
-/** A region counts as written lately in the epoch of its last write and in the next one. */
-const RECENT_EPOCHS = 2
+/**
+ * A region counts as written lately in the epoch of its last write and in the next three: the beginning of a job edits the log several times
+ * in a row, and each edit ends an epoch.
+ */
+const RECENT_EPOCHS = 4
 
 interface Batch {
   readonly epoch: number

@@ -8,7 +8,6 @@
 import { REPOSITORY_RETRY_MAX_MS, REPOSITORY_RETRY_MIN_MS } from '../base/limits.ts'
 import {
   type BlockDevice,
-  type Capabilities,
   type ExtentVisitor,
   type Layer,
   OWNED_DATA,
@@ -16,6 +15,7 @@ import {
   type Pending,
 } from '../block/device.ts'
 import { BlockError, isBlockError, toBlockError } from '../block/error.ts'
+import { READ_ONLY } from '../block/read-only-device.ts'
 import type { StreamSource } from '../job/stream.ts'
 import type { Wanted } from '../job/wanted.ts'
 
@@ -61,15 +61,7 @@ export class BackupLayer implements Layer {
   readonly clusterSize = 4096
   readonly backingReference = undefined
   readonly access = 'read'
-  readonly can: Capabilities = {
-    write: false,
-    fua: 'none',
-    zero: 'none',
-    trim: 'none',
-    extents: 'native',
-    minimumBlock: 1,
-    bestBlock: 65_536,
-  }
+  readonly can = READ_ONLY
   backing: BlockDevice | undefined
   /** Where the copying reads: it never waits for the repository, and nothing that it reads counts as wanted. */
   readonly source: StreamSource

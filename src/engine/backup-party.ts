@@ -18,6 +18,7 @@ import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import { PointInTime } from '../chain/point-in-time.ts'
 import { ScratchBudget } from '../chain/scratch-budget.ts'
+import { ScratchMemory } from '../chain/scratch-memory.ts'
 import { Scratch } from '../chain/scratch.ts'
 import type { BitmapChange, LoggedBitmap } from '../dirtylog/dirty-log.ts'
 import type { BackupView } from '../job/backup.ts'
@@ -224,13 +225,14 @@ export class LocalParty implements BackupParty {
   }
 
   async #makeScratch(): Promise<Scratch> {
-    const { host, home, scratchBudget } = this.#context
+    const { host, home, scratchBudget, scratchMemory } = this.#context
     const file = path.join(home.diskFolder(this.#managed.record.id), 'scratch')
     await host.unlink(file)
     const opened = await host.open(file, { write: true, create: 'exclusive' })
     // Unlinked while open: whatever happens to the daemon, the space comes back.
     await host.unlink(file)
-    return new Scratch(opened, GRANULE, [ScratchBudget.of(limitsOf(this.#context).scratchBytes, 1), scratchBudget])
+    const places = { memory: new ScratchMemory(GRANULE, scratchMemory), file: opened }
+    return new Scratch(places, GRANULE, [ScratchBudget.of(limitsOf(this.#context).scratchBytes, 1), scratchBudget])
   }
 }
 
@@ -295,16 +297,18 @@ function wayFromCheckpoint(
   const from = checkpointBitmap(checkpoint)
   const bitmap = disk.log.bitmaps.get(from)
   const { last } = metaOf(bitmap?.meta ?? '')
-  if (bitmap === undefined || last === undefined || backups === undefined)
+  if (bitmap === undefined || last === undefined)
     throw new BlockError(
       'not-found',
       `disk ${disk.name} has no checkpoint ${checkpoint}: varve checkpoint list ${disk.name}`,
     )
   const instead = (why: string): Way => ({ ...usual, reason: `${usual.reason}; not since ${checkpoint}: ${why}` })
   if (bitmap.state === 'void') return instead('its bitmap is void')
+  const reason = `differential, changes since checkpoint ${checkpoint}: ${last}`
+  // Whoever reads a view knows whether that is there.
+  if (backups === undefined) return { parent: last, kind: 'incremental', from, reason }
   const way = wayFrom(disk, backups, last)
-  if (way.parent === undefined) return instead(way.reason)
-  return { ...way, from, reason: `differential, changes since checkpoint ${checkpoint}: ${last}` }
+  return way.parent === undefined ? instead(way.reason) : { ...way, from, reason }
 }
 
 function whyNoBitmap({ name, bitmapsLost }: DiskRecord, backups: ReadonlyMap<string, EarlierBackup>): string {
@@ -327,6 +331,11 @@ function metaOf(text: string): RecordingMeta {
 
 function metaText(meta: RecordingMeta): string {
   return JSON.stringify(meta)
+}
+
+/** A bitmap of the backups to one place, that says what changed since the last one. */
+export function isOfBackups(bitmap: string): boolean {
+  return bitmap.startsWith('backup:') && !isCaptured(bitmap)
 }
 
 function isCaptured(name: string): boolean {

@@ -18,6 +18,7 @@ class Desk {
     machines: 1,
     scratchBytes: 100 * MIB,
     scratchHostBytes: 100 * MIB,
+    scratchMemoryBytes: 0,
     bandwidth: 0,
     windows: [],
     windowEnd: 'finish',

@@ -20,6 +20,9 @@ import { type BackupFigures, learn } from './forecast.ts'
 import { whileFrozen } from './guest-freezer.ts'
 import { JobTable } from './job-table.ts'
 import { guestsOf } from './machines.ts'
+import { vmOf } from './qemu-contact.ts'
+import { openVmBackup, settleVm } from './vm-backup.ts'
+import type { SkippedDisk } from './vm-disk-plans.ts'
 
 export interface BackupRequest extends JobTerms {
   readonly disks: readonly string[]
@@ -44,7 +47,8 @@ export interface Part {
 export async function startBackup(context: EngineContext, request: BackupRequest): Promise<Job> {
   const { disks, machine, repository, full, prove } = request
   for (const name of disks) context.partyOf(name)
-  if (disks.length === 0) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
+  if (disks.length === 0 && vmOf(context.catalog, machine) === undefined)
+    throw new BlockError('invalid-argument', 'a backup needs at least one disk')
   if (new Set(disks).size < disks.length) throw new BlockError('invalid-argument', 'a backup has each disk once')
   const named = machine === undefined ? {} : { machine }
   const asked = { repository, full, ...newProof(prove), ...checkpointWish(request) }
@@ -71,7 +75,11 @@ export async function resumeBackups(context: EngineContext, rows: readonly JobRe
       }
       await repository.close()
       const job = JobTable.jobOf(row, { backup: row.backup })
-      context.jobs.launch(job, row, async () => job.move('finalizing'))
+      context.jobs.launch(job, row, async () => {
+        // A QEMU that does not answer holds up this job, and nobody else.
+        if (row.backup !== undefined) await settleVm(context, row, repository.id, row.backup)
+        job.move('finalizing')
+      })
     } catch (error) {
       // Not silently: the history has it as a failed job.
       context.jobs.launch(JobTable.jobOf(row, {}), row, () => Promise.reject(error))
@@ -161,22 +169,27 @@ function launchBackup(
     await work(context, job, spec, running)
   }
   job.shareLine(context.bandwidth.share())
-  context.jobs.launch(job, row, whole, { turn: context.backupTurn, wish: wishOf(row, spec) })
+  const again = (next: JobRecord): unknown => launchBackup(context, next, undefined)
+  context.jobs.launch(job, row, whole, { turn: context.backupTurn, wish: wishOf(row, spec), again })
   const ended = context.jobs.ended(job.id)
   ended
     .then(() => repository?.close())
+    .then(() => context.host.giveBackMemory?.())
     .catch((error: unknown) => context.report(`${job.id}: closing the repository: ${(error as Error).message}`))
   return { job, taken: Promise.race([moment.promise, ended]) }
 }
 
 function wishOf({ id, startedMs }: JobRecord, spec: BackupSpec): TurnWish {
-  const { disks, full, queued } = spec
-  return { id, machine: subjectOf(spec), disks, full, place: queued ?? startedMs, queued: queued !== undefined }
+  const { disks: own, full, queued } = spec
+  const machine = subjectOf(spec)
+  // A machine of QEMU's has no disk here: it is backed up once at a time by its own name.
+  const disks = own.length === 0 ? [machine] : own
+  return { id, machine, disks, full, place: queued ?? startedMs, queued: queued !== undefined }
 }
 
 async function begin(context: EngineContext, job: Job, row: JobRecord, repository: Repository): Promise<Running> {
   const spec = row.spec as BackupSpec
-  const { parts, usedUp } = await makePlans(context, spec, repository)
+  const { parts, usedUp, skipped } = await makePlans(context, spec, repository)
   const request = {
     machine: subjectOf(spec),
     moment: Date.now(),
@@ -197,13 +210,14 @@ async function begin(context: EngineContext, job: Job, row: JobRecord, repositor
       const before = plan.compared ?? (spec.proof === undefined ? undefined : plan.parent)
       if (before !== undefined && !readers.has(before)) readers.set(before, await repository.openBackup(before))
     }
-    const moment = await takeFrozenMoment(context, parts, writer.id)
+    const moment = await takeFrozenMoment(context, parts, writer.id, spec.machine)
     const running = { ...moment, momentMs: Date.now(), writer, repository, readers, usedUp }
     job.describe({
       backup: writer.id,
       momentMs: running.momentMs,
       frozenMs: moment.frozenMs,
       disks: parts.map(({ party, plan }) => ({ name: party.disk, ...howOf(plan) })),
+      ...(skipped.length === 0 ? {} : { skipped }),
     })
     return running
   } catch (error) {
@@ -241,6 +255,7 @@ async function work(context: EngineContext, job: Job, spec: BackupSpec, running:
   const { parts, durable, writer, momentMs, repository, readers } = running
   let result: BackupResult | undefined
   const kept = keptParts(context, running)
+  const isInQemu = vmOf(context.catalog, spec.machine) !== undefined
   const disks = running.disks.map((disk, index) => {
     const { compared, parent, parentDisk } = (parts[index] as Part).plan
     const called = (parent && parentDisk) ?? disk.name
@@ -258,8 +273,8 @@ async function work(context: EngineContext, job: Job, spec: BackupSpec, running:
         const { party, plan } = parts[index] as Part
         await party.distrust(plan.bitmap ?? '', writer.id, reason)
       },
-      // One that was asked to be full begins anew: the bits from before it are worth more than what it has.
-      parts: spec.full ? undefined : kept,
+      // One that was asked to be full begins anew: the bits from before it are worth more than what it has. So does one of QEMU's disks.
+      parts: spec.full || isInQemu ? undefined : kept,
     })
     job.describe({ readBytes: result.readBytes, storedBytes: result.info.storedBytes })
   } finally {
@@ -267,8 +282,8 @@ async function work(context: EngineContext, job: Job, spec: BackupSpec, running:
     for (const { view } of disks) await view.close()
     // From here on nothing of it is in scratch.
     job.describe({ releasedMs: Date.now() })
-    // A suspended job's bits are settled when the daemon opens again, as after a crash.
-    if (!job.suspended || result !== undefined)
+    // A suspended job's bits are settled when the daemon opens again, as after a crash; a guest in QEMU goes on without us meanwhile.
+    if (!job.suspended || result !== undefined || isInQemu)
       await settleParts(parts, writer.id, result === undefined ? 'returned' : 'kept')
   }
   await forgetParts(context, repository, kept.ids)
@@ -302,11 +317,13 @@ async function makePlans(
   context: EngineContext,
   spec: BackupSpec,
   repository: Repository,
-): Promise<{ readonly parts: Part[]; readonly usedUp: readonly string[] }> {
+): Promise<{ readonly parts: Part[]; readonly usedUp: readonly string[]; readonly skipped: readonly SkippedDisk[] }> {
   const { backups: whole, parts: broken } = await repository.list()
   const backups = [...whole, ...broken]
   const bitmap = `backup:${repository.id}`
-  const parties = spec.disks.map((name) => context.partyOf(name))
+  const machine = vmOf(context.catalog, spec.machine)
+  const inQemu = machine && (await openVmBackup(context, machine, repository.id, whole))
+  const parties = inQemu?.parties ?? spec.disks.map((name) => context.partyOf(name))
   const parts = await Promise.all(
     parties.map(async (party) => {
       const plan = await party.plan({ bitmap, full: spec.full, backups, checkpoints: spec })
@@ -316,7 +333,7 @@ async function makePlans(
   )
   const isUsedUp = ({ id, disks }: BackupInfo): boolean =>
     parts.some(({ plan }) => plan.parent === id) && disks.every(({ name }) => spec.disks.includes(name))
-  return { parts, usedUp: broken.filter(isUsedUp).map(({ id }) => id) }
+  return { parts, usedUp: broken.filter(isUsedUp).map(({ id }) => id), skipped: inQemu?.skipped ?? [] }
 }
 
 /** The same, while the guests of machines that have hooks are frozen; with the milliseconds for which they were. */
@@ -324,9 +341,10 @@ export async function takeFrozenMoment(
   { catalog, guests }: EngineContext,
   parts: readonly Part[],
   id: string,
+  machine?: string,
 ): Promise<Moment & { readonly frozenMs?: number }> {
   const disks = parts.map(({ party }) => party.disk)
-  const machines = guestsOf(catalog, disks)
+  const machines = guestsOf(catalog, disks, machine)
   if (machines.length === 0) return takeMoment(parts, id)
   const { result, frozenMs } = await whileFrozen(guests, machines, () => takeMoment(parts, id))
   if (frozenMs !== undefined) return { ...result, frozenMs }

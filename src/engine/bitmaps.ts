@@ -7,7 +7,7 @@ import { isPowerOfTwo } from '../base/round.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { BitmapChange, Durability, LoggedBitmap } from '../dirtylog/dirty-log.ts'
-import { countsFrom, USER_BITMAP_META } from './backup-party.ts'
+import { isOfBackups, pendingBackups, USER_BITMAP_META } from './backup-party.ts'
 import { isCheckpoint } from './checkpoints.ts'
 import { checkName, type ManagedDisk } from './context.ts'
 
@@ -81,7 +81,7 @@ export function compareBitmaps({ disk }: ManagedDisk, first: string, second: str
 
 function checkEdit(edit: BitmapEdit): void {
   for (const name of namesOf(edit)) {
-    if (name.includes(':') && !(edit.edit === 'remove' && isCheckpoint(name))) {
+    if (name.includes(':') && !(edit.edit === 'remove' && isRemovable(name))) {
       const message = `bitmap "${name}" is Varve's own: it keeps those with a colon for its backups and jobs. Copy it with --from`
       throw new BlockError('invalid-argument', message)
     }
@@ -92,6 +92,11 @@ function checkEdit(edit: BitmapEdit): void {
   if (granule === undefined) return
   if (isPowerOfTwo(granule) && granule >= USER_GRANULE_MIN && granule <= GRANULE_MAX) return
   throw new BlockError('invalid-argument', `a granule of ${granule} bytes: use a power of two from 4 KiB to 2 GiB`)
+}
+
+/** Of Varve's own those that say since when: without one the next backup there is a full, by comparison where it can be. */
+function isRemovable(name: string): boolean {
+  return isCheckpoint(name) || isOfBackups(name)
 }
 
 /** Those that the edit changes; what it only reads may be Varve's own. */
@@ -114,16 +119,18 @@ function changesOf(managed: ManagedDisk, edit: BitmapEdit): BitmapChange[] {
     case 'merge':
       return [{ kind: 'merge', from: name, into: edit.into }]
     case 'remove':
-      if (isCheckpoint(name)) refuseUnfinished(disk, name)
+      if (isRemovable(name)) refuseUnfinished(disk, name)
       return [{ kind: 'remove', name }]
     case 'clear':
       return [{ kind: edit.edit, name }]
   }
 }
 
-/** A checkpoint is there once its backup is done. */
+/** A checkpoint is there once its backup is done, and a backup that is under way is to find its bits. */
 function refuseUnfinished(disk: Disk, name: string): void {
-  if (countsFrom(find(disk, name)) !== undefined) return
+  find(disk, name)
+  const isUnderWay = pendingBackups(disk).some(({ bitmap }) => bitmap === name)
+  if (!isUnderWay) return
   throw new BlockError('busy', `disk ${disk.name}: the backup of ${name} is under way: cancel that`)
 }
 

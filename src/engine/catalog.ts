@@ -8,7 +8,8 @@ import type { GuestHooks } from '../guest/guest-hooks.ts'
 import type { CacheMode } from '../host/cache-mode.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
 import type { ProofWish } from '../job/proof.ts'
-import type { JobTerms } from '../job/terms.ts'
+import type { JobTerms, VmJobKind } from '../job/terms.ts'
+import type { DomainPlace } from '../source/libvirt/virsh.ts'
 import type { CheckpointWish } from './checkpoints.ts'
 import type { AwayMark, IncomingMark } from './authority.ts'
 import type { WhenAway } from './backup-layer.ts'
@@ -173,6 +174,18 @@ export interface ViewSpec {
   readonly moment?: string
 }
 
+/** A job of QEMU's own at a disk of a machine in a QEMU of its own. */
+export interface VmJobSpec {
+  readonly kind: VmJobKind
+  /** None of Varve's. */
+  readonly disks: readonly string[]
+  readonly machine: string
+  /** As the machine calls it. */
+  readonly disk: string
+  /** Of a mirror. */
+  readonly target?: { readonly file: string; readonly format: Format }
+}
+
 export type JobSpec =
   | CommitSpec
   | StreamSpec
@@ -182,6 +195,7 @@ export type JobSpec =
   | MigrateSpec
   | BackupSpec
   | ViewSpec
+  | VmJobSpec
 
 /** The disks that a job works on. */
 export function disksOf(spec: JobSpec): readonly string[] {
@@ -258,6 +272,14 @@ export interface MachineRecord {
   readonly disks: readonly string[]
   /** How its guest is frozen for a moment. */
   readonly hooks?: GuestHooks
+  /** It runs in a QEMU of its own, which has its disks. */
+  readonly qemu?: MonitorPlace | DomainPlace
+}
+
+/** A QEMU that is reached by its monitor: the path of its socket, and what distinguishes the machine's nodes there. */
+export interface MonitorPlace {
+  readonly qmp: string
+  readonly tag: string
 }
 
 /** A machine whose guest is frozen, or is to be thawed. */

@@ -94,6 +94,7 @@ export interface EngineContext {
   /** As of an engine's options. */
   readonly partPace: PartPace | undefined
   readonly scratchBudget: ScratchBudget
+  readonly scratchMemory: ScratchBudget
   /** What all backups of the host may copy in a second. */
   readonly bandwidth: Bandwidth
   /** Who freezes guests for a moment. */

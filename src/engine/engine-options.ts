@@ -33,9 +33,10 @@ export interface EngineOptions {
   readonly mergePaces?: MergePaces
   /** When backups keep what they have so far; tests do it often. */
   readonly partPace?: PartPace | undefined
-  /** Copy space of one backup and of all together, in bytes. */
+  /** Copy space of one backup and of all together, and how much of that is memory at most, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  readonly scratchMemoryBytes?: number
   /** For one engine of several that share a home; whoever has them locks the home. */
   readonly shard?: EngineShard
 }
@@ -44,10 +45,13 @@ export interface EngineOptions {
 export interface EngineShard {
   /** True for a disk that is this engine's. */
   owns(diskId: string): boolean
+  /** Backups of machines in QEMUs of their own are this engine's. */
+  readonly hasMachines: boolean
   /** Who answers for a disk of another engine. */
   partyOf(disk: string): BackupParty
   /** Of the host, for the disks of all engines together. */
   readonly scratch: ScratchBudget
+  readonly scratchMemory: ScratchBudget
   readonly bandwidth: Bandwidth
   readonly backupTurn: Turn
   readonly guests: GuestHold

@@ -4,7 +4,7 @@
 
 import { randomBytes } from 'node:crypto'
 import { Mutex } from '../base/mutex.ts'
-import { COPY_PIECE, MIRROR_SETTLE_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES } from '../base/limits.ts'
+import { COPY_PIECE, MIRROR_SETTLE_BYTES } from '../base/limits.ts'
 import { toBlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
 import type { Format } from '../chain/open.ts'
@@ -30,6 +30,7 @@ import { type DiskStatus, statusOf, statusOfFailed } from './disk-status.ts'
 import type { EngineOptions, EngineShard } from './engine-options.ts'
 import { lockHome } from './home.ts'
 import { hostOf } from './host-desk.ts'
+import { limitDefaultsOf } from './host-limits.ts'
 import { checkIncoming, Incoming } from './incoming.ts'
 import { depositBitmaps } from './internal-bitmaps.ts'
 import { JobTable } from './job-table.ts'
@@ -49,6 +50,7 @@ import { listSnapshots, removeGarbage, type SnapshotInfo } from './snapshots.ts'
 import { exportSnapshot, unexportSnapshot } from './snapshot-exports.ts'
 import { planStream, startStream } from './streams.ts'
 import { openView, stepView, type ViewRequest, type ViewStep } from './views.ts'
+import { startVmJob, type VmJobRequest } from './vm-jobs.ts'
 
 export class Engine {
   readonly #context: EngineContext
@@ -84,10 +86,7 @@ export class Engine {
     const { host, home, shard } = options
     const catalog = options.openCatalog()
     const disks = new Map<string, ManagedDisk>()
-    const limitDefaults = {
-      scratchBytes: options.scratchBytes ?? SCRATCH_BYTES,
-      scratchHostBytes: options.scratchHostBytes ?? SCRATCH_HOST_BYTES,
-    }
+    const limitDefaults = limitDefaultsOf(options)
     const own = shard ?? hostOf(catalog, limitDefaults, options.report)
     // Of several engines in one home the control plane sees to it.
     if (shard === undefined) await ensureIdentity(catalog)
@@ -109,6 +108,7 @@ export class Engine {
       views: new Map(),
       mirrorPace: options.mirrorPace ?? { piece: COPY_PIECE, settleBytes: MIRROR_SETTLE_BYTES },
       scratchBudget: own.scratch,
+      scratchMemory: own.scratchMemory,
       bandwidth: own.bandwidth,
       backupTurn: own.backupTurn,
       guests: own.guests,
@@ -365,6 +365,9 @@ export class Engine {
     )
   }
 
+  /** See vm-jobs.ts. */
+  readonly vmJob = (request: VmJobRequest): Promise<JobStatus> => startVmJob(this.#context, request)
+
   /** See views.ts. */
   readonly openView = async (request: ViewRequest): Promise<JobStatus> =>
     (await openView(this.#context, request)).status
@@ -478,6 +481,7 @@ export class Engine {
   /** A backup is the affair of its first disk's engine. */
   #ownsJob({ spec }: JobRecord): boolean {
     const [name] = disksOf(spec)
+    if (name === undefined) return this.#shard?.hasMachines ?? true
     const record = this.#context.catalog.list('disk').find((disk) => disk.name === name)
     return record === undefined ? this.#shard === undefined : this.#owns(record)
   }

@@ -3,7 +3,7 @@
 import path from 'node:path'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { chooseDisk } from '../repository/choose-disk.ts'
-import type { BackupDiskName, BackupHold, Repository } from '../repository/repository.ts'
+import type { BackupDiskName, BackupHold, OpenDisk, Repository } from '../repository/repository.ts'
 import { Wanted } from '../job/wanted.ts'
 import { BackupLayer, type OpenedBackup } from './backup-layer.ts'
 import type { RestoringMark } from './catalog.ts'
@@ -17,6 +17,8 @@ export interface HeldBackup extends OpenedBackup {
   /** The disk's name in the backup, and its bytes. */
   readonly disk: string
   readonly size: number
+  /** The device, for a disk that is much like it: see OpenDisk. */
+  readonly besides: OpenDisk['besides']
   /** Visits where the disk may differ from a disk of another backup there. */
   differences(from: BackupDiskName, visit: (offset: number, length: number) => void): Promise<void>
 }
@@ -51,13 +53,14 @@ async function readHeld(
   wanted: string | undefined,
 ): Promise<HeldBackup> {
   const reader = await repository.openBackup(backup, held)
-  const { name, size, device } = chooseDisk(reader, wanted)
+  const { name, size, device, besides } = chooseDisk(reader, wanted)
   return {
     device,
     hold: held.id,
     repositoryId: repository.id,
     disk: name,
     size,
+    besides,
     isReachable: () => repository.isReachable(),
     differences: (from, visit) => repository.differences(from, { backup, disk: name }, visit),
     close: async () => {

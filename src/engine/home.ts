@@ -4,6 +4,7 @@
 //   api.token             run/nbd/DISK.sock     disks/ID/scratch                      old data of a running backup
 //   run/lock              run/pit/DISK.sock     a disk's point in time, for a backup that another thread makes
 //                         run/in/DISK.sock      a disk that comes, or came, from another daemon, for that one
+//   qemu/MACHINE/scratch  run/qemu/MACHINE.sock a moment of a machine in a QEMU of its own, for a backup
 //                         run/out/TOKEN.sock    the way to a disk at another daemon
 //                         images/               of disks that came from others
 
@@ -19,6 +20,9 @@ export interface Home {
   nbdSocket(disk: string): string
   viewSocket(disk: string): string
   incomingSocket(disk: string): string
+  /** Where a QEMU serves the moments of its machine, and the folder of its scratch. */
+  qemuSocket(machine: string): string
+  qemuFolder(machine: string): string
   outgoingSocket(token: string): string
   /** Asked of whoever speaks to the API over TCP. */
   readonly tokenFile: string
@@ -51,6 +55,8 @@ export function homeAt(folder: string): Home {
     apiSocket: path.join(folder, 'run', 'api.sock'),
     nbdSocket: (disk) => path.join(folder, 'run', 'nbd', `${disk}.sock`),
     viewSocket: (disk) => path.join(folder, 'run', 'pit', `${disk}.sock`),
+    qemuSocket: (machine) => path.join(folder, 'run', 'qemu', `${machine}.sock`),
+    qemuFolder: (machine) => path.join(folder, 'qemu', machine),
     incomingSocket: (disk) => path.join(folder, 'run', 'in', `${disk}.sock`),
     outgoingSocket: (token) => path.join(folder, 'run', 'out', `${token.slice(0, 16)}.sock`),
     tokenFile: path.join(folder, 'api.token'),

@@ -12,8 +12,8 @@ import { changeLimits, type HostChange, hostLimits, type HostLimits, type LimitD
 
 /** The limits, and what is so now. */
 export interface HostStatus extends HostLimits {
-  /** Bytes that all points in time hold, and the most that they ever held since the daemon was started. */
-  readonly scratch: { readonly used: number; readonly peak: number }
+  /** Bytes that all points in time hold, and the most that they ever held since the daemon was started; and what memory is taken for that. */
+  readonly scratch: { readonly used: number; readonly peak: number; readonly memory: number }
   /** Backups that have their turn, and how many wait. */
   readonly running: readonly { readonly job: string; readonly machine: string }[]
   readonly waiting: number
@@ -30,6 +30,7 @@ export interface HostDeskOptions {
 
 export class HostDesk {
   readonly scratch: ScratchBudget
+  readonly scratchMemory: ScratchBudget
   readonly bandwidth = new Bandwidth()
   readonly queue: BackupQueue
   readonly guests: GuestFreezer
@@ -39,6 +40,7 @@ export class HostDesk {
     this.#options = options
     const { catalog, threads } = options
     this.scratch = ScratchBudget.of(this.#limits.scratchHostBytes, threads)
+    this.scratchMemory = ScratchBudget.of(this.#limits.scratchMemoryBytes, threads)
     this.bandwidth.limit = this.#limits.bandwidth
     this.guests = new GuestFreezer(options)
     this.queue = new BackupQueue({
@@ -49,10 +51,10 @@ export class HostDesk {
   }
 
   show(): HostStatus {
-    const { scratch, queue } = this
+    const { scratch, scratchMemory, queue } = this
     return {
       ...this.#limits,
-      scratch: { used: scratch.used, peak: scratch.peak },
+      scratch: { used: scratch.used, peak: scratch.peak, memory: scratchMemory.used },
       running: queue.running.map(({ id, machine }) => ({ job: id, machine })),
       waiting: queue.waiting,
     }
@@ -63,6 +65,7 @@ export class HostDesk {
     const { catalog, commit } = this.#options
     await commit([changeLimits(catalog, change)])
     this.scratch.limit = this.#limits.scratchHostBytes
+    this.scratchMemory.limit = this.#limits.scratchMemoryBytes
     this.bandwidth.limit = this.#limits.bandwidth
     this.queue.look()
     return this.show()
@@ -78,8 +81,9 @@ export function hostOf(
   catalog: Catalog,
   defaults: LimitDefaults,
   report: (message: string) => void,
-): Pick<EngineShard, 'scratch' | 'bandwidth' | 'backupTurn' | 'guests'> {
+): Pick<EngineShard, 'scratch' | 'scratchMemory' | 'bandwidth' | 'backupTurn' | 'guests'> {
   const desk = new HostDesk({ catalog, commit: (changes) => catalog.commit(changes), defaults, threads: 1, report })
   desk.guests.recover()
-  return { scratch: desk.scratch, bandwidth: desk.bandwidth, backupTurn: desk.queue, guests: desk.guests }
+  const { scratch, scratchMemory, bandwidth, queue, guests } = desk
+  return { scratch, scratchMemory, bandwidth, backupTurn: queue, guests }
 }

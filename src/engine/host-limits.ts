@@ -1,7 +1,13 @@
 // What the backups of a host may take: how many machines at a time, scratch, bandwidth, and at what times of the day. Kept in the catalog
 // as far as somebody set it; the rest is as the daemon was started, or as the limits file has it.
 
-import { BACKUP_MACHINES_MAX, HOST_BANDWIDTH_MIN } from '../base/limits.ts'
+import {
+  BACKUP_MACHINES_MAX,
+  HOST_BANDWIDTH_MIN,
+  SCRATCH_BYTES,
+  SCRATCH_HOST_BYTES,
+  SCRATCH_MEMORY_BYTES,
+} from '../base/limits.ts'
 import { DailyWindows } from '../base/daily-windows.ts'
 import { BlockError } from '../block/error.ts'
 import type { Catalog, CatalogChange, HostRecord } from './catalog.ts'
@@ -17,6 +23,8 @@ export interface HostLimits {
   /** Copy space in bytes: of one disk, and of all together. */
   readonly scratchBytes: number
   readonly scratchHostBytes: number
+  /** How much of that is memory at most. */
+  readonly scratchMemoryBytes: number
   /** Bytes per second of all backups together; 0 is no limit. */
   readonly bandwidth: number
   /** When queued backups begin, such as "22:00-06:00" in local time; at any time when there are none. */
@@ -27,7 +35,16 @@ export interface HostLimits {
 /** Null is as the daemon was started. */
 export type HostChange = { readonly [K in keyof HostLimits]?: HostLimits[K] | null | undefined }
 
-export type LimitDefaults = Pick<HostLimits, 'scratchBytes' | 'scratchHostBytes'>
+export type LimitDefaults = Pick<HostLimits, 'scratchBytes' | 'scratchHostBytes' | 'scratchMemoryBytes'>
+
+/** What the daemon was started with. */
+export function limitDefaultsOf(said: Partial<LimitDefaults>): LimitDefaults {
+  return {
+    scratchBytes: said.scratchBytes ?? SCRATCH_BYTES,
+    scratchHostBytes: said.scratchHostBytes ?? SCRATCH_HOST_BYTES,
+    scratchMemoryBytes: said.scratchMemoryBytes ?? SCRATCH_MEMORY_BYTES,
+  }
+}
 
 /** The row; there is one at most. */
 const ID = 'host'
@@ -50,7 +67,7 @@ export function changeLimits(catalog: Pick<Catalog, 'get'>, change: HostChange):
     (!Number.isSafeInteger(machines) || machines < 1 || machines > BACKUP_MACHINES_MAX)
   )
     throw new BlockError('invalid-argument', `${machines} machines at a time: 1 to ${BACKUP_MACHINES_MAX}`)
-  for (const name of ['scratchBytes', 'scratchHostBytes', 'bandwidth'] as const) {
+  for (const name of ['scratchBytes', 'scratchHostBytes', 'scratchMemoryBytes', 'bandwidth'] as const) {
     const value = change[name]
     if (typeof value === 'number' && (!Number.isSafeInteger(value) || value < 0))
       throw new BlockError('invalid-argument', `${value} is no number of bytes`)

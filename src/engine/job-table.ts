@@ -2,13 +2,13 @@
 // history of those that ended.
 
 import { randomBytes } from 'node:crypto'
-import { JOBS_KEPT } from '../base/limits.ts'
+import { COURTESY_BACKUP_LEAST, COURTESY_RESTORE_RATIO, JOBS_KEPT } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import type { Disk } from '../chain/disk.ts'
-import { Courtesy } from '../job/courtesy.ts'
+import { Courtesy, type CourtesyWish } from '../job/courtesy.ts'
 import { Job, type JobState, type JobStatus, type PlainVerb } from '../job/job.ts'
 import type { MirrorFinish, MirrorMode } from '../job/mirror.ts'
-import { checkTerms, type JobTerms } from '../job/terms.ts'
+import { checkTerms, type JobKind, type JobTerms } from '../job/terms.ts'
 import {
   type Catalog,
   type CatalogChange,
@@ -30,6 +30,20 @@ const KEPT: Record<PlainVerb, Partial<Pick<JobRecord, 'paused' | 'finalized'>>> 
   cancel: {},
 }
 
+/** Where a job waits for its turn. */
+export interface Line {
+  readonly turn: Turn
+  readonly wish: TurnWish
+  /** Begins the job of a row that takes the place of one that lost its turn before it was done. */
+  readonly again: (row: JobRecord) => void
+}
+
+/** How jobs of a kind make way for guests, where that is not as all others do. */
+const COURTESIES: Readonly<Partial<Record<JobKind, CourtesyWish>>> = {
+  backup: { crowdedLeast: COURTESY_BACKUP_LEAST },
+  restore: { ratio: COURTESY_RESTORE_RATIO },
+}
+
 export class JobTable {
   readonly #catalog: Catalog
   readonly #disks: ReadonlyMap<string, { readonly disk: Disk }>
@@ -38,6 +52,8 @@ export class JobTable {
   #isStopped = false
   /** Has a job stop waiting for its turn. */
   readonly #waiting = new Map<string, () => void>()
+  /** Jobs that lost their turn while they worked. */
+  readonly #late = new Set<string>()
   readonly #running = new Map<
     string,
     { readonly job: Job; readonly record: () => JobRecord; readonly ended: Promise<void> }
@@ -178,9 +194,10 @@ export class JobTable {
 
   /**
    * Runs `work` as a job whose row is already in the catalog. When it ends, the row goes and the history has it; when
-   * it is suspended, the row stays. With a `line` it waits for its turn there, known and not begun, and holds it while it works.
+   * it is suspended, the row stays. With a `line` it waits for its turn there, known and not begun, and holds it while it works; one that
+   * loses its turn ends, and another with its place is there from the moment that it has ended.
    */
-  launch(job: Job, record: JobRecord, work: () => Promise<void>, line?: { turn: Turn; wish: TurnWish }): void {
+  launch(job: Job, record: JobRecord, work: () => Promise<void>, line?: Line): void {
     const begin = async (): Promise<void> => {
       // It may have been cancelled, or the daemon told to stop, while it waited for its turn.
       await job.pausePoint(0)
@@ -198,7 +215,8 @@ export class JobTable {
         job.move('concluded')
         this.#report(`job ${job.id} of ${job.subject} failed: ${job.error?.message}`)
       } finally {
-        await this.#end(job)
+        const next = this.#nextOf(job, record)
+        if ((await this.#end(job, next)) && next !== undefined) line?.again(next)
       }
     }
     if (this.#isStopped) job.suspend()
@@ -208,15 +226,19 @@ export class JobTable {
   }
 
   /** One that is cancelled or suspended while it waits does not wait for its turn. */
-  async #inTurn(job: Job, { turn, wish }: { turn: Turn; wish: TurnWish }, begin: () => Promise<void>): Promise<void> {
+  async #inTurn(job: Job, { turn, wish }: Line, begin: () => Promise<void>): Promise<void> {
     const giveBack = (): void => turn.give(job.id)
     const unwatch = job.watch(({ state }) => {
       if (state === 'aborting') giveBack()
     })
     this.#waiting.set(job.id, giveBack)
     const waits = (reason: string | undefined): void => job.describe({ waits: reason })
+    const over = (error: BlockError): void => {
+      this.#late.add(job.id)
+      job.giveUp(error)
+    }
     try {
-      if (!job.suspended) await turn.take(wish, { waits, over: (error) => job.giveUp(error) })
+      if (!job.suspended) await turn.take(wish, { waits, over })
       unwatch()
       this.#waiting.delete(job.id)
       await begin()
@@ -238,6 +260,7 @@ export class JobTable {
       new Courtesy(
         ears.map(({ heard }) => heard),
         guestLatency,
+        COURTESIES[spec.kind],
       ),
     )
     try {
@@ -264,22 +287,34 @@ export class JobTable {
     await Promise.all([...this.#running.values()].map(({ ended }) => ended))
   }
 
-  /** The table has the job until the history has it. */
-  async #end(job: Job): Promise<void> {
+  /** What takes the place of a job that lost its turn; nothing when that was done in time, or its user gave it up. */
+  #nextOf(job: Job, { spec, terms }: JobRecord): JobRecord | undefined {
+    const isLate = this.#late.delete(job.id)
+    if (!isLate || job.error === undefined || job.error.kind === 'cancelled') return undefined
+    const next = JobTable.newRow(spec, terms)
+    job.describe({ queuedAgain: next.id })
+    return next
+  }
+
+  /** The table has the job until the history has it. True when the catalog knows that it has ended, and of what comes after it. */
+  async #end(job: Job, next: JobRecord | undefined): Promise<boolean> {
     try {
-      if (job.suspended && job.state !== 'concluded') return
+      if (job.suspended && job.state !== 'concluded') return false
       // What was seen goes first.
       const old = this.#catalog.list('history').toSorted((a, b) => Number(isDismissed(b)) - Number(isDismissed(a)))
       await this.#catalog.commit([
         { remove: 'job', id: job.id },
         { put: 'history', record: { id: job.id, status: job.status } },
+        ...(next === undefined ? [] : [{ put: 'job' as const, record: next }]),
         ...old
           .slice(0, Math.max(0, old.length + 1 - JOBS_KEPT))
           .map((record) => ({ remove: 'history' as const, id: record.id })),
       ])
+      return true
     } catch (error) {
       // The row stays, and the next start finds the job done or lets it go on.
       this.#report(`job ${job.id} has ended, which the catalog does not know: ${(error as Error).message}`)
+      return false
     } finally {
       this.#running.delete(job.id)
     }

@@ -37,9 +37,9 @@ export class Machines {
     this.#control = control
   }
 
-  /** Those that have a name of their own, in the order in which they were made. */
+  /** Those of Varve's disks that have a name of their own, in the order in which they were made. */
   list(): Machine[] {
-    return this.#catalog.list('machine').map(shown)
+    return this.#catalog.list('machine').flatMap((record) => (record.qemu === undefined ? [shown(record)] : []))
   }
 
   /** Kind 'not-found' when there is none of that name; a disk by itself has none. */
@@ -74,7 +74,8 @@ export class Machines {
   /** Says how its guest is frozen for a moment; undefined for not at all. Kind 'invalid-argument' for a limit that cannot be. */
   setHooks(name: string, hooks: GuestHooks | undefined): Promise<Machine> {
     return this.#control.run(async () => {
-      const { hooks: _before, ...record } = this.#find(name)
+      // Also of one in a QEMU of its own.
+      const { hooks: _before, ...record } = this.#catalog.get('machine', name) ?? this.#find(name)
       if (hooks === undefined) return this.#put(record)
       const { limitMs } = hooks
       if (!(limitMs >= 1 && limitMs <= GUEST_FREEZE_MAX_MS))
@@ -103,9 +104,9 @@ export class Machines {
     throw new BlockError('not-found', `there is no machine or disk ${name}: ${remedy}`)
   }
 
-  /** Every machine of the home, also the disks that are one by themselves; not those whose guests are elsewhere. */
+  /** Every machine of the home, those in QEMUs of their own, and the disks that are one by themselves; not those whose guests are elsewhere. */
   all(): Machine[] {
-    const machines = this.list()
+    const machines = this.#catalog.list('machine').map(shown)
     const grouped = new Set(machines.flatMap(({ disks }) => disks))
     const alone = this.#catalog
       .list('disk')
@@ -116,18 +117,38 @@ export class Machines {
   /** What names mean together, for work at one moment: all their disks, and the machine where they are just one. */
   together(names: readonly string[]): { readonly disks: readonly string[]; readonly machine?: string } {
     const machines = names.map((name) => this.named(name))
+    const inQemu = machines.find(({ name }) => this.isInQemu(name))
+    if (inQemu !== undefined && machines.length > 1)
+      throw new BlockError(
+        'invalid-argument',
+        `machine ${inQemu.name} runs in a QEMU of its own: its moment is no other's`,
+      )
     const disks = machines.flatMap((machine) => machine.disks)
     const [only, ...others] = machines
     const isNamed = only !== undefined && others.length === 0 && !only.disks.includes(only.name)
     return isNamed ? { disks, machine: only.name } : { disks }
   }
 
+  /** Whether a machine runs in a QEMU of its own, which has its disks. */
+  isInQemu(name: string): boolean {
+    return this.#catalog.get('machine', name)?.qemu !== undefined
+  }
+
+  /** The disks of Varve's that names mean. Kind 'unsupported' for a machine in a QEMU of its own, of which `what` cannot be done here. */
+  disksOf(names: readonly string[], what: string): readonly string[] {
+    const inQemu = names.find((name) => this.isInQemu(name))
+    if (inQemu === undefined) return this.together(names).disks
+    throw new BlockError('unsupported', `${what} is for disks of Varve's: machine ${inQemu} runs in a QEMU of its own`)
+  }
+
   #find(name: string): MachineRecord {
     const record = this.#catalog.get('machine', name)
-    if (record !== undefined) return record
+    if (record !== undefined && record.qemu === undefined) return record
     const remedy = this.#hasDisk(name)
       ? `disk ${name} is a machine by itself`
-      : 'varve machine list shows those there are'
+      : record !== undefined
+        ? `${name} runs in a QEMU of its own: varve vm show ${name}`
+        : 'varve machine list shows those there are'
     throw new BlockError('not-found', `there is no machine ${name}: ${remedy}`)
   }
 
@@ -160,14 +181,17 @@ export function machineOf(catalog: Pick<Catalog, 'list'>, disk: string): string 
   return catalog.list('machine').find(({ disks }) => disks.includes(disk))?.id
 }
 
-/** The machines whose guests are frozen for a moment of these disks, in the order of their names: those that have hooks. */
-export function guestsOf(catalog: Pick<Catalog, 'list'>, disks: readonly string[]): string[] {
+/** The machines whose guests are frozen for a moment of these disks, or of a machine, in the order of their names: those that have hooks. */
+export function guestsOf(catalog: Pick<Catalog, 'list'>, disks: readonly string[], machine?: string): string[] {
   const concerned = catalog
     .list('machine')
-    .filter((machine) => machine.hooks !== undefined && machine.disks.some((disk) => disks.includes(disk)))
+    .filter(
+      ({ hooks, ...one }) =>
+        hooks !== undefined && (one.id === machine || one.disks.some((disk) => disks.includes(disk))),
+    )
   return concerned.map(({ id }) => id).toSorted()
 }
 
-function shown({ id, ...rest }: MachineRecord): Machine {
+function shown({ id, qemu: _qemu, ...rest }: MachineRecord): Machine {
   return { name: id, ...rest }
 }

@@ -129,19 +129,21 @@ async function copy(
   const held = await openHeld(context, mark)
   try {
     const target = new DifferingFilter(disk)
+    const source = held.besides(disk)
     try {
       await copyFrozen({
         job,
         disk,
         bitmap,
-        view: new PaddedFilter(held.device, disk.size),
+        view: new PaddedFilter(source, disk.size),
         target,
         lanes: RESTORE_LANES,
         pace: context.mirrorPace,
         scan: async (todo) => job.describe({ reason: await findDifferences(held, managed, mark, todo) }),
       })
     } finally {
-      job.describe({ comparedBytes: target.comparedBytes, changedBytes: target.changedBytes })
+      const { comparedBytes, changedBytes } = target
+      job.describe({ comparedBytes, fetchedBytes: source.fetchedBytes, changedBytes })
     }
     return held.repositoryId
   } finally {

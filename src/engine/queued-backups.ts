@@ -5,6 +5,7 @@ import { BACKUPS_QUEUED_MAX } from '../base/limits.ts'
 import { BlockError } from '../block/error.ts'
 import { newProof } from '../job/proof.ts'
 import type { JobTerms } from '../job/terms.ts'
+import { checkpointWish } from './checkpoints.ts'
 import type { BackupSpec, Catalog, JobRecord } from './catalog.ts'
 import { JobTable } from './job-table.ts'
 import type { Machines } from './machines.ts'
@@ -16,6 +17,9 @@ export interface QueueRequest extends JobTerms {
   readonly full: boolean
   /** As of a BackupRequest. */
   readonly prove?: number | undefined
+  /** As of a CheckpointWish, for the disks of each machine. */
+  readonly since?: string | undefined
+  readonly checkpoint?: string | undefined
 }
 
 /**
@@ -24,7 +28,7 @@ export interface QueueRequest extends JobTerms {
  */
 export function queueRows(catalog: Pick<Catalog, 'list'>, machines: Machines, request: QueueRequest): JobRecord[] {
   const { repository, full, prove } = request
-  const proof = newProof(prove)
+  const asked = { repository, full, ...newProof(prove), ...checkpointWish(request) }
   const wanted = request.machines === undefined ? machines.all() : request.machines.map((name) => machines.named(name))
   if (wanted.length === 0)
     throw new BlockError('invalid-argument', 'there is no disk to back up: varve disk add takes one')
@@ -36,7 +40,7 @@ export function queueRows(catalog: Pick<Catalog, 'list'>, machines: Machines, re
   const first = Math.max(Date.now(), ...places.map((place) => place + 1))
   return wanted.map(({ name, disks }, index) => {
     const machine = disks.includes(name) ? {} : { machine: name }
-    const spec: BackupSpec = { kind: 'backup', disks, ...machine, repository, full, ...proof, queued: first + index }
+    const spec: BackupSpec = { kind: 'backup', disks, ...machine, ...asked, queued: first + index }
     return JobTable.newRow(spec, request)
   })
 }

@@ -8,7 +8,9 @@ import { launchMirror } from './mirrors.ts'
 import { resumeMigration } from './settling.ts'
 import { launchOverwrite } from './overwrites.ts'
 import { launchStream } from './streams.ts'
+import { isVmJob } from './qemu-contact.ts'
 import { endView } from './views.ts'
+import { launchVmJob } from './vm-jobs.ts'
 
 /** The jobs of one disk. */
 const LAUNCH = {
@@ -29,6 +31,10 @@ export async function resumeRows(context: EngineContext, all: readonly JobRecord
   for (const row of rows) {
     const { spec } = row
     if (spec.kind === 'backup') continue
+    if (isVmJob(spec)) {
+      launchVmJob(context, row)
+      continue
+    }
     if (spec.kind === 'view') {
       endView(context, row)
       continue

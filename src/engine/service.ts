@@ -22,11 +22,14 @@ import type { RestoreRequest } from './restores.ts'
 import type { NewSnapshot } from './snapshot-party.ts'
 import type { SnapshotInfo } from './snapshots.ts'
 import type { ViewRequest, ViewStep } from './views.ts'
+import type { VmJobRequest } from './vm-jobs.ts'
+import type { Vms } from './vms.ts'
 
 type Soon<T> = T | Promise<T>
 
 export interface EngineService {
   readonly machines: Machines
+  readonly vms: Vms
   readonly host: Pick<HostDesk, 'show' | 'set'>
   listDisks(): Soon<DiskStatus[]>
   showDisk(name: string): Soon<DiskStatus>
@@ -78,6 +81,8 @@ export interface EngineService {
   backup(request: BackupRequest): Promise<JobStatus>
   /** Has each machine backed up when its turn comes; all of the home when none is named. Resolves when all of them are queued, or none. */
   queueBackups(request: QueueRequest): Promise<JobStatus[]>
+  /** Has QEMU merge or copy a disk of a machine of its own; a job of that kind that is at it already is the answer. */
+  vmJob(request: VmJobRequest): Promise<JobStatus>
   openView(request: ViewRequest): Promise<JobStatus>
   /** What a client says of a view that it reads. Kind 'closed' when that has ended. */
   stepView(view: string, step: ViewStep): Promise<void>

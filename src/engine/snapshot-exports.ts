@@ -8,13 +8,20 @@ import { Chain } from '../chain/chain.ts'
 import { openChain } from '../chain/open.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import { pathTo } from './branches.ts'
-import type { DiskRecord, LayerRecord } from './catalog.ts'
+import { isServed } from './authority.ts'
+import type { Catalog, DiskRecord, LayerRecord } from './catalog.ts'
 import { refuseConflict } from './conflicts.ts'
 import { type EngineContext, imageHost, type ManagedDisk, type Served } from './context.ts'
 import { formatOf, imageFolders } from './disk-opener.ts'
 
+/** Names of all NBD exports: disks that guests may use here, also those that are not open, and exported snapshots. */
+export function exportNamesOf(catalog: Pick<Catalog, 'list'>): readonly string[] {
+  const served = catalog.list('disk').filter(isServed)
+  return served.flatMap(({ name, exports = [] }) => [name, ...exports.map((snapshot) => exportName(name, snapshot))])
+}
+
 /** The NBD export's name. No disk has one with an '@'. */
-export function exportName(disk: string, snapshot: string): string {
+function exportName(disk: string, snapshot: string): string {
   return `${disk}@${snapshot}`
 }
 

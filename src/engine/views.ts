@@ -17,7 +17,7 @@ import { ViewDevice } from '../job/view-device.ts'
 import { checkSocketPath } from '../nbd/uri.ts'
 import { isTaken, type Moment, type Part, settleParts, takeFrozenMoment } from './backups.ts'
 import { type Catalog, disksOf, type JobRecord, type ViewSpec } from './catalog.ts'
-import { isCheckpoint } from './checkpoints.ts'
+import { checkpointWish, isCheckpoint } from './checkpoints.ts'
 import type { EngineContext, Served } from './context.ts'
 import type { Home } from './home.ts'
 import { JobTable } from './job-table.ts'
@@ -47,6 +47,9 @@ export interface ViewTarget {
   /** What the client calls this moment, and no other. */
   readonly moment: string
   readonly full: readonly string[]
+  /** As of a CheckpointWish, for the disks of which not all is wanted. */
+  readonly since?: string | undefined
+  readonly checkpoint?: string | undefined
 }
 
 /** What a client says of a view that it reads. */
@@ -202,7 +205,10 @@ function plan(context: EngineContext, spec: ViewSpec, request: ViewRequest): Pro
     spec.disks.map(async (disk) => {
       const party = context.partyOf(disk)
       const full = name === undefined || target?.full.includes(disk) === true
-      const found = await party.plan({ bitmap: name ?? '', full, backups: undefined })
+      const asked = checkpointWish({ ...target, full: false })
+      const { since: _since, ...marked } = asked
+      const checkpoints = full ? marked : asked
+      const found = await party.plan({ bitmap: name ?? '', full, backups: undefined, checkpoints })
       if (since !== undefined && found.parent === undefined)
         throw new BlockError(
           'not-found',

@@ -36,7 +36,8 @@ export async function runHook(command: string, machine: string, signal: AbortSig
     if (signal.aborted) throw tooLong(command)
     if (status === 0) return
     const how = status === null ? `was ended by ${ended}` : `ended with status ${status}`
-    throw new BlockError('io', `the command ${JSON.stringify(command)} ${how}${said === '' ? '' : `: ${said.trim()}`}`)
+    const why = said.trim().replaceAll(/\s*\n\s*/g, '; ')
+    throw new BlockError('io', `the command ${JSON.stringify(command)} ${how}${why === '' ? '' : `: ${why}`}`)
   } catch (error) {
     throw toBlockError(error, `the command ${JSON.stringify(command)}`)
   } finally {

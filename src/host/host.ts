@@ -94,6 +94,8 @@ export interface Host {
   unlink(path: string): Promise<void>
   /** Makes the names in a folder durable. */
   syncFolder(folder: string): Promise<void>
+  /** Long work is over: memory that the process let go is to be given back to the system, soon and behind the scenes. */
+  giveBackMemory?(): void
   /** Changes whenever the host starts: what was written before and not synced may be lost. */
   bootId(): string
 }

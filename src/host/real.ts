@@ -9,6 +9,7 @@ import { bounceBuffers } from './bounce-buffers.ts'
 import { DirectFile } from './direct-file.ts'
 import type { FileStatus, Host, HostFile, OpenOptions } from './host.ts'
 import { blockDeviceSize, type FileWay, RealFile } from './real-file.ts'
+import { giveBackMemory } from './spare-memory.ts'
 import { syscalls } from './syscalls.ts'
 
 /** File systems that are in memory, by the number that statfs tells. */
@@ -135,6 +136,7 @@ async function isOn(fileSystems: ReadonlySet<number>, path: string): Promise<boo
 }
 
 export const realHost: Host = {
+  giveBackMemory,
   async open(path: string, options: OpenOptions = {}): Promise<HostFile> {
     const file = await attempt(path, 'open', () => openFile(path, options))
     try {

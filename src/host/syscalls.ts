@@ -1,6 +1,6 @@
 // The few Linux calls that Node lacks: fallocate (holes), lseek with SEEK_DATA and SEEK_HOLE, open-file-description locks, and
-// preadv2 that takes only what is in the page cache. By koffi, which calls libc directly. Where koffi cannot load, `syscalls` is
-// undefined and callers take a plain way. Only host/real-file.ts and host/claims.ts import this file.
+// preadv2 that takes only what is in the page cache, and malloc_trim. By koffi, which calls libc directly. Where koffi cannot load, `syscalls` is
+// undefined and callers take a plain way. Only files of this folder import this one.
 
 import { assert } from '../base/assert.ts'
 import { addressOf, type Koffi, koffi as loaded } from './koffi.ts'
@@ -23,6 +23,8 @@ export interface Syscalls {
   lockShared(fd: number, start: number, length: number, take: boolean): number
   /** True when somebody else holds any lock on the byte. */
   isLocked(fd: number, start: number): boolean
+  /** Has a thread of the pool give memory that the process let go back to the system; resolves when that is done. */
+  trimMemory(): Promise<void>
 }
 
 export const FALLOC_KEEP_SIZE = 1
@@ -40,12 +42,22 @@ const F_RDLCK = 0
 const F_WRLCK = 1
 const F_UNLCK = 2
 
+/** Undefined where the C library is not GNU's. */
+function trimOf(libc: ReturnType<Koffi['load']>): ReturnType<ReturnType<Koffi['load']>['func']> | undefined {
+  try {
+    return libc.func('int malloc_trim(size_t kept)')
+  } catch {
+    return undefined
+  }
+}
+
 function make(koffi: Koffi): Syscalls {
   const libc = koffi.load(null)
   const fallocate = libc.func('int fallocate(int fd, int mode, int64_t offset, int64_t length)')
   const lseek = libc.func('int64_t lseek(int fd, int64_t offset, int whence)')
   const fcntl = libc.func('int fcntl(int fd, int cmd, _Inout_ void *lock)')
 
+  const trim = trimOf(libc)
   const preadv2 = libc.func('int64_t preadv2(int fd, void *vector, int count, int64_t offset, int flags)')
 
   // struct iovec: where, and how many bytes; 64 bits each, the low half first on every machine that koffi knows.
@@ -78,6 +90,7 @@ function make(koffi: Koffi): Syscalls {
           resolve(error === null && result === 0),
         ),
       ),
+    trimMemory: () => new Promise((resolve) => (trim === undefined ? resolve() : trim.async(0, () => resolve()))),
     fallocate: (fd, mode, offset, length) => (fallocate(fd, mode, offset, length) === 0 ? 0 : koffi.errno()),
     seek: (fd, offset, whence) => {
       const found = Number(lseek(fd, offset, whence))

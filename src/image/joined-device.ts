@@ -3,24 +3,17 @@
 //   | first ...... | second ... | third |
 
 import { assert } from '../base/assert.ts'
-import { andThen, type BlockDevice, type Capabilities, type ExtentVisitor, type Pending } from '../block/device.ts'
+import { andThen, type BlockDevice, type ExtentVisitor, type Pending } from '../block/device.ts'
+import { ReadOnlyDevice } from '../block/read-only-device.ts'
 
-export class JoinedDevice implements BlockDevice {
+export class JoinedDevice extends ReadOnlyDevice {
   readonly name: string
   readonly size: number
-  readonly can: Capabilities = {
-    write: false,
-    fua: 'none',
-    zero: 'none',
-    trim: 'none',
-    extents: 'native',
-    minimumBlock: 1,
-    bestBlock: 4096,
-  }
   readonly #parts: readonly { readonly device: BlockDevice; readonly start: number; readonly end: number }[]
 
   /** Takes the devices over: closing this closes them. */
   constructor(devices: readonly BlockDevice[]) {
+    super()
     let end = 0
     this.#parts = devices.map((device) => ({ device, start: end, end: (end += device.size) }))
     this.name = devices.map(({ name }) => name).join(' + ')
@@ -53,27 +46,7 @@ export class JoinedDevice implements BlockDevice {
     return undefined
   }
 
-  write(): never {
-    return this.#readOnly()
-  }
-
-  zero(): never {
-    return this.#readOnly()
-  }
-
-  trim(): never {
-    return this.#readOnly()
-  }
-
-  flush(): Pending {
-    return undefined
-  }
-
   async close(): Promise<void> {
     for (const { device } of this.#parts) await device.close()
-  }
-
-  #readOnly(): never {
-    assert(false, 'joined devices are only read')
   }
 }

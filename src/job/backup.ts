@@ -11,6 +11,7 @@ import type { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice, Pending } from '../block/device.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
 import { systemClock } from '../base/clock.ts'
+import { BACKUP_PIECE, COPY_PIECE } from '../base/limits.ts'
 import type { BackupInfo, BackupNotes, BackupWriter, DiskWriter } from '../repository/repository.ts'
 import { ComparedTarget } from './compared-target.ts'
 import { Copier, type CopySource, type CopyTarget } from './copier.ts'
@@ -193,6 +194,8 @@ class BackupRun {
       source: mendedSource(this.#job, view),
       target: changed === undefined && before !== undefined ? new ComparedTarget(stored, before) : stored,
       todo,
+      piece: BACKUP_PIECE,
+      idlePiece: COPY_PIECE,
       copied: (offset, length) => {
         view.release(offset, length)
         this.#job.advance(length, this.#left)

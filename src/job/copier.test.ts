@@ -82,21 +82,23 @@ for (const granules of [2 * CHECKPOINT_RANGES, GRANULES]) {
   })
 }
 
-/** Where so many pieces of a pass are copied; `asks` says that a guest asks all the time. */
+/** Where so many pieces of a pass are copied; `asks` says that a guest asks all the time, `together` that none is read before all have begun. */
 async function placesOf(
   count: number,
-  options: { idleLanes?: number; asks?: boolean; speed?: number },
+  options: { idleLanes?: number; asks?: boolean; speed?: number; together?: boolean },
 ): Promise<string[]> {
   const todo = new Bitmap(count * COPY_PIECE)
   todo.set(0, todo.size)
   const job = new Job({ id: 'copy', kind: 'commit', subject: 'disk', terms: { speed: options.speed ?? 0 } })
   job.move('running')
   const places: string[] = []
+  const { promise: allBegun, resolve: beginAll } = Promise.withResolvers<void>()
   const source = {
     read: (_offset: number, _length: number, into: Uint8Array) => {
       if (options.asks === true) threadGuests.requests++
       places.push(copyPool.lent(into) ? 'pool' : 'call')
-      return new Promise<void>((resolve) => setImmediate(resolve))
+      if (places.length === count) beginAll()
+      return options.together === true ? allBegun : new Promise<void>((resolve) => setImmediate(resolve))
     },
     extents: () => undefined,
   }
@@ -109,8 +111,8 @@ async function placesOf(
 }
 
 test('while no guest asks for anything one piece more is copied within the call', async () => {
-  assert.deepEqual(await placesOf(3, { idleLanes: 2 }), ['pool', 'pool', 'call'])
-  assert.deepEqual(await placesOf(2, { idleLanes: 1 }), ['pool', 'call'])
+  assert.deepEqual(await placesOf(3, { idleLanes: 2, together: true }), ['pool', 'pool', 'call'])
+  assert.deepEqual(await placesOf(2, { idleLanes: 1, together: true }), ['pool', 'call'])
 })
 
 test('all pieces are copied in the pool by a job that is not told otherwise, and by one with a limit', async () => {

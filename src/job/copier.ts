@@ -11,7 +11,7 @@
 // has been flushed at the target, and was not touched since, is done for good.
 
 import { CHECKPOINT_RANGES, COPY_PIECE } from '../base/limits.ts'
-import { Breather } from '../base/breather.ts'
+import { Breather, nextTurn } from '../base/breather.ts'
 import { isZero } from '../base/bytes.ts'
 import { Mutex, RangeLocks, type RangeToken } from '../base/mutex.ts'
 import { divideUp, roundDown, roundUp } from '../base/round.ts'
@@ -40,6 +40,12 @@ export interface Settled {
   many(granules: Bitmap): Promise<void>
 }
 
+/** A part of the to-do set, in bytes. */
+interface Run {
+  readonly offset: number
+  readonly length: number
+}
+
 export type CopyMode = 'background' | 'write-both' | 'yielding'
 
 export interface CopierOptions {
@@ -56,6 +62,8 @@ export interface CopierOptions {
   readonly lanes?: number
   /** How many of them in the pool while no guest of the thread asks for anything; one more is then copied within the call. None unless told. */
   readonly idleLanes?: number | undefined
+  /** Bytes of a piece meanwhile, and while the job has no limit on its speed; as ever unless told. */
+  readonly idlePiece?: number | undefined
   /** Smallest unit of the target's offsets and lengths, in bytes, at most a granule; 1 unless told. */
   readonly unit?: number
   /** Somebody waits for what is at the offset that this gives: it is copied first, when it is to do. */
@@ -129,7 +137,7 @@ export class Copier implements Interceptor {
 
   /** One pass over the to-do set, from the disk's start to its end. When it fails, nothing of it is under way any more. */
   async pass(): Promise<void> {
-    const { job, lanes = 1, idleLanes, failures: most = 1 } = this.#options
+    const { job, lanes = 1, idleLanes, idlePiece = this.#piece, failures: most = 1 } = this.#options
     const underWay = new Set<Promise<void>>()
     const failures: unknown[] = []
     let inARow = 0
@@ -138,11 +146,12 @@ export class Copier implements Interceptor {
     try {
       while (inARow < most) {
         await job.pausePoint(moved)
-        const mayHasten = idleLanes !== undefined && !job.isLimited && threadGuests.areIdle(performance.now())
+        const isAlone = !job.isLimited && threadGuests.areIdle(performance.now())
+        const mayHasten = idleLanes !== undefined && isAlone
         // One processor copies what its own cache holds, while others do in the pool what is worth waking them for.
         const isWithin = mayHasten && this.#pooled >= idleLanes
         const wanted = this.#wantedRun()
-        const run = wanted ?? this.#nextRun(position)
+        const run = wanted ?? this.#nextRun(position, isAlone ? idlePiece : this.#piece)
         if (run === undefined) break
         if (wanted === undefined) position = run.offset + run.length
         moved = run.length
@@ -157,7 +166,8 @@ export class Copier implements Interceptor {
           .finally(() => underWay.delete(copied))
         underWay.add(copied)
         if (underWay.size >= (mayHasten ? idleLanes + 1 : lanes)) await Promise.race(underWay)
-        const breath = this.#breather.pause()
+        // The loop hears of what the pool has done only when it turns: else the other processors wait for this one.
+        const breath = isWithin && this.#pooled > 0 ? nextTurn() : this.#breather.pause()
         if (breath !== undefined) await breath
       }
     } finally {
@@ -168,8 +178,9 @@ export class Copier implements Interceptor {
 
   /** Copies what is left while nothing is written: for the end of a job, under a drain. */
   async drainPass(): Promise<void> {
-    for (let run = this.#nextRun(0); run !== undefined; run = this.#nextRun(run.offset + run.length)) {
+    for (let run = this.#nextRun(0, this.#piece); run !== undefined; ) {
       await this.copyRange(run.offset, run.length)
+      run = this.#nextRun(run.offset + run.length, this.#piece)
     }
   }
 
@@ -332,21 +343,23 @@ export class Copier implements Interceptor {
     const { first } = this.#options
     if (first === undefined) return undefined
     for (let place = first(); place !== undefined; place = first()) {
-      const run = this.#nextRun(place)
-      if (run !== undefined && run.offset < place + this.#piece) return run
+      const run = this.#nextRun(place, this.#piece, place + this.#piece)
+      if (run !== undefined) return run
     }
     return undefined
   }
 
-  #nextRun(position: number): { offset: number; length: number } | undefined {
-    const { granule } = this.#todo
-    const first = this.#todo.nextSet(divideUp(position, granule))
-    if (first >= this.#todo.length) return undefined
+  /** What is to do of the first piece from `position` on, when it begins before `before`. */
+  #nextRun(position: number, piece: number, before: number = this.#todo.size): Run | undefined {
+    const { granule, size, length } = this.#todo
+    const last = Math.min(length, divideUp(before, granule))
+    const first = this.#todo.nextSet(divideUp(position, granule), last)
+    if (first >= last) return undefined
     const offset = first * granule
-    const end = Math.min(this.#todo.nextClear(first) * granule, this.#todo.size)
     // Cut at multiples of the piece, so that the target sees whole, aligned pieces where it can.
-    const cut = roundDown(offset, this.#piece) + this.#piece
-    return { offset, length: Math.min(end, cut) - offset }
+    const cut = roundDown(offset, piece) + piece
+    const end = this.#todo.nextClear(first, Math.min(length, divideUp(cut, granule)))
+    return { offset, length: Math.min(end * granule, cut, size) - offset }
   }
 
   /** Copies a range: what its source calls zero, in whole granules, as zeros; all else as data. */

@@ -1,6 +1,13 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { COURTESY_CROWDED_FLOOR, COURTESY_FLOOR, COURTESY_LISTEN_EVERY_MS, COURTESY_RATIO } from '../base/limits.ts'
+import {
+  COURTESY_BACKUP_LEAST,
+  COURTESY_CROWDED_FLOOR,
+  COURTESY_CROWDED_LEAST,
+  COURTESY_FLOOR,
+  COURTESY_LISTEN_EVERY_MS,
+  COURTESY_RATIO,
+} from '../base/limits.ts'
 import { Courtesy } from './courtesy.ts'
 
 const MIB = 1024 * 1024
@@ -100,6 +107,16 @@ test('a guest that suffers gets what it may have within seconds, and the job goe
   assert.ok(pieces > 12_000 * 0.05, `${pieces} pieces`)
 })
 
+test('what a guest may suffer is so many times what it takes without the job as that says', () => {
+  const storage = new Storage(SUFFERING)
+  const courtesy = new Courtesy([storage], undefined, { ratio: 3 })
+  run(storage, courtesy, 5000)
+  const began = storage.now
+  run(storage, courtesy, 60_000)
+  const mean = storage.meanSince(began)
+  assert.ok(mean > COURTESY_RATIO && mean < 3.3, `a request takes ${mean} ms`)
+})
+
 test('what was asked for is kept to, without listening', () => {
   const storage = new Storage(SUFFERING)
   const courtesy = new Courtesy([storage], 3)
@@ -122,19 +139,71 @@ test('what cannot be had is not waited for: the job keeps a part of its pace, an
 const CROWD = { ...SUFFERING, everyMs: 0.1, baseMs: 0, suffers: 0 }
 
 test('guests that leave the thread no rest slow the job, though they are answered at once, and it ends', () => {
-  const storage = new Storage(CROWD)
+  const storage = new Storage({ ...CROWD, pieceMs: 0.5 })
   storage.activePart = 1
   const courtesy = new Courtesy([storage])
   run(storage, courtesy, 5000)
   const pieces = run(storage, courtesy, 60_000)
+  assert.ok(pieces >= 120_000 * COURTESY_CROWDED_FLOOR * 0.9, `${pieces} pieces`)
+  assert.ok(pieces < 120_000 * COURTESY_CROWDED_FLOOR * 1.3, `${pieces} pieces`)
+})
+
+test('a job that its syncs hold up does not crawl besides, because the thread has no rest', () => {
+  const storage = new Storage(CROWD)
+  storage.activePart = 1
+  const courtesy = new Courtesy([storage])
+  let pieces = 0
+  for (let second = 0; second < 60; second++) {
+    pieces += run(storage, courtesy, 500)
+    // The last piece of this half second waits for a sync.
+    storage.rest(500)
+  }
+  const least = (COURTESY_CROWDED_LEAST / MIB) * 30
+  assert.ok(pieces >= least * 0.9, `${pieces} pieces`)
+  assert.ok(pieces < least * 1.3, `${pieces} pieces`)
+})
+
+test('guests who ask much and get less than without the job slow it, though the thread has rest', () => {
+  const storage = new Storage(CROWD)
+  storage.activePart = 0.7
+  // While a piece is copied, half of what the guest asks for is not served.
+  const copy = storage.copy.bind(storage)
+  storage.copy = () => {
+    storage.guest = { ...CROWD, everyMs: 0.2 }
+    copy()
+    storage.guest = CROWD
+  }
+  const courtesy = new Courtesy([storage], undefined, { crowdedLeast: COURTESY_BACKUP_LEAST })
+  run(storage, courtesy, 5000)
+  const pieces = run(storage, courtesy, 60_000)
   assert.ok(pieces >= 12_000 * COURTESY_CROWDED_FLOOR * 0.9, `${pieces} pieces`)
-  assert.ok(pieces < 12_000 * COURTESY_CROWDED_FLOOR * 1.3, `${pieces} pieces`)
+  assert.ok(pieces < 12_000 * 0.5, `${pieces} pieces`)
+})
+
+test('what guests get without the job is heard anew soon after they are held back no longer', () => {
+  const storage = new Storage(CROWD)
+  storage.activePart = 0.7
+  const copy = storage.copy.bind(storage)
+  let isHeldBack = true
+  storage.copy = () => {
+    storage.guest = { ...CROWD, everyMs: isHeldBack ? 0.4 : 0.15 }
+    copy()
+    storage.guest = { ...CROWD, everyMs: isHeldBack ? 0.4 : 0.1 }
+  }
+  const courtesy = new Courtesy([storage], undefined, { crowdedLeast: COURTESY_BACKUP_LEAST })
+  run(storage, courtesy, 1000)
+  isHeldBack = false
+  run(storage, courtesy, 2000)
+  // Less than the 7 seconds until it would listen again by itself.
+  const pieces = run(storage, courtesy, 5000)
+  assert.ok(pieces < 1000 * 0.5, `${pieces} pieces`)
 })
 
 test('many requests are no crowd where the thread has rest, nor is a busy thread with few of them', () => {
   const rested = new Storage(CROWD)
   rested.activePart = 0.8
-  assert.equal(run(rested, new Courtesy([rested]), 60_000), 12_000)
+  const pieces = run(rested, new Courtesy([rested]), 60_000)
+  assert.ok(pieces > 12_000 * 0.97, `${pieces} pieces`)
   const busy = new Storage({ ...CROWD, everyMs: 2 })
   busy.activePart = 1
   assert.equal(run(busy, new Courtesy([busy]), 60_000), 12_000)
@@ -201,7 +270,7 @@ test('a job that has nothing to copy while its guests wait does not wait when th
 })
 
 test('guests of another thread slow the job as those of its own do, and so does a crowd in either', () => {
-  const near = new Storage({ ...SUFFERING, everyMs: Infinity })
+  const near = new Storage({ ...SUFFERING, everyMs: Infinity, pieceMs: 1 })
   const far = { answered: 0, waited: 0, active: 0 }
   const guests = { waitedMs: () => far.waited, activeMs: () => far.active }
   const heard = Object.defineProperty(guests, 'answered', { get: () => far.answered }) as typeof guests & {
@@ -220,7 +289,7 @@ test('guests of another thread slow the job as those of its own do, and so does 
     }
     return count
   }
-  const free = pieces({ answered: 5, waited: 1, active: 1 })
-  assert.ok(pieces({ answered: 5, waited: 50, active: 1 }) < free * 0.3)
-  assert.ok(pieces({ answered: 20, active: 5 }) < free * 0.8)
+  const free = pieces({ answered: 1, waited: 0.2, active: 0.2 })
+  assert.ok(pieces({ answered: 1, waited: 10, active: 0.2 }) < free * 0.3)
+  assert.ok(pieces({ answered: 4, active: 1 }) < free * 0.8)
 })

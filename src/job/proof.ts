@@ -4,6 +4,7 @@
 import { randomInt } from 'node:crypto'
 import { PROOF_PIECE } from '../base/limits.ts'
 import { Random } from '../base/random.ts'
+import { divideUp } from '../base/round.ts'
 import { Bitmap } from '../bitmap/bitmap.ts'
 import type { BlockDevice } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
@@ -68,7 +69,8 @@ export async function prove({ job, view, before, chosen, wish, proved }: ProofOp
   let firstAt: number | undefined
   for (let first = chosen.nextSet(0); first < chosen.length; ) {
     const offset = first * chosen.granule
-    const end = Math.min(chosen.nextClear(first) * chosen.granule, chosen.size, offset + PROOF_PIECE)
+    const most = Math.min(chosen.length, divideUp(offset + PROOF_PIECE, chosen.granule))
+    const end = Math.min(chosen.nextClear(first, most) * chosen.granule, chosen.size, offset + PROOF_PIECE)
     const length = end - offset
     await job.pausePoint(length)
     const [now, old] = [copyPool.take(length), copyPool.take(length)]

@@ -4,6 +4,8 @@
 import {
   CHECKPOINT_BYTES,
   CHECKPOINT_MS,
+  COMMIT_IDLE_LANES,
+  COMMIT_IDLE_PIECE,
   COMMIT_LANES,
   COPY_PIECE,
   RESTORE_LANES,
@@ -18,6 +20,9 @@ import {
 export interface MergePace {
   readonly piece: number
   readonly lanes: number
+  /** As the copier's. */
+  readonly idleLanes?: number
+  readonly idlePiece?: number
   readonly settleBytes: number
   readonly settleMs: number
 }
@@ -27,8 +32,15 @@ const SETTLED = { settleBytes: CHECKPOINT_BYTES, settleMs: CHECKPOINT_MS }
 export type MergePaces = Readonly<Record<'commit' | 'stream' | 'restore', MergePace>>
 
 export const MERGE_PACES: MergePaces = {
-  commit: { piece: COPY_PIECE, lanes: COMMIT_LANES, ...SETTLED },
-  stream: { piece: STREAM_PIECE, lanes: STREAM_LANES, ...SETTLED },
+  commit: {
+    piece: COPY_PIECE,
+    lanes: COMMIT_LANES,
+    idleLanes: COMMIT_IDLE_LANES,
+    idlePiece: COMMIT_IDLE_PIECE,
+    ...SETTLED,
+  },
+  stream: { piece: STREAM_PIECE, lanes: STREAM_LANES, idleLanes: STREAM_LANES, ...SETTLED },
+  // A repository is read in threads of its own, whatever the guests do.
   restore: {
     piece: RESTORE_PIECE,
     lanes: RESTORE_LANES,

@@ -88,8 +88,7 @@ async function attach(options: StreamOptions, target: Layer): Promise<Copier> {
     mode: 'yielding',
     piece: pace.piece,
     lanes: pace.lanes,
-    // A repository is read in threads of its own, whatever the guests do.
-    idleLanes: options.source === undefined ? pace.lanes : undefined,
+    idleLanes: pace.idleLanes,
     source: options.source ?? (isActive ? disk.chain : target),
     ...(options.first === undefined ? {} : { first: options.first }),
     target: new UnownedTarget({ layer: target, device: isActive ? disk.chain : target, keepsZeros: base >= 0 }),

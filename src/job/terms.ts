@@ -3,7 +3,13 @@
 
 import { BlockError } from '../block/error.ts'
 
-export const JOB_KINDS = ['commit', 'stream', 'mirror', 'migrate', 'backup', 'view', 'restore', 'overwrite'] as const
+/** What QEMU itself does with a disk of a machine of its own, at our bidding. */
+export const VM_JOB_KINDS = ['vm-commit', 'vm-stream', 'vm-mirror'] as const
+export type VmJobKind = (typeof VM_JOB_KINDS)[number]
+export const JOB_KINDS = [
+  ...(['commit', 'stream', 'mirror', 'migrate', 'backup', 'view', 'restore', 'overwrite'] as const),
+  ...VM_JOB_KINDS,
+] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 
 /**
@@ -41,6 +47,9 @@ export const TERMS = {
   view: { onError: ['report'], finalize: ['manual'] },
   restore: { onError: ['ignore', 'stop', 'report', 'enospc'], finalize: ['auto', 'manual'] },
   overwrite: { onError: ['stop', 'ignore', 'report', 'enospc'], finalize: ['auto', 'manual'] },
+  'vm-commit': { onError: ['report'], finalize: ['auto'] },
+  'vm-stream': { onError: ['report'], finalize: ['auto'] },
+  'vm-mirror': { onError: ['report'], finalize: ['auto'] },
 } as const satisfies Record<JobKind, { readonly onError: readonly ErrorPolicy[]; readonly finalize: readonly How[] }>
 
 /** What is said of a policy that a kind of job does not have. */

@@ -3,42 +3,35 @@
 //
 //   offset --map--> segment (granules of a chunk | zeros) --index--> pack --> chunk
 
-import { assert } from '../base/assert.ts'
 import { copyBytes } from '../base/bytes.ts'
 import { READ_AHEAD_BYTES, READ_AHEAD_FETCH, READ_AHEAD_MAX } from '../base/limits.ts'
 import { roundUp } from '../base/round.ts'
-import { type BlockDevice, type Capabilities, type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
+import { type ExtentVisitor, HOLE, type Pending, ZERO } from '../block/device.ts'
 import { BlockError } from '../block/error.ts'
 import { ExtentJoiner } from '../block/extents.ts'
+import { ReadOnlyDevice } from '../block/read-only-device.ts'
 import type { BlobIndex } from './blob-index.ts'
 import type { ChunkReader } from './chunk-reader.ts'
 import type { DiskMap, MapPiece } from './disk-map.ts'
+import type { WholeChunk } from './local-first.ts'
 import { MISSING, type Segment, segmentsBetween, ZEROS } from './segments.ts'
-import { CHUNK_BYTES } from './spec.ts'
 
-export class BackupDevice implements BlockDevice {
+export class BackupDevice extends ReadOnlyDevice {
   readonly name: string
   readonly size: number
-  readonly can: Capabilities = {
-    write: false,
-    fua: 'none',
-    zero: 'none',
-    trim: 'none',
-    extents: 'native',
-    minimumBlock: 1,
-    bestBlock: CHUNK_BYTES,
-  }
   readonly #map: DiskMap
   readonly #index: BlobIndex
   readonly #chunks: ChunkReader
   #sequentialEnd = 0
+  /** Bytes of the reads so far that followed one another. */
+  #run = 0
   #aheadEnd = 0
-  #isReadingAhead = false
   /** How far is read ahead, in bytes: further where what belongs together is in many packs. */
   #ahead = READ_AHEAD_BYTES
 
   /** `name` is that of backup and disk, for messages. */
   constructor(name: string, map: DiskMap, index: BlobIndex, chunks: ChunkReader) {
+    super()
     this.name = name
     this.size = map.size
     this.#map = map
@@ -48,6 +41,7 @@ export class BackupDevice implements BlockDevice {
 
   read(offset: number, length: number, into: Uint8Array, at: number): Pending {
     const isSequential = offset === this.#sequentialEnd
+    this.#run = isSequential ? this.#run + length : length
     this.#sequentialEnd = offset + length
     const done = this.#readCached(offset, length, into, at)
     const rest = done === length ? undefined : this.#readRest(offset + done, length - done, into, at + done)
@@ -55,27 +49,21 @@ export class BackupDevice implements BlockDevice {
     return rest
   }
 
-  write(): Pending {
-    assert(false, 'a backup is read-only')
-  }
-
-  zero(): Pending {
-    assert(false, 'a backup is read-only')
-  }
-
-  trim(): Pending {
-    assert(false, 'a backup is read-only')
-  }
-
-  flush(): Pending {
-    return undefined
-  }
-
   extents(offset: number, length: number, visit: ExtentVisitor): Pending {
     return this.#extents(offset, length, visit)
   }
 
   async close(): Promise<void> {}
+
+  /** The chunks that a range shows from beginning to end, in order. Kind 'corrupt' where the map is damaged. */
+  async wholeChunks(offset: number, length: number): Promise<WholeChunk[]> {
+    const index = this.#index
+    return (await this.#segmentsOf(offset, offset + length)).flatMap((segment) => {
+      const { entry, inChunk } = segment
+      if (entry < 0 || inChunk !== 0 || segment.length < index.plain(entry)) return []
+      return [{ offset: segment.offset, length: index.plain(entry), id: index.id(entry) }]
+    })
+  }
 
   async #extents(offset: number, length: number, visit: ExtentVisitor): Promise<void> {
     const joiner = new ExtentJoiner(visit)
@@ -129,14 +117,16 @@ export class BackupDevice implements BlockDevice {
 
   async #readWindow(from: number, to: number, into: Uint8Array, at: number): Promise<void> {
     const segments = await this.#segmentsOf(from, to)
-    const chunks = await this.#chunks.load(entriesOf(segments))
-    for (const segment of segments) {
-      const chunk = segment.entry === ZEROS ? EMPTY : chunks.get(segment.entry)
-      if (segment.entry === MISSING) throw this.#failure(MISSING_CHUNK, segment.offset, segment.length)
-      assert(chunk !== undefined, 'every chunk that was asked for has come')
-      if (chunk instanceof BlockError) throw this.#failure(chunk, segment.offset, segment.length)
-      copySegment(segment, chunk, into, at + segment.offset - from)
-    }
+    await this.#chunks.load(entriesOf(segments), (chunkOf) => {
+      for (const segment of segments) {
+        const { entry, offset, length } = segment
+        if (entry === MISSING) throw this.#failure(MISSING_CHUNK, offset, length)
+        const chunk = entry === ZEROS ? EMPTY : chunkOf(entry)
+        if (chunk instanceof BlockError) throw this.#failure(chunk, offset, length)
+        copySegment(segment, chunk, into, at + offset - from)
+      }
+      return undefined
+    })
   }
 
   async #segmentsOf(from: number, to: number): Promise<Segment[]> {
@@ -163,24 +153,28 @@ export class BackupDevice implements BlockDevice {
     return new BlockError(error.kind, message, { ...error.place, device: this.name, offset, length }, error)
   }
 
-  /** Fetches what a sequential reader will want next. A failure is left to the read that meets it again. */
+  /**
+   * Fetches what a sequential reader will want next, half of it at a time, and at first no more than it has read so far: who reads here and there
+   * may never come to it. A failure is left to the read that meets it again.
+   */
   #readAhead(from: number): void {
-    const end = Math.min(this.size, from + this.#ahead)
+    const ahead = Math.min(this.#ahead, this.#run)
+    const end = Math.min(this.size, from + ahead)
     if (from >= this.#aheadEnd || from + this.#ahead * 2 < this.#aheadEnd) this.#aheadEnd = from
-    if (this.#isReadingAhead || end - this.#aheadEnd < Math.min(this.#ahead / 2, this.size - from)) return
-    const start = this.#aheadEnd
-    if (start >= end) return
-    this.#aheadEnd = end
-    this.#isReadingAhead = true
-    this.#fetch(start, end)
-      .catch(() => undefined)
-      .finally(() => (this.#isReadingAhead = false))
+    while (this.#aheadEnd < end) {
+      const start = this.#aheadEnd
+      const next = Math.min(end, start + ahead / 2)
+      // A little at a time would be many small reads.
+      if (next - start < ahead / 2 && next < this.size) return
+      this.#aheadEnd = next
+      this.#fetch(start, next).catch(() => undefined)
+    }
   }
 
   async #fetch(start: number, end: number): Promise<void> {
     const segments = await this.#segmentsOf(start, end)
     const before = this.#chunks.fetches
-    const loading = this.#chunks.load(entriesOf(segments))
+    const loading = this.#chunks.load(entriesOf(segments), () => undefined)
     // After many small changes each pack has a little of every part of the disk, in the disk's order: the further one looks, the more is
     // read of each at a time.
     const each = (end - start) / Math.max(1, this.#chunks.fetches - before)

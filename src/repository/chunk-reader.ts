@@ -1,25 +1,27 @@
-// Brings chunks from packs to memory: neighbours in one read, several reads at once, every chunk checked against its id. Keeps a
-// bounded amount of plain data. It knows entries of the index, not disks.
+// Brings chunks from packs to memory: neighbours in one read, several reads at once, every chunk checked against its id. What it brought
+// stays for a while (chunk-cache.ts). It knows entries of the index, not disks.
 
+import { assert } from '../base/assert.ts'
 import {
-  CHUNK_CACHE_BYTES,
   FETCH_BYTES,
   FETCH_GAP_BYTES,
   FETCH_PLAIN_BYTES,
   FETCHES_IN_FLIGHT,
+  FETCH_URGENT_BYTES,
 } from '../base/limits.ts'
 import { BlockError, toBlockError } from '../block/error.ts'
 import type { BlobIndex } from './blob-index.ts'
+import { ChunkCache, type Slab } from './chunk-cache.ts'
 import { packKey, readBlobs } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
-import { EXPAND_FIELDS, expandMemory, PIECE_GOOD, PIECE_REASONS, type Squeezer } from './squeezer.ts'
+import { EXPAND_FIELDS, PIECE_GOOD, PIECE_REASONS, sharedMemory, type Squeezer } from './squeezer.ts'
 import type { ObjectStore } from './store.ts'
 
 /** A chunk's plain bytes, or why there are none. */
 export type Chunk = Uint8Array | BlockError
 
 /** A read of one pack: the entries in it lie one after the other, with gaps at most. */
-interface Fetch {
+interface Span {
   readonly start: number
   end: number
   /** Bytes that its chunks have. */
@@ -27,19 +29,25 @@ interface Fetch {
   readonly entries: number[]
 }
 
+/** A read that is under way. It fails only by the entries that have failed. */
+class Fetch {
+  readonly failures = new Map<number, BlockError>()
+  done: Promise<void> = Promise.resolve()
+  /** Where its chunks are, held for all who wait. */
+  slab: Slab | undefined
+  waiting = 0
+}
+
 export class ChunkReader {
   readonly #store: ObjectStore
   readonly #index: BlobIndex
   readonly #squeezer: Squeezer
-  /** By entry of the index; the order is that of use, oldest first. */
-  readonly #chunks = new Map<number, Uint8Array>()
-  #bytes = 0
-  #keeps = CHUNK_CACHE_BYTES
+  readonly #cache = new ChunkCache()
   #fetches = 0
-  readonly #coming = new Map<number, Promise<Map<number, Chunk>>>()
+  readonly #coming = new Map<number, Fetch>()
   #reading = 0
   readonly #waiters: (() => void)[] = []
-  /** Memory of reads that are over: as much as was in flight at once. */
+  /** Memory for stored forms, of reads that are over: as much as was in flight at once. */
   readonly #free: Uint8Array<SharedArrayBuffer>[] = []
 
   constructor(store: ObjectStore, index: BlobIndex, squeezer: Squeezer) {
@@ -55,49 +63,53 @@ export class ChunkReader {
 
   /** Plain data that is kept, in bytes, when that is more than usual. */
   keep(bytes: number): void {
-    this.#keeps = Math.max(CHUNK_CACHE_BYTES, bytes)
+    this.#cache.keep(bytes)
   }
 
-  /** The chunk when it is in memory. */
+  /** The chunk when it is in memory; its bytes are good until the next await. */
   cached(entry: number): Uint8Array | undefined {
-    const found = this.#chunks.get(entry)
-    if (found === undefined) return undefined
-    this.#chunks.delete(entry)
-    this.#chunks.set(entry, found)
-    return found
+    return this.#cache.find(entry)
   }
 
-  /** The chunks of all entries, by entry. Fails only by a Chunk that is an error. */
-  async load(entries: readonly number[]): Promise<Map<number, Chunk>> {
-    const found = new Map<number, Chunk>()
-    const coming = new Set<Promise<Map<number, Chunk>>>()
+  /**
+   * Brings the chunks of all entries to memory and calls `use`, which finds each by its entry. What it finds is good until `use` returns,
+   * or the promise that it returned is settled. Fails only as `use` does.
+   */
+  async load(
+    entries: readonly number[],
+    use: (chunkOf: (entry: number) => Chunk) => Promise<void> | undefined,
+  ): Promise<void> {
+    const held: Slab[] = []
+    const fetches = new Set<Fetch>()
     const missing: number[] = []
     for (const entry of new Set(entries)) {
-      const chunk = this.cached(entry)
-      const promised = this.#coming.get(entry)
-      if (chunk !== undefined) found.set(entry, chunk)
-      else if (promised !== undefined) coming.add(promised)
-      else missing.push(entry)
+      const slab = this.#cache.hold(entry)
+      const coming = this.#coming.get(entry)
+      if (slab !== undefined) held.push(slab)
+      else if (coming === undefined) missing.push(entry)
+      else fetches.add(coming)
     }
-    for (const fetch of this.#plan(missing)) {
-      this.#fetches++
-      const promise = this.#fetch(fetch)
-      for (const entry of fetch.entries) this.#coming.set(entry, promise)
-      coming.add(promise)
+    const spans = this.#plan(missing)
+    // A guest that reads a little does not stand behind what is read ahead or copied.
+    const isUrgent = spans.length === 1 && (spans[0] as Span).plain <= FETCH_URGENT_BYTES
+    for (const span of spans) fetches.add(this.#begin(span, isUrgent))
+    for (const fetch of fetches) fetch.waiting++
+    try {
+      for (const fetch of fetches) await fetch.done
+      const used = use((entry) => this.#cache.find(entry) ?? failureOf(entry, fetches))
+      if (used !== undefined) await used
+    } finally {
+      for (const slab of held) this.#cache.release(slab)
+      for (const fetch of fetches) this.#leave(fetch)
     }
-    const wanted = new Set(entries)
-    for (const chunks of await Promise.all(coming)) {
-      for (const [entry, chunk] of chunks) if (wanted.has(entry)) found.set(entry, chunk)
-    }
-    return found
   }
 
   /** Groups entries into reads. */
-  #plan(entries: number[]): Fetch[] {
+  #plan(entries: number[]): Span[] {
     const index = this.#index
     entries.sort((a, b) => index.packNumber(a) - index.packNumber(b) || index.offset(a) - index.offset(b))
-    const fetches: Fetch[] = []
-    let last: Fetch | undefined
+    const spans: Span[] = []
+    let last: Span | undefined
     let pack = -1
     for (const entry of entries) {
       const start = index.offset(entry)
@@ -116,32 +128,51 @@ export class ChunkReader {
       }
       pack = index.packNumber(entry)
       last = { start, end, plain, entries: [entry] }
-      fetches.push(last)
+      spans.push(last)
     }
-    return fetches
+    return spans
   }
 
-  async #fetch(fetch: Fetch): Promise<Map<number, Chunk>> {
-    while (this.#reading >= FETCHES_IN_FLIGHT) await new Promise<void>((resolve) => this.#waiters.push(resolve))
+  #begin(span: Span, isUrgent: boolean): Fetch {
+    this.#fetches++
+    const fetch = new Fetch()
+    for (const entry of span.entries) this.#coming.set(entry, fetch)
+    fetch.done = this.#fetch(span, fetch, isUrgent)
+    return fetch
+  }
+
+  #leave(fetch: Fetch): void {
+    fetch.waiting--
+    if (fetch.waiting === 0 && fetch.slab !== undefined) this.#cache.release(fetch.slab)
+  }
+
+  async #fetch(span: Span, fetch: Fetch, isUrgent: boolean): Promise<void> {
+    while (!isUrgent && this.#reading >= FETCHES_IN_FLIGHT)
+      await new Promise<void>((resolve) => this.#waiters.push(resolve))
     this.#reading++
+    const memory = this.#free.pop() ?? sharedMemory(FETCH_BYTES)
     try {
-      const chunks = await this.#read(fetch)
-      for (const [entry, chunk] of chunks) if (!(chunk instanceof BlockError)) this.#keep(entry, chunk)
-      return chunks
+      await this.#read(span, fetch, memory, isUrgent)
     } catch (error) {
       const failure = toBlockError(error, `${this.#store.name}: read a pack`)
-      return new Map(fetch.entries.map((entry) => [entry, failure]))
+      for (const entry of span.entries) fetch.failures.set(entry, failure)
     } finally {
-      for (const entry of fetch.entries) this.#coming.delete(entry)
+      for (const entry of span.entries) this.#coming.delete(entry)
+      this.#free.push(memory)
       this.#reading--
-      this.#waiters.shift()?.()
+      if (this.#reading < FETCHES_IN_FLIGHT) this.#waiters.shift()?.()
     }
   }
 
-  async #read(fetch: Fetch): Promise<Map<number, Chunk>> {
+  async #read(
+    { start, end, plain, entries }: Span,
+    fetch: Fetch,
+    memory: Uint8Array<SharedArrayBuffer>,
+    isUrgent: boolean,
+  ): Promise<void> {
     const index = this.#index
-    const { start, end, entries } = fetch
-    const bytes = await readBlobs(this.#store, index.pack(entries[0] as number), start, end)
+    const bytes = await readBlobs(this.#store, index.pack(entries[0] as number), start, end, memory)
+    if (bytes.buffer !== memory.buffer) memory.set(bytes)
     const pieces = new Uint32Array(entries.length * EXPAND_FIELDS)
     const ids = new Uint8Array(entries.length * ID_BYTES)
     for (const [i, entry] of entries.entries()) {
@@ -150,21 +181,16 @@ export class ChunkReader {
       pieces.set(piece, i * EXPAND_FIELDS)
       ids.set(index.id(entry), i * ID_BYTES)
     }
-    const memory = this.#free.pop() ?? expandMemory(FETCH_BYTES, FETCH_PLAIN_BYTES)
-    memory.set(bytes)
-    const outcome = await this.#squeezer.expand(memory, pieces, ids, FETCH_BYTES)
-    const chunks = new Map<number, Chunk>()
-    let at = FETCH_BYTES
+    const { slab, into } = this.#cache.take(plain)
+    fetch.slab = slab
+    const outcome = await this.#squeezer.expand(memory, pieces, ids, into, isUrgent)
+    let at = 0
     for (const [i, entry] of entries.entries()) {
       const length = index.plain(entry)
-      // A copy: the memory is for the next read.
-      const chunk =
-        outcome[i] === PIECE_GOOD ? memory.slice(at, at + length) : this.#damage(entry, outcome[i] as number)
-      chunks.set(entry, chunk)
+      if (outcome[i] === PIECE_GOOD) this.#cache.add(entry, slab, into.subarray(at, at + length))
+      else fetch.failures.set(entry, this.#damage(entry, outcome[i] as number))
       at += length
     }
-    this.#free.push(memory)
-    return chunks
   }
 
   #damage(entry: number, outcome: number): BlockError {
@@ -173,15 +199,11 @@ export class ChunkReader {
     const what = `chunk ${name} at byte ${this.#index.offset(entry)} of ${key} is damaged: ${PIECE_REASONS[outcome] ?? ''}`
     return new BlockError('corrupt', what, { path: key })
   }
+}
 
-  #keep(entry: number, chunk: Uint8Array): void {
-    if (this.#chunks.has(entry)) return
-    this.#chunks.set(entry, chunk)
-    this.#bytes += chunk.length
-    for (const [oldest, bytes] of this.#chunks) {
-      if (this.#bytes <= this.#keeps) break
-      this.#chunks.delete(oldest)
-      this.#bytes -= bytes.length
-    }
-  }
+function failureOf(entry: number, fetches: ReadonlySet<Fetch>): BlockError {
+  const failures = [...fetches].map((fetch) => fetch.failures.get(entry))
+  const found = failures.find((failure) => failure !== undefined)
+  assert(found !== undefined, 'what was asked for has come or failed')
+  return found
 }

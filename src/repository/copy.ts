@@ -166,12 +166,15 @@ class CopyRun {
         this.#note(entry, leaf.subarray(at + 3, at + 3 + ID_BYTES))
       else wanted.push(entry)
     }
-    for (const [entry, chunk] of await this.#chunks.load(wanted)) {
-      if (chunk instanceof BlockError) throw chunk
-      const name = this.#target.vault.idOf(chunk)
-      await load.chunk(name, chunk)
-      this.#note(entry, name)
-    }
+    await this.#chunks.load(wanted, async (chunkOf) => {
+      for (const entry of new Set(wanted)) {
+        const chunk = chunkOf(entry)
+        if (chunk instanceof BlockError) throw chunk
+        const name = this.#target.vault.idOf(chunk)
+        await load.chunk(name, chunk)
+        this.#note(entry, name)
+      }
+    })
     for (let at = LEAF_HEADER_BYTES; at < leaf.length; at += SEGMENT_BYTES) {
       leaf.set(this.#known(leaf, at + 3) as Uint8Array, at + 3)
     }
@@ -216,7 +219,8 @@ class Load {
 
   async chunk(name: Uint8Array, bytes: Uint8Array): Promise<void> {
     if (!this.packs.reserve(name, 0)) return
-    this.#chunks.push({ name, bytes })
+    // A copy: the reader's memory is for other chunks next.
+    this.#chunks.push({ name, bytes: bytes.slice() })
     this.#bytes += bytes.length
     if (this.#bytes >= BATCH_BYTES) await this.#squeeze()
   }

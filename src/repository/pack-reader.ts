@@ -5,7 +5,7 @@ import { isBlockError } from '../block/error.ts'
 import type { Core } from './core.ts'
 import { type BlobRecord, packKey, type PackDirectory, readBlobs, recordId, visitRecords } from './pack.ts'
 import { ID_BYTES } from './spec.ts'
-import { EXPAND_FIELDS, expandMemory, PIECE_GOOD, PIECE_REASONS } from './squeezer.ts'
+import { EXPAND_FIELDS, PIECE_GOOD, PIECE_REASONS, sharedMemory } from './squeezer.ts'
 
 /** A blob that is not what its record says. */
 export interface BadBlob {
@@ -78,9 +78,9 @@ async function visitGroup(
     ids.set(id, i * ID_BYTES)
     plainBytes += record.plain
   }
-  const memory = expandMemory(bytes.length, plainBytes)
+  const memory = sharedMemory(bytes.length)
   memory.set(bytes)
-  const outcome = await squeezer.expand(memory, pieces, ids, bytes.length)
+  const outcome = await squeezer.expand(memory, pieces, ids, sharedMemory(plainBytes))
   for (const [i, blob] of group.entries()) {
     const found = outcome[i] as number
     const form = bytes.subarray(blob.offset - start, endOf(blob) - start)

@@ -5,7 +5,8 @@
 import zlib from 'node:zlib'
 import { assert } from '../base/assert.ts'
 import { copyBytes } from '../base/bytes.ts'
-import { INDEX_EVERY_BYTES, PACK_BYTES, PACK_SLAB, PACKS_IN_FLIGHT } from '../base/limits.ts'
+import { INDEX_EVERY_BYTES, PACK_BYTES, PACK_SLAB, PACKS_IN_FLIGHT, REPOSITORY_SPARE_MS } from '../base/limits.ts'
+import { Spares } from '../base/spares.ts'
 import type { Pending } from '../block/device.ts'
 import { type BlobIndex, NO_ENTRY } from './blob-index.ts'
 import { encodeIndex } from './index-object.ts'
@@ -33,6 +34,9 @@ import {
 } from './spec.ts'
 import { type ObjectSink, totalLength } from './store.ts'
 import type { Vault } from './vault.ts'
+
+/** Of writers that are done: those of the packs that one of them fills and those that are in flight. */
+const spareSlabs = new Spares<Uint8Array>(((PACKS_IN_FLIGHT + 1) * PACK_BYTES) / PACK_SLAB, REPOSITORY_SPARE_MS)
 
 /** A pack being filled. */
 class Lane {
@@ -85,7 +89,7 @@ class Lane {
     assert(form.length <= PACK_SLAB, 'a blob fits into a slab')
     let slab = this.#slabs.at(-1)
     if (slab === undefined || this.#used + form.length > PACK_SLAB) {
-      slab = this.#free.pop() ?? new Uint8Array(PACK_SLAB)
+      slab = this.#free.pop() ?? spareSlabs.take() ?? new Uint8Array(PACK_SLAB)
       this.#slabs.push(slab)
       this.parts.push(slab.subarray(0, 0))
       this.#used = 0
@@ -173,6 +177,11 @@ export class PackWriter {
   /** Waits for what is on its way, whatever becomes of it. */
   async settle(): Promise<void> {
     await Promise.allSettled(this.#inFlight)
+  }
+
+  /** All is written: the memory is for the next writer. */
+  spare(): void {
+    for (const slab of this.#free.splice(0)) spareSlabs.keep(slab)
   }
 
   async #wait(most: number): Promise<void> {

@@ -147,11 +147,17 @@ export async function readDirectory(store: ObjectStore, vault: Vault, pack: stri
   return directory
 }
 
-/** The bytes of a pack between two offsets. A pack that is gone or too short, though it is known, is kind 'corrupt'. */
-export async function readBlobs(store: ObjectStore, pack: string, start: number, end: number): Promise<Uint8Array> {
+/** The bytes of a pack between two offsets, in `into` perhaps. A pack that is gone or too short, though it is known, is kind 'corrupt'. */
+export async function readBlobs(
+  store: ObjectStore,
+  pack: string,
+  start: number,
+  end: number,
+  into?: Uint8Array,
+): Promise<Uint8Array> {
   const key = packKey(pack)
   try {
-    return await store.getRange(key, start, end - start)
+    return await store.getRange(key, start, end - start, into)
   } catch (error) {
     if (!isBlockError(error, 'not-found') && !isBlockError(error, 'out-of-range')) throw error
     throw new BlockError(

@@ -24,6 +24,7 @@ import { visitDifferences } from './differences.ts'
 import { DiskMap } from './disk-map.ts'
 import { Inventory, type TablePlace } from './inventory.ts'
 import { addKey, type Credential, type KeyInfo, listKeys, newSecret, openSecret, removeKey } from './key-box.ts'
+import { LocalFirst, type LocalFirstOptions } from './local-first.ts'
 import {
   type BackupDiskInfo,
   type BackupInfo,
@@ -109,8 +110,17 @@ export type BackupHold = Pick<Session, 'id' | 'end' | 'abandon'>
 /** An open backup. Its devices share caches; close it when they are no longer read. */
 export interface BackupReader {
   readonly info: BackupInfo
-  readonly disks: readonly { readonly name: string; readonly size: number; readonly device: BlockDevice }[]
+  readonly disks: readonly OpenDisk[]
   close(): Promise<void>
+}
+
+export interface OpenDisk {
+  readonly name: string
+  /** Bytes. */
+  readonly size: number
+  readonly device: BlockDevice
+  /** The same for who has a device that is much like it, of that size or larger: what is in that is not fetched. Closing it is not needed. */
+  readonly besides: (local: BlockDevice) => LocalFirst
 }
 
 /** Makes a repository in an empty store, an encrypted one with a credential. Kind 'exists' when there is one. */
@@ -314,9 +324,13 @@ export class Repository {
       devices = this.#devices(info, newer)
       return devices[index]
     }
-    const disks = info.disks.map((disk, index) => {
-      const device = new RenewingDevice(devices[index] as BlockDevice, () => renew(index))
-      return { name: disk.name, size: disk.size, device: guard(device) }
+    const { squeezer } = this.#core
+    const disks = info.disks.map((disk, index): OpenDisk => {
+      const device = guard(new RenewingDevice(devices[index] as BackupDevice, () => renew(index)))
+      const wholeChunks: LocalFirstOptions['wholeChunks'] = (offset, length) =>
+        (devices[index] as BackupDevice).wholeChunks(offset, length)
+      const besides = (local: BlockDevice): LocalFirst => new LocalFirst({ device, local, wholeChunks, squeezer })
+      return { name: disk.name, size: disk.size, device, besides }
     })
     const close = async (): Promise<void> => {
       for (const disk of disks) await disk.device.close()
@@ -404,7 +418,7 @@ export class Repository {
     await this.#core.inventory.close()
   }
 
-  #devices(info: BackupInfo, blobs: BlobIndex): BlockDevice[] {
+  #devices(info: BackupInfo, blobs: BlobIndex): BackupDevice[] {
     const { store, vault, squeezer } = this.#core
     const nodes = new NodeReader(store, vault, blobs)
     const chunks = new ChunkReader(store, blobs, squeezer)

@@ -6,12 +6,12 @@ import { CHUNK_BYTES, CODEC_LOCKED, CODEC_RAW, CODEC_ZSTD, ID_BYTES, LOCK_BYTES 
 import {
   batchMemory,
   EXPAND_FIELDS,
-  expandMemory,
   InlineSqueezer,
   PIECE_CHECKSUM,
   PIECE_CODEC,
   PIECE_GOOD,
   PIECE_ID,
+  sharedMemory,
   type Squeezer,
 } from './squeezer.ts'
 import { PLAIN_VAULT, Vault } from './vault.ts'
@@ -48,10 +48,11 @@ async function roundTrip(
   const stored = new Uint8Array(bytes.subarray(0, at))
   const form = stored.slice()
   spoil(stored, pieces, hashed)
-  const memory = expandMemory(stored.length, bytes.length)
+  const memory = sharedMemory(stored.length)
   memory.set(stored)
-  const outcome = await squeezer.expand(memory, pieces, hashed, stored.length)
-  const plain = memory.slice(stored.length)
+  const into = sharedMemory(bytes.length)
+  const outcome = await squeezer.expand(memory, pieces, hashed, into)
+  const plain = into.slice()
   return { ids, form, codecs: [records[1], records[4], records[7]], plain, outcome: [...outcome] }
 }
 
@@ -80,6 +81,50 @@ suite('squeezer', () => {
     const results = await Promise.all(Array.from({ length: 12 }, () => roundTrip(threads)))
     for (const result of results) assert.deepEqual(result, expected)
     await threads.close()
+  })
+
+  test('a thread of a plain repository that is closed serves the next one, and that of an encrypted one does not', async () => {
+    const secret = new Uint8Array(32).fill(7)
+    const vaults = [PLAIN_VAULT, new Vault(secret), PLAIN_VAULT, new Vault(secret)]
+    const started: number[] = []
+    for (const vault of vaults) {
+      const threads = new WorkerSqueezer(vault, 1)
+      const before = WorkerSqueezer.started
+      await roundTrip(threads)
+      started.push(WorkerSqueezer.started - before)
+      await threads.close()
+      assert.equal(threads.threads, 0)
+    }
+    assert.deepEqual(started.slice(1), [1, 0, 1])
+  })
+
+  test('while guests ask for anything one thread less works', async () => {
+    let areIdle = false
+    const threads = new WorkerSqueezer(PLAIN_VAULT, 2, () => areIdle)
+    await Promise.all([roundTrip(threads), roundTrip(threads), roundTrip(threads)])
+    assert.equal(threads.threads, 1)
+    areIdle = true
+    await Promise.all([roundTrip(threads), roundTrip(threads), roundTrip(threads)])
+    assert.equal(threads.threads, 2)
+    await threads.close()
+  })
+
+  test('what is urgent has a thread of its own, which the others never wait for', async () => {
+    const threads = new WorkerSqueezer(PLAIN_VAULT, 2)
+    const urgent: Squeezer = {
+      hash: (bytes, pieces) => threads.hash(bytes, pieces),
+      compress: (bytes, pieces, ids) => threads.compress(bytes, pieces, ids),
+      expand: (bytes, pieces, ids, into) => threads.expand(bytes, pieces, ids, into, true),
+      close: () => threads.close(),
+    }
+    const expected = await roundTrip(new InlineSqueezer())
+    const hashing = Array.from({ length: 4 }, () => roundTrip(threads))
+    assert.deepEqual(await roundTrip(urgent), expected)
+    await Promise.all(hashing)
+    assert.equal(threads.threads, 2)
+    assert.equal(threads.hasUrgent, true)
+    await threads.close()
+    assert.equal(threads.hasUrgent, false)
   })
 
   test('each kind of damage is told from the others', async () => {

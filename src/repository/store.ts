@@ -19,8 +19,11 @@ export interface ObjectStore {
   put(key: string, parts: readonly Uint8Array[]): Promise<void>
   /** All bytes of the object. Kind 'not-found' when there is none. */
   get(key: string): Promise<Uint8Array>
-  /** Exactly `length` bytes from `offset`. Kind 'not-found', or 'out-of-range' when the object is shorter. */
-  getRange(key: string, offset: number, length: number): Promise<Uint8Array>
+  /**
+   * Exactly `length` bytes from `offset`. Kind 'not-found', or 'out-of-range' when the object is shorter. A store may put them at the
+   * beginning of `into`, of that length or more, and answer with a view of it; it leaves it alone once it has answered or failed.
+   */
+  getRange(key: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array>
   /** Undefined when there is no such object. */
   status(key: string): Promise<ObjectStatus | undefined>
   /**

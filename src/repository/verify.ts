@@ -126,9 +126,13 @@ export class Verification {
       this.#bytes += this.#index.plain(entry)
       this.packs.add(this.#index.pack(entry))
     }
-    for (const [entry, chunk] of await this.#chunks.load(fresh)) {
-      if (chunk instanceof BlockError) this.#bad.set(entry, chunk.message)
-    }
+    await this.#chunks.load(fresh, (chunkOf) => {
+      for (const entry of fresh) {
+        const chunk = chunkOf(entry)
+        if (chunk instanceof BlockError) this.#bad.set(entry, chunk.message)
+      }
+      return undefined
+    })
     for (const { entry, offset, length } of segments) {
       const reason = entry === MISSING ? 'its chunk is in no pack: packs are missing' : this.#bad.get(entry)
       if (reason !== undefined) this.#damage(disk, offset, length, reason)

@@ -9,10 +9,13 @@
 
 import { assert } from '../base/assert.ts'
 import { copyBytes, isZero } from '../base/bytes.ts'
-import { BATCH_BYTES, BATCH_RUNS, BATCHES } from '../base/limits.ts'
+import { nextTurn } from '../base/breather.ts'
+import { BATCH_BYTES, BATCH_RUNS, BATCHES, PACK_TURN_BYTES, REPOSITORY_SPARE_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
+import { Spares } from '../base/spares.ts'
 import type { Pending } from '../block/device.ts'
 import { BlockError, isBlockError } from '../block/error.ts'
+import { threadGuests } from '../block/thread-guests.ts'
 import { type BackupDiskInfo, type BackupInfo, encodeManifest, newBackupId, PART_OF } from './manifest.ts'
 import { nodeRecord, type PackWriter } from './pack-writer.ts'
 import type { Session } from './session.ts'
@@ -91,6 +94,9 @@ export interface SessionDisk {
   /** The map begins as the parent's. Its nodes are saved by `saveNode`. */
   readonly builder: (save: (bytes: Uint8Array) => Uint8Array) => Promise<TreeBuilder>
 }
+
+/** Of backups that ended: for one after the other, as a host has them, memory is taken once. */
+const spareBatches = new Spares<Uint8Array<SharedArrayBuffer>>(BATCHES, REPOSITORY_SPARE_MS)
 
 /** Begins the backup that `session` describes. */
 export async function beginBackup(session: WriterSetup): Promise<BackupWriter> {
@@ -232,6 +238,8 @@ class SessionWriter implements BackupWriter {
       const info = this.#info(this.id, notes)
       await publish(this.#session, info)
       this.#state = 'done'
+      for (const bytes of this.#free.splice(0)) spareBatches.keep(bytes)
+      this.#session.packs.spare()
       await this.#session.presence.end()
       return info
     })
@@ -318,7 +326,7 @@ class SessionWriter implements BackupWriter {
     // A new chunk begins only where all of it has room, so that a batch's end never cuts one.
     const batch = joins ? this.#batch : this.#batchFor(CHUNK_BYTES - (offset % CHUNK_BYTES))
     if (batch === undefined) return false
-    batch.bytes ??= this.#free.pop() ?? batchMemory(BATCH_BYTES, BATCH_RUNS)
+    batch.bytes ??= this.#free.pop() ?? spareBatches.take() ?? batchMemory(BATCH_BYTES, BATCH_RUNS)
     copyBytes(from, at, batch.bytes, batch.used, length)
     if (joins) last.length += length
     else batch.runs.push({ disk, offset, length, at: batch.used })
@@ -395,7 +403,12 @@ class SessionWriter implements BackupWriter {
     for (const [i, run] of runs.entries()) pieces.set([run.at, run.length], i * PLAIN_FIELDS)
     const records = await this.#session.squeezer.compress(bytes, pieces, joined(ids))
     let end = 0
+    let turned = 0
     for (const [i, run] of runs.entries()) {
+      if (end - turned >= PACK_TURN_BYTES && !threadGuests.areIdle(performance.now())) {
+        await nextTurn()
+        turned = end
+      }
       const [stored, codec, crc] = records.subarray(i * STORED_FIELDS, (i + 1) * STORED_FIELDS) as unknown as [
         number,
         number,

@@ -1,9 +1,14 @@
 // The catalog as a shard sees it: a copy in memory that the control plane keeps up to date, and commits that it makes. Only the
 // control plane has the file. A commit shows in the copy at once and is taken back when it fails.
 
-import type { Catalog, CatalogChange, RecordKind, Records } from '../engine/catalog.ts'
+import { type Catalog, type CatalogChange, RECORD_KINDS, type RecordKind, type Records } from '../engine/catalog.ts'
 
 export type AnyRecord = { [K in RecordKind]: { readonly kind: K; readonly record: Records[K] } }[RecordKind]
+
+/** What a new shard is given. */
+export function allRecords(catalog: Pick<Catalog, 'list'>): AnyRecord[] {
+  return RECORD_KINDS.flatMap((kind) => catalog.list(kind).map((record) => ({ kind, record }) as AnyRecord))
+}
 
 export class CatalogMirror implements Catalog {
   readonly #records = new Map<string, AnyRecord>()

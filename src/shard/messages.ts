@@ -10,6 +10,9 @@ import type { JobStatus } from '../job/job.ts'
 import type { GuestSample } from './far-guests.ts'
 import type { AnyRecord } from './catalog-mirror.ts'
 
+/** The number of the shard that backs up the machines in QEMUs of their own. */
+export const MACHINES_SEAT = 0
+
 /** What a shard is started with. */
 export interface ShardStart {
   readonly number: number
@@ -20,8 +23,9 @@ export interface ShardStart {
   /** All records of the catalog. */
   readonly records: readonly AnyRecord[]
   readonly scratchBytes: number | undefined
-  /** Cells that all threads share: the host's budget of scratch, and what its backups may copy in a second. */
+  /** Cells that all threads share: the host's budgets of scratch and of its memory, and what its backups may copy in a second. */
   readonly scratch: Int32Array
+  readonly scratchMemory: Int32Array
   readonly bandwidth: Int32Array
   /** This shard's part of the memory for the maps of qcow2 images, in bytes. */
   readonly metadataCacheBytes: number
@@ -76,7 +80,7 @@ export type GuestFunctions = {
 /** What the control plane asks of a shard. */
 export type ShardFunctions = PartyFunctions &
   GuestFunctions &
-  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines' | 'host' | 'queueBackups'> & {
+  Omit<EngineService, 'watchJob' | 'close' | 'releaseDisk' | 'machines' | 'vms' | 'host' | 'queueBackups'> & {
     /** Opens its disks. */
     open(): Promise<void>
     /** See Engine.settleBackups; of the backups of another shard's disks when those are given. */

@@ -14,8 +14,8 @@ import {
   type RepositoryOptions,
 } from '../repository/repository.ts'
 import { CONFIG_KEY } from '../repository/spec.ts'
-import { TableFolder } from '../repository/table-folder.ts'
 import { DirectoryStore } from '../repository/stores/directory.ts'
+import { TableFolder } from '../repository/table-folder.ts'
 
 /** Paths of files. At most one is given. */
 export interface CredentialFiles {

@@ -19,7 +19,7 @@ import { realHost } from '../host/real.ts'
 import { Calls } from './calls.ts'
 import { CatalogMirror } from './catalog-mirror.ts'
 import { serveDisk, serveView } from './disk-exports.ts'
-import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import { type ControlFunctions, MACHINES_SEAT, type ShardFunctions, type ShardStart } from './messages.ts'
 import { peersThrough } from './peer-links.ts'
 import { FarGuests } from './far-guests.ts'
 import { RemoteParty } from './remote-party.ts'
@@ -80,8 +80,10 @@ const functions: ShardFunctions = {
       ...(start.scratchBytes === undefined ? {} : { scratchBytes: start.scratchBytes }),
       shard: {
         owns: (id) => owned.has(id),
+        hasMachines: start.number === MACHINES_SEAT,
         partyOf: (disk) => new RemoteParty(disk, start.number, control),
         scratch: new ScratchBudget(start.scratch, start.number),
+        scratchMemory: new ScratchBudget(start.scratchMemory, start.number),
         bandwidth: new Bandwidth(start.bandwidth),
         backupTurn,
         farEar: (disk) => new FarGuests(disk, start.number, control),
@@ -148,6 +150,7 @@ const functions: ShardFunctions = {
   completeJob: (...args) => running().completeJob(...args),
   setMirrorMode: (...args) => running().setMirrorMode(...args),
   backup: (request) => running().backup(request),
+  vmJob: (request) => running().vmJob(request),
   launchQueued: (ids) => running().launchQueued(ids),
   turnWaits: (id, reason) => turns.get(id)?.waits(reason),
   turnOver: (id, message) => turns.get(id)?.over(new BlockError('timeout', message)),

@@ -15,9 +15,10 @@ export interface ShardsOptions {
   readonly peers?: PeerCalls
   /** At most so many threads; one for each processor unless told. */
   readonly count?: number
-  /** Copy space of one backup and of all together, in bytes. */
+  /** Copy space of one backup and of all together, and how much of that is memory at most, in bytes. */
   readonly scratchBytes?: number
   readonly scratchHostBytes?: number
+  readonly scratchMemoryBytes?: number
   /** Memory for the maps of all open qcow2 images, in bytes; each thread has its part. */
   readonly metadataCacheBytes?: number
 }

@@ -7,35 +7,38 @@
 
 import os from 'node:os'
 import { Worker } from 'node:worker_threads'
-import { QCOW2_METADATA_BYTES, SCRATCH_BYTES, SCRATCH_HOST_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
+import { QCOW2_METADATA_BYTES, SHARD_RESTART_MS } from '../base/limits.ts'
 import { Mutex } from '../base/mutex.ts'
 import { BlockError } from '../block/error.ts'
-import { diskOfToken, ensureIdentity, identityOf, isServed } from '../engine/authority.ts'
+import { diskOfToken, ensureIdentity, identityOf } from '../engine/authority.ts'
 import type { BackupRequest } from '../engine/backups.ts'
-import { type Catalog, type CatalogChange, RECORD_KINDS } from '../engine/catalog.ts'
+import { type Catalog, type CatalogChange, disksOf } from '../engine/catalog.ts'
 import type { DiskStatus } from '../engine/disk-status.ts'
 import { DistantGuests } from '../engine/distant-guests.ts'
 import { lockHome } from '../engine/home.ts'
 import { HostDesk } from '../engine/host-desk.ts'
+import { limitDefaultsOf } from '../engine/host-limits.ts'
 import { dismissal, JobTable } from '../engine/job-table.ts'
 import { guestsOf, Machines } from '../engine/machines.ts'
 import type { IncomingReply, IncomingRequest, IncomingStep } from '../engine/peers.ts'
 import { type QueueRequest, queueRows } from '../engine/queued-backups.ts'
 import type { EngineService } from '../engine/service.ts'
 import type { RestoreRequest } from '../engine/restores.ts'
-import { exportName } from '../engine/snapshot-exports.ts'
+import { exportNamesOf } from '../engine/snapshot-exports.ts'
 import { type NewSnapshot, snapshotTogether } from '../engine/snapshot-party.ts'
 import { socketOfView, type ViewRequest } from '../engine/views.ts'
+import type { VmJobRequest } from '../engine/vm-jobs.ts'
+import { Vms } from '../engine/vms.ts'
 import type { HostFile } from '../host/host.ts'
 import { poolLanes } from '../host/pool-lanes.ts'
 import type { JobStatus } from '../job/job.ts'
 import { Calls, type Remote } from './calls.ts'
-import type { AnyRecord } from './catalog-mirror.ts'
+import { allRecords } from './catalog-mirror.ts'
 import { JobWatchers } from './job-watchers.ts'
 import { remoteSnapshotParty } from './remote-snapshot-party.ts'
-import type { ControlFunctions, ShardFunctions, ShardStart } from './messages.ts'
+import { type ControlFunctions, MACHINES_SEAT, type ShardFunctions, type ShardStart } from './messages.ts'
 import { partyCalls } from './party-calls.ts'
-import type { Seat, Shard } from './seat.ts'
+import { type Seat, seatsInUse, type Shard } from './seat.ts'
 import { ShardTurns } from './shard-turns.ts'
 import { noPeerCalls, type PeerCalls, type ShardsOptions } from './shards-options.ts'
 
@@ -59,6 +62,7 @@ export class Shards implements EngineService {
   /** Clients on TCP. */
   readonly guests: DistantGuests
   readonly machines: Machines
+  readonly vms: Vms
   readonly host: HostDesk
   readonly #watchers = new JobWatchers((id, verb) => this.#ofJob(id).then(({ remote }) => remote[verb](id)))
   #isClosing = false
@@ -89,6 +93,7 @@ export class Shards implements EngineService {
   readonly sayToJob = this.#passToJob('sayToJob')
   readonly setJobSpeed = this.#passToJob('setJobSpeed')
   readonly stepView = this.#passToJob('stepView')
+  readonly vmJob = async (asked: VmJobRequest): Promise<JobStatus> => (await this.#ofFirst([])).vmJob(asked)
 
   private constructor(options: ShardsOptions, lock: HostFile, catalog: Catalog) {
     this.#options = options
@@ -96,17 +101,15 @@ export class Shards implements EngineService {
     this.#lock = lock
     this.#catalog = catalog
     const bootId = options.host.bootId()
-    this.guests = new DistantGuests(catalog, (changes) => this.#commit(undefined, changes), bootId)
-    this.machines = new Machines(catalog, (changes) => this.#commit(undefined, changes), this.#control)
-    const {
-      count = os.availableParallelism(),
-      scratchBytes = SCRATCH_BYTES,
-      scratchHostBytes = SCRATCH_HOST_BYTES,
-    } = options
+    const commit = (changes: readonly CatalogChange[]): Promise<void> => this.#commit(undefined, changes)
+    this.guests = new DistantGuests(catalog, commit, bootId)
+    this.machines = new Machines(catalog, commit, this.#control)
+    this.vms = new Vms({ catalog, commit, control: this.#control, home: options.home, host: options.host })
+    const { count = os.availableParallelism() } = options
     this.host = new HostDesk({
       catalog,
-      commit: (changes) => this.#commit(undefined, changes),
-      defaults: { scratchBytes, scratchHostBytes },
+      commit,
+      defaults: limitDefaultsOf(options),
       threads: count,
       report: options.report,
     })
@@ -140,9 +143,9 @@ export class Shards implements EngineService {
   async #openAll(): Promise<void> {
     for (const [index, { id }] of this.#catalog.list('disk').entries())
       this.#seats[index % this.#seats.length]?.disks.add(id)
-    const used = this.#seats.filter(({ disks }) => disks.size > 0)
+    const used = seatsInUse(this.#seats, this.#catalog)
     const started = used.map((seat) => this.#start(seat))
-    for (const shard of started) await shard.ready
+    await Promise.all(started.map(({ ready }) => ready))
     this.host.guests.recover()
     // The bits of all disks are settled before any backup begins again: it may have disks in several shards.
     for (const { calls } of started) await calls.remote.settleBackups(undefined)
@@ -191,7 +194,7 @@ export class Shards implements EngineService {
   }
 
   async createSnapshots(names: readonly string[], name: string): Promise<NewSnapshot[]> {
-    const { disks } = this.machines.together(names)
+    const disks = this.machines.disksOf(names, 'a snapshot')
     return this.host.guests.during(guestsOf(this.#catalog, disks), () => this.#snapshot(disks, name))
   }
 
@@ -227,28 +230,22 @@ export class Shards implements EngineService {
   /** A backup is made in the shard of its first disk. */
   async backup(request: BackupRequest): Promise<JobStatus> {
     const meant = this.machines.together(request.disks)
-    const [first] = meant.disks
-    if (first === undefined) throw new BlockError('invalid-argument', 'a backup needs at least one disk')
-    for (const disk of meant.disks) this.#seatOf(disk)
-    return (await this.#of(first)).backup({ ...request, ...meant })
+    return (await this.#ofFirst(meant.disks)).backup({ ...request, ...meant })
   }
 
   async openView(request: ViewRequest): Promise<JobStatus> {
+    this.machines.disksOf(request.disks, 'a view')
     const meant = this.machines.together(request.disks)
-    const [first] = meant.disks
-    if (first === undefined) throw new BlockError('invalid-argument', 'a view needs at least one disk')
-    for (const disk of meant.disks) this.#seatOf(disk)
-    return (await this.#of(first)).openView({ ...request, ...meant })
+    return (await this.#ofFirst(meant.disks)).openView({ ...request, ...meant })
   }
 
   async queueBackups(request: QueueRequest): Promise<JobStatus[]> {
     if (this.#isClosing) throw new BlockError('closed', 'the daemon stops: ask again when it runs')
     const rows = queueRows(this.#catalog, this.machines, request)
-    await this.#commit(
-      undefined,
-      rows.map((record) => ({ put: 'job', record })),
-    )
+    const changes: CatalogChange[] = rows.map((record) => ({ put: 'job', record }))
+    await this.#commit(undefined, changes)
     const ids = rows.map(({ id }) => id)
+    if (rows.some(({ spec }) => disksOf(spec).length === 0)) await this.#ofFirst([])
     // A shard that is just being started finds its rows by itself.
     const launched = (await this.#everywhere((remote) => remote.launchQueued(ids))).flat()
     return rows.map((row) => launched.find(({ id }) => id === row.id) ?? JobTable.jobOf(row, {}).status)
@@ -325,12 +322,9 @@ export class Shards implements EngineService {
     return socketOfView(this.#catalog, this.#options.home, view, disk)
   }
 
-  /** Names of all NBD exports: disks that guests may use here, also those that are not open, and exported snapshots. */
+  /** Of NBD. */
   get exportNames(): readonly string[] {
-    return this.#catalog
-      .list('disk')
-      .filter(isServed)
-      .flatMap(({ name, exports = [] }) => [name, ...exports.map((snapshot) => exportName(name, snapshot))])
+    return exportNamesOf(this.#catalog)
   }
 
   /** Threads that run. */
@@ -344,9 +338,10 @@ export class Shards implements EngineService {
       number: seat.number,
       home: home.folder,
       disks: [...seat.disks],
-      records: this.#records(),
+      records: allRecords(this.#catalog),
       scratchBytes,
       scratch: this.host.scratch.cells,
+      scratchMemory: this.host.scratchMemory.cells,
       bandwidth: this.host.bandwidth.cells,
       metadataCacheBytes: Math.floor(metadataCacheBytes / this.#seats.length),
       poolLanes: poolLanes.total,
@@ -370,6 +365,7 @@ export class Shards implements EngineService {
     if (seat.shard !== shard) return
     seat.shard = undefined
     this.host.scratch.reclaim(seat.number)
+    this.host.scratchMemory.reclaim(seat.number)
     this.#turns.lost(seat)
     if (this.#isClosing) return
     const isRecent = Date.now() - seat.diedMs < 60_000
@@ -428,10 +424,6 @@ export class Shards implements EngineService {
     for (const other of this.#seats) if (other !== seat) void other.shard?.calls.remote.apply(changes).catch(() => {})
   }
 
-  #records(): AnyRecord[] {
-    return RECORD_KINDS.flatMap((kind) => this.#catalog.list(kind).map((record) => ({ kind, record }) as AnyRecord))
-  }
-
   #withHeld(status: DiskStatus): DiskStatus {
     const held = this.guests.refusal(status.name)
     return held === undefined ? status : { ...status, held }
@@ -463,6 +455,13 @@ export class Shards implements EngineService {
   /** The shard of a disk, when its disks are open. */
   async #of(disk: string): Promise<Remote<ShardFunctions>> {
     return this.#reach(this.#seatOf(disk))
+  }
+
+  /** The shard of the first disk, when all of them are known; without any that of machines in QEMUs of their own. */
+  async #ofFirst(disks: readonly string[]): Promise<Remote<ShardFunctions>> {
+    const [first = this.#seats[MACHINES_SEAT] as Seat] = disks.map((disk) => this.#seatOf(disk))
+    if (first.shard === undefined && disks.length === 0) this.#start(first)
+    return this.#reach(first)
   }
 
   async #reach(seat: Seat): Promise<Remote<ShardFunctions>> {

@@ -26,8 +26,8 @@ export class AppendOnlyStore implements ObjectStore {
     return this.#inner.get(key)
   }
 
-  getRange(key: string, offset: number, length: number): Promise<Uint8Array> {
-    return this.#inner.getRange(key, offset, length)
+  getRange(key: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
+    return this.#inner.getRange(key, offset, length, into)
   }
 
   status(key: string): Promise<ObjectStatus | undefined> {

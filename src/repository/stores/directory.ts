@@ -52,9 +52,9 @@ export class DirectoryStore implements ObjectStore {
     return this.#reading(key, async (file) => this.#read(file, 0, file.size()))
   }
 
-  async getRange(key: string, offset: number, length: number): Promise<Uint8Array> {
+  async getRange(key: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
     return this.#reading(key, async (file) => {
-      if (offset + length <= file.size()) return this.#read(file, offset, length)
+      if (offset + length <= file.size()) return this.#read(file, offset, length, into)
       const message = `${file.path} has ${file.size()} bytes, fewer than ${length} at ${offset}: it was cut short`
       throw new BlockError('out-of-range', message, { path: file.path, offset, length })
     })
@@ -139,8 +139,8 @@ export class DirectoryStore implements ObjectStore {
     await file.sync()
   }
 
-  async #read(file: HostFile, offset: number, length: number): Promise<Uint8Array> {
-    const bytes = Buffer.allocUnsafeSlow(length)
+  async #read(file: HostFile, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
+    const bytes = into?.subarray(0, length) ?? Buffer.allocUnsafeSlow(length)
     await file.read(offset, length, bytes, 0)
     return bytes
   }

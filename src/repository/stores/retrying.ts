@@ -36,8 +36,8 @@ export class RetryingStore implements ObjectStore {
     return this.#try(() => this.#inner.get(key))
   }
 
-  getRange(key: string, offset: number, length: number): Promise<Uint8Array> {
-    return this.#try(() => this.#inner.getRange(key, offset, length))
+  getRange(key: string, offset: number, length: number, into?: Uint8Array): Promise<Uint8Array> {
+    return this.#try(() => this.#inner.getRange(key, offset, length, into))
   }
 
   status(key: string): Promise<ObjectStatus | undefined> {
