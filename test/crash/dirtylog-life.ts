@@ -30,6 +30,9 @@ import {
   wholeStart,
 } from './dirtylog-model.ts'
 
+/** A region that was written is hot for so many folds more. */
+const HOT_FOLDS = 3
+
 export class Life {
   readonly random: Random
   readonly host: SimulatedHost
@@ -44,9 +47,9 @@ export class Life {
   #worldNumber = 0
   #time = 1
   #foldedAt = 0
-  /** When the last fold was seen to end, and the begin of the one before it: what was written since then it may have made hot. */
+  /** When the last fold was seen to end, and the begins of those before it, the last first: what was written since then it may have made hot. */
   #foldEndedAt = 0
-  #hotSince = 0
+  #hotBegins: readonly number[] = [0]
   #touchedAt = new Uint32Array(REGIONS)
   #version = 0
   #versions: number[] = Array.from({ length: UNITS }, () => 0)
@@ -144,7 +147,7 @@ export class Life {
         range.marked ? { ...range, marked: [...range.marked] } : range,
       ),
       foldedAt: this.#foldedAt,
-      hotSince: this.#hotSince,
+      hotSince: this.#hotBegins.at(-1) as number,
       touchedAt,
       mayBeClean: this.#mayBeClean,
       mustBeClean: this.#mustBeClean,
@@ -344,7 +347,7 @@ export class Life {
 
   #noteFold(begun: number): void {
     // One that was asked for earlier may have been the same fold.
-    if (begun > this.#foldEndedAt) this.#hotSince = this.#foldedAt
+    if (begun > this.#foldEndedAt) this.#hotBegins = [this.#foldedAt, ...this.#hotBegins].slice(0, HOT_FOLDS)
     this.#foldedAt = Math.max(this.#foldedAt, begun)
     this.#foldEndedAt = this.#time
   }
@@ -376,7 +379,8 @@ export class Life {
     const { log, recovery, stamp } = await DirtyLog.open(await openFiles(this.host), this.#options())
     assert.deepEqual([recovery, stamp], ['clean', `stamp ${this.#time}`])
     this.#log = log
-    this.#foldedAt = this.#foldEndedAt = this.#hotSince = this.#time
+    this.#foldedAt = this.#foldEndedAt = this.#time
+    this.#hotBegins = [this.#time]
   }
 
   /** The process or the host dies, and life goes on with what is left. */
@@ -409,7 +413,8 @@ export class Life {
     }
     this.#worlds = [world]
     this.#uncertain.clear()
-    this.#foldedAt = this.#foldEndedAt = this.#hotSince = this.#time
+    this.#foldedAt = this.#foldEndedAt = this.#time
+    this.#hotBegins = [this.#time]
     this.#mayBeClean = this.#mustBeClean = opened.recovery === 'clean'
     this.host.beforeOperation = hook
   }

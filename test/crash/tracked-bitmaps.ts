@@ -50,8 +50,11 @@ export interface KnownBackups {
   readonly pending: Bits | undefined
 }
 
-/** A power loss sets too much in the regions that were written since the last fold but one: in windows between syncs of slots. */
-const WINDOWS = 3
+/**
+ * A power loss sets too much in the regions that were written since the last fold but three began, in windows between syncs of slots: one in
+ * which that fold's slot was written, those up to the next folds' syncs and to that of one that did not become durable, and since then.
+ */
+const WINDOWS = 6
 /** Of the backups in one repository so many are remembered. */
 const BACKUPS = 2
 

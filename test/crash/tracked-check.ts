@@ -1,5 +1,5 @@
 // Whether the bitmaps that an opened disk has after a crash are what was known of them just before (tracked-bitmaps.ts): after a kill exactly
-// that, after a power loss with nothing missing, and with too much only in regions that were written since the last fold but one.
+// that, after a power loss with nothing missing, and with too much only in regions that were written since the last fold but three.
 
 import assert from 'node:assert/strict'
 import { DIRTYLOG_REGION } from '../../src/base/limits.ts'

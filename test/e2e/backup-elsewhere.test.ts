@@ -141,6 +141,37 @@ test('over TLS a full, then incrementals and a proof; the daemon and a client sh
   await assertNothingLeft(setting)
 })
 
+test('a client’s backups make checkpoints and copy what changed since one; where its repository lacks that, the usual way', async (t) => {
+  const setting = await setUp(t)
+  const { site, from } = setting
+  await good(setting, '--checkpoint', 'monday')
+  await write(setting, MIB, 8192, 1)
+  assert.equal((await good(setting)).readBytes, 8192)
+  await write(setting, 2 * MIB, 4096, 2)
+  const since = await good(setting, '--since', 'monday', '--checkpoint', 'tuesday')
+  assert.equal(since.readBytes, 12_288)
+  assert.match(since.disks[0]?.reason ?? '', /^differential, changes since checkpoint monday: /)
+  await write(setting, 3 * MIB, 4096, 3)
+  const own = await site.done('backup', 'vm1', '--repo', site.repository, '--since', 'tuesday')
+  assert.match(own, /incremental \(differential, changes since checkpoint tuesday: /)
+  const other = site.path('other')
+  await site.done('repo', 'init', other)
+  const elsewhere = ['backup', 'vm1', '--repo', other, ...from]
+  await site.done(...elsewhere)
+  await write(setting, 4 * MIB, 4096, 4)
+  const said = await site.done(...elsewhere, '--since', 'monday')
+  assert.match(
+    said,
+    /incremental \(changes since .*; not since monday: the earlier backup .* is no longer in the repository/,
+  )
+  assert.match(said, /read 4.00 KiB/)
+  const unknown = await site.varve(...elsewhere, '--since', 'sunday')
+  assert.equal(unknown.status, STATUS.notFound)
+  const both = await site.varve(...elsewhere, '--since', 'monday', '--full')
+  assert.equal(both.status, STATUS.usage)
+  await assertNothingLeft(setting)
+})
+
 test('a wrong token, a daemon that is not there and a bad address are refused in one line', async (t) => {
   const setting = await setUp(t, { tls: true })
   const { site, from } = setting

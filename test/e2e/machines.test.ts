@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
 import { after, before, test } from 'node:test'
+import { Random } from '../../src/base/random.ts'
 import { FakeAgent } from '../support/fake-agent.ts'
 import { MIB, Site, STATUS } from '../support/site.ts'
 
@@ -93,6 +94,46 @@ test('queued backups wait for their window, say so, can be cancelled at once, an
   const ended = await site.daemon.api.follow(String(second?.id), () => undefined)
   assert.equal(ended.error, undefined)
   assert.equal(ended.subject, 'vm2')
+})
+
+test('queued machines make a checkpoint each, and differentials since it', async () => {
+  await site.done('backup', '--all', '--repo', site.repository, '--checkpoint', 'monday')
+  const said = await site.done('--json', 'backup', '--all', '--repo', site.repository, '--since', 'monday')
+  const { machines } = JSON.parse(said) as { machines: { machine: string; kind: string }[] }
+  assert.deepEqual(
+    machines.map(({ kind }) => kind),
+    machines.map(() => 'incremental'),
+  )
+  await site.done('checkpoint', 'remove', 'lone', 'monday')
+  const second = await site.varve('backup', '--all', '--repo', site.repository, '--since', 'monday')
+  assert.equal(second.status, STATUS.failed)
+  assert.match(second.stdout, /vm1: incremental /)
+  assert.match(second.stdout, /vm2: failed: disk lone has no checkpoint monday/)
+})
+
+test('what a window breaks off is queued again, and whoever follows it follows on', async () => {
+  await site.done('host', 'set', '--window', 'any', '--window-end', 'break', '--bandwidth', '64K')
+  const guest = await site.guest('lone')
+  await guest.write(0, 2 * MIB, new Random(7).fill(Buffer.alloc(2 * MIB)), 0, 0)
+  await guest.close()
+  await site.done('backup', 'vm2', '--queue', '--full', '--no-wait', '--repo', site.repository)
+  const [first] = await open()
+  const id = String(first?.id)
+  while ((await site.daemon.api.call('showJob', { job: id }, {})).done === 0)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  const far = (new Date().getHours() + 12) % 24
+  await site.done('host', 'set', '--window', `${far}:00-${far}:01`)
+  const broken = await site.daemon.api.follow(id, () => undefined)
+  assert.equal(broken.error?.kind, 'timeout')
+  const next = await open()
+  assert.deepEqual(
+    next.map((job) => [job.id, job.subject, job.state]),
+    [[broken.details['queuedAgain'], 'vm2', 'created']],
+  )
+  await site.daemon.kill()
+  await site.daemon.start()
+  await site.done('host', 'set', '--window', 'any', '--window-end', 'finish', '--bandwidth', 'default')
+  assert.equal((await site.daemon.api.follow(String(next[0]?.id), () => undefined)).error, undefined)
 })
 
 test('the limits of the host are kept, and refused when they cannot be', async () => {

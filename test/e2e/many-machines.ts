@@ -27,6 +27,8 @@ export interface ManyMachinesOptions {
   readonly fillMiB: number
   /** Writes and reads of each load in a second. */
   readonly perSecond: number
+  /** What all backups of the host may copy together, in bytes a second; no limit unless told. */
+  readonly bandwidth?: number
   readonly seed: number
 }
 
@@ -62,11 +64,12 @@ export class ManyMachines {
 
   /** Starts the daemon, makes and fills the disks, and begins the loads. */
   async start(): Promise<void> {
-    const { folder, machines, sizeMiB, fillMiB, perSecond, seed } = this.#options
+    const { folder, machines, sizeMiB, fillMiB, perSecond, bandwidth, seed } = this.#options
     const random = new Random(seed)
     const noise = SerialGuest.noise(random)
     await (await initRepositoryAt(this.#repository)).close()
     await this.#daemon.start()
+    if (bandwidth !== undefined) await this.#daemon.api.call('setHost', {}, { bandwidth })
     for (let disk = 1; disk <= machines; disk++) {
       const image = path.join(folder, `${nameOf(disk)}.raw`)
       const wish = { name: nameOf(disk), image, format: 'raw', size: sizeMiB * MIB } as const

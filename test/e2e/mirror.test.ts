@@ -10,7 +10,7 @@ import { Random } from '../../src/base/random.ts'
 import type { JobReply } from '../../src/api/schema.ts'
 import type { NbdClient } from '../../src/nbd/client.ts'
 import { missing, peer } from '../support/peer.ts'
-import { MIB, notRoot, Site, STATUS } from '../support/site.ts'
+import { MIB, notRoot, saysSoon, Site, STATUS } from '../support/site.ts'
 
 const SIZE = 16 * MIB
 const BLOCK = 4096
@@ -355,11 +355,7 @@ test('a target that runs full pauses the mirror, which goes on when there is roo
   const id = job?.id ?? ''
   const waiting = await site.job(id, ({ state, error }) => state === 'paused' && error !== undefined)
   assert.equal(waiting.error?.kind, 'no-space')
-  // The command may still be on its way to the daemon; what it waits for is told to it when it follows.
-  while (!/waits: .*no space left.*varve job resume mirror-/.test(follower.stderr())) {
-    assert.ok(follower.child.exitCode === null && follower.child.signalCode === null, follower.stderr())
-    await delay(20)
-  }
+  await saysSoon(follower, /waits: .*no space left.*varve job resume mirror-/)
   for (let write = 0; write < 50; write++) await guest.write()
   await guest.check()
   site.smallFileSystem(small, 64)

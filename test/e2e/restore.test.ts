@@ -81,7 +81,7 @@ test('a restore onto a disk hangs up on its guest, writes what differs, and serv
   await guest.write(30 * MIB, 8192, Buffer.alloc(8192, 1), 0, 0)
   await site.refuses(line, STATUS.usage, /withdrawn from its guests until it is what it was in .*: say --yes to go on/)
   const said = await site.done(...line, '--yes')
-  assert.match(said, /^vm1: what changed since .*\ncompared 8\.00 KiB, wrote 8\.00 KiB$/)
+  assert.match(said, /^vm1: what changed since .*\ncompared 8\.00 KiB, fetched 0 B, wrote 8\.00 KiB$/)
   await assert.rejects(async () => guest.read(0, 4096, Buffer.alloc(4096), 0))
   await guest.close().catch(() => undefined)
   const again = await site.guest('vm1')

@@ -1,7 +1,9 @@
 // One hundred machines in one daemon, each under a light verifying load, backed up in full and then by what changed, by one command each:
 // prints the host's curve of scratch, its peak beside those of the machines, memory, and what the loads feel (many-machines.ts).
 //
-//   node test/e2e/run-many-machines.ts [--machines 100] [--size 256] [--fill 64] [--rate 5] [--folder DIR]      sizes in MiB
+//   node test/e2e/run-many-machines.ts [--machines 100] [--size 256] [--fill 64] [--rate 5] [--bandwidth MIB] [--alone SECONDS] [--folder DIR]
+//
+// Sizes in MiB; the bandwidth of the host, in MiB a second, is without a limit unless given.
 
 import fs from 'node:fs'
 import os from 'node:os'
@@ -10,7 +12,6 @@ import { parseArgs } from 'node:util'
 import { formatSize } from '../../src/base/size.ts'
 import { ManyMachines, type Round } from './many-machines.ts'
 
-const ALONE_SECONDS = 20
 const MEMORY_MAX = 1024 ** 3
 const P99_RATIO_MAX = 1.5
 /** Columns and rows of the curve. */
@@ -23,6 +24,8 @@ const { values } = parseArgs({
     size: { type: 'string', default: '256' },
     fill: { type: 'string', default: '64' },
     rate: { type: 'string', default: '5' },
+    bandwidth: { type: 'string' },
+    alone: { type: 'string', default: '20' },
     folder: { type: 'string', default: os.tmpdir() },
     seed: { type: 'string', default: '1' },
   },
@@ -69,13 +72,15 @@ const machines = new ManyMachines({
   sizeMiB: Number(values.size),
   fillMiB: Number(values.fill),
   perSecond: Number(values.rate),
+  ...(values.bandwidth === undefined ? {} : { bandwidth: Number(values.bandwidth) * 1024 ** 2 }),
   seed: Number(values.seed),
 })
 let isGood = true
 try {
   await machines.start()
-  const alone = await machines.alone(ALONE_SECONDS)
-  console.log(`loads alone: p99 ${alone.toFixed(2)} ms; again ${(await machines.alone(ALONE_SECONDS)).toFixed(2)} ms`)
+  const alone = await machines.alone(Number(values.alone))
+  const again = await machines.alone(Number(values.alone))
+  console.log(`loads alone: p99 ${alone.toFixed(2)} ms; again ${again.toFixed(2)} ms`)
   tellMemory('before')
   const full = await machines.backUp('full')
   isGood = tell('full', full, alone) && isGood

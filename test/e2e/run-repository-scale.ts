@@ -175,6 +175,7 @@ class Contents {
 }
 
 let lastMs = performance.now()
+let lastCpu = process.cpuUsage()
 let peakRss = 0
 
 /** A line about what was done since the last one. */
@@ -182,10 +183,13 @@ function tell(what: string, figures: Readonly<Record<string, number | string>> =
   const ms = performance.now() - lastMs
   const rss = process.memoryUsage().rss
   peakRss = Math.max(peakRss, rss)
-  const all = { seconds: (ms / 1000).toFixed(2), ...figures, rssMiB: Math.round(rss / MIB) }
+  const { user, system } = process.cpuUsage(lastCpu)
+  const cpuSeconds = ((user + system) / 1e6).toFixed(2)
+  const all = { seconds: (ms / 1000).toFixed(2), cpuSeconds, ...figures, rssMiB: Math.round(rss / MIB) }
   const list = Object.entries(all).map(([name, value]) => `${name} ${value}`)
   console.log(`${what}: ${list.join(', ')}`)
   lastMs = performance.now()
+  lastCpu = process.cpuUsage()
 }
 
 const mib = (bytes: number): string => (bytes / MIB).toFixed(1)

@@ -108,6 +108,27 @@ test(
   },
 )
 
+test('a file can hold what changed since a checkpoint, and lies over that file then', SKIP, async (t) => {
+  const trial = await Trial.start(t)
+  await trial.write([0, 2 * MIB])
+  await trial.backUp('monday.qcow2', '--checkpoint', 'monday')
+  await trial.write([4 * MIB, 4096])
+  await trial.backUp('tuesday.qcow2')
+  await trial.write([6 * MIB, 4096])
+  const said = await trial.backUp('wednesday.qcow2', '--since', 'monday')
+  assert.match(said, /vm1: incremental \(changes since monday\.qcow2\)/)
+  await trial.write([8 * MIB, 4096])
+  assert.match(await trial.backUp('thursday.qcow2'), /vm1: incremental \(changes since wednesday\.qcow2\)/)
+  fs.rmSync(trial.file('monday.qcow2'))
+  await trial.site.done('backup', 'vm1', '--to-file', trial.file('friday.qcow2'), '--full')
+  await trial.write([9 * MIB, 4096])
+  const usual = await trial.backUp('saturday.qcow2', '--since', 'monday')
+  assert.match(
+    usual,
+    /incremental \(changes since friday\.qcow2; not since monday: the earlier backup monday\.qcow2 is no longer in/,
+  )
+})
+
 test(
   'a raw full has incrementals over it; a file that was changed or is gone makes a full, which says so',
   SKIP,

@@ -122,6 +122,27 @@ test('a checkpoint is there when its backup is done, and not if that fails or a 
   await trial.lab.stop()
 })
 
+test('a bitmap of backups can be removed, but not while one is under way; the next one there compares', async () => {
+  const trial = await Trial.start()
+  await trial.backup()
+  await trial.write(4)
+  const { engine } = trial.lab
+  const bitmap = engine.showDisk('vm').bitmaps.find(({ name }) => name.startsWith('backup:'))?.name ?? ''
+  const remove = [{ edit: 'remove', name: bitmap }] as const
+  const { id } = await engine.backup({ disks: ['vm'], repository: LAB_REPOSITORY, full: false, finalize: 'manual' })
+  await assert.rejects(engine.editBitmaps('vm', remove), (error) => isBlockError(error, 'busy'))
+  const captured = [{ edit: 'remove', name: `${bitmap}:captured` }] as const
+  await assert.rejects(engine.editBitmaps('vm', captured), (error) => isBlockError(error, 'invalid-argument'))
+  await engine.sayToJob(id, 'cancel')
+  await engine.jobEnded(id)
+  await engine.editBitmaps('vm', remove)
+  assert.deepEqual(engine.showDisk('vm').bitmaps, [])
+  assert.match((await trial.backup()).reason, /no earlier backup|bitmap/)
+  await trial.write(6)
+  assert.equal((await trial.backup()).granules, 1)
+  await trial.lab.stop()
+})
+
 test('what cannot be asked for is refused before anything is done', async () => {
   const trial = await Trial.start()
   await trial.backup({ checkpoint: 'one' })

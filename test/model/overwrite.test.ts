@@ -126,6 +126,7 @@ test('a disk that nothing is known of is compared as a whole, and only what diff
   const { details } = await trial.restore(ids[0] as string)
   await trial.check('compared')
   assert.equal(details['changedBytes'], differs)
+  assert.ok(Number(details['fetchedBytes']) <= Number(details['comparedBytes']))
   assert.match(String(details['reason']), /^all of it is compared/)
 })
 

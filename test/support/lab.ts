@@ -67,6 +67,8 @@ export class Lab {
   async start(): Promise<void> {
     this.#engine = await Engine.open({
       partPace: PART_PACE,
+      // Its disks are small: with memory nothing would ever be in the file, where things go wrong.
+      scratchMemoryBytes: 0,
       ...this.#limits,
       host: this.host,
       home: homeAt('/home'),

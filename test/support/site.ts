@@ -7,6 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { JobReply } from '../../src/api/schema.ts'
 import { ChildDaemon, type ChildDaemonOptions } from '../../src/cli/demo/child-daemon.ts'
 import { connectNbd, type NbdClient } from '../../src/nbd/client.ts'
@@ -31,6 +32,15 @@ export interface Running {
   readonly ended: Promise<Outcome & { readonly signal: NodeJS.Signals | null }>
   /** What it said on standard error so far. */
   stderr(): string
+}
+
+/** Waits until a command has said on standard error what matches: it may still be on its way to the daemon when a job of its already waits. */
+export async function saysSoon(running: Running, pattern: RegExp): Promise<void> {
+  while (!pattern.test(running.stderr())) {
+    const { exitCode, signalCode } = running.child
+    assert.ok(exitCode === null && signalCode === null, `it ended, and did not say ${pattern}: ${running.stderr()}`)
+    await sleep(20)
+  }
 }
 
 export class Site {
