@@ -20,6 +20,7 @@ import { CACHED, MEMORY } from './parts/cached.ts'
 import { CHAIN_DEPTH } from './parts/chain-depth.ts'
 import { CONVERT } from './parts/convert.ts'
 import { EIGHT_DISKS } from './parts/eight-disks.ts'
+import { GUEST_BESIDE_BACKUP } from './parts/guest-beside-backup.ts'
 import { HUNDRED_DISKS } from './parts/hundred-disks.ts'
 import { IN_PROCESS } from './parts/in-process.ts'
 import { INCREMENTAL } from './parts/incremental.ts'
@@ -45,6 +46,7 @@ const PARTS: readonly Part[] = [
   CONVERT,
   JOBS,
   TRACKING,
+  GUEST_BESIDE_BACKUP,
   INCREMENTAL,
   REPOSITORY,
   RESTORE,

@@ -15,6 +15,9 @@ const GUEST: Load = { name: 'random write 4 KiB, depth 8', rw: 'randwrite', bloc
 /** A job that does not end under the load is given up after so long, and the guest is measured until then. */
 const JOB_MAX_SECONDS = 30
 
+/** The disk on which each program does the same job first. */
+const FIRST_MIB = 256
+
 /** How long the guest is measured without a job. */
 const ALONE_MS = 3000
 
@@ -35,8 +38,8 @@ export const JOBS: Part = {
   about: ({
     extent,
   }) => `A qcow2 disk of ${extent.imageMiB} MiB full of random data, all of it in the page cache: committed into a full base, streamed
-into an empty overlay, mirrored to a new image on which it then goes on. A job counts as over when its result is synced. Idle: how fast it
-is. Under load: what ${GUEST.name}, from fio is served while the job runs, and how long it runs, of which ${JOB_MAX_SECONDS} s means that it was given up.`,
+into an empty overlay, mirrored to a new image on which it then goes on. Each program does the same job on a disk of
+${FIRST_MIB} MiB first, as one that has run for a while. A job counts as over when its result is synced. Idle: how fast it is. Under load: what ${GUEST.name}, from fio is served while the job runs, and how long it runs, of which ${JOB_MAX_SECONDS} s means that it was given up.`,
   async measure(bench) {
     const rows: Row[] = []
     for (const place of [
@@ -57,20 +60,23 @@ is. Under load: what ${GUEST.name}, from fio is served while the job runs, and h
 async function measurePlace(bench: Bench, place: Place, works: readonly Work[]): Promise<Row[]> {
   const rivals = [VARVE_JOBS, STORAGE_DAEMON_JOBS].filter(({ program, version }) => bench.has(program, version()))
   const images = new Images(place.folder, bench.imageMiB)
+  const first = new Images(place.folder, FIRST_MIB, 'first-')
   const idle: Row[] = []
   const loaded: Row[] = []
   const times: Row[] = []
   for (const work of [...works, undefined]) {
     const name = `${work ?? 'no job'}, ${place.title}`
     if (work !== undefined) {
-      const contenders = againLast(rivals, SUBJECT).map((rival) => idleContender(images, work, rival, bench.imageMiB))
+      const contenders = againLast(rivals, SUBJECT).map((rival) =>
+        idleContender({ images, first }, work, rival, bench.imageMiB),
+      )
       const figures = await takeTurns(contenders, bench.rounds, `${name}, MiB a second`)
       const asks = [{ of: PEER, atLeast: 1.2 }]
       idle.push({ table: 'idle guest', name, unit: 'MiB a second', subject: SUBJECT, figures, asks })
     }
     const seconds = rivals.map(({ program }) => ({ program, rounds: [] as number[] }))
     const contenders = rivals.map((rival, index) =>
-      loadedContender(images, work, rival, (took) => seconds[index]?.rounds.push(took)),
+      loadedContender({ images, first }, work, rival, (took) => seconds[index]?.rounds.push(took)),
     )
     const figures = await takeTurns(contenders, bench.rounds, `${name}, guest's requests a second`)
     const asks: Ask[] = work === undefined ? [] : [{ of: PEER, atLeast: 1.5 }]
@@ -82,7 +88,12 @@ async function measurePlace(bench: Bench, place: Place, works: readonly Work[]):
   return [...idle, ...loaded, ...times]
 }
 
-function idleContender(images: Images, job: LiveJob, rival: Rival, sizeMiB: number): Contender {
+interface Both {
+  readonly images: Images
+  readonly first: Images
+}
+
+function idleContender(images: Both, job: LiveJob, rival: Rival, sizeMiB: number): Contender {
   return {
     program: rival.program,
     measure: () =>
@@ -94,7 +105,7 @@ function idleContender(images: Images, job: LiveJob, rival: Rival, sizeMiB: numb
   }
 }
 
-function loadedContender(images: Images, job: Work, rival: Rival, took: (seconds: number) => void): Contender {
+function loadedContender(images: Both, job: Work, rival: Rival, took: (seconds: number) => void): Contender {
   return {
     program: rival.program,
     measure: () =>
@@ -105,7 +116,7 @@ function loadedContender(images: Images, job: Work, rival: Rival, took: (seconds
         await (job === undefined ? sleep(ALONE_MS) : orGivenUp(work()))
         const toMs = Date.now()
         took((toMs - fromMs) / 1000)
-        return { value: Math.round(await load.stop(fromMs, toMs)) }
+        return { value: Math.round((await load.stop())(fromMs, toMs).iops) }
       }),
   }
 }
@@ -117,14 +128,15 @@ async function orGivenUp(work: Promise<void>): Promise<void> {
 }
 
 async function withServed(
-  images: Images,
+  { images, first }: Both,
   job: LiveJob,
   rival: Rival,
   measure: (uri: string, folder: string, work: () => Promise<void>) => Promise<Measurement>,
 ): Promise<Measurement> {
   const stage = images.prepare(job)
+  const firstStage = first.prepare(job)
   try {
-    const served = await rival.serve(job, stage)
+    const served = await rival.serve(job, stage, firstStage)
     try {
       return await measure(served.uri, stage.folder, served.work)
     } finally {
@@ -132,5 +144,6 @@ async function withServed(
     }
   } finally {
     images.discard(stage)
+    first.discard(firstStage)
   }
 }

@@ -149,7 +149,7 @@ class Stage {
     const running = load === undefined ? undefined : await SteadyLoad.start(uri, load, this.#bench.folder)
     const ended = await this.#daemon.api.follow(job.id, () => undefined)
     const value = this.#rate(began)
-    await running?.stop(0, 0)
+    await running?.stop()
     if (ended.error !== undefined) throw new Error(ended.error.message)
     await this.#daemon.api.call('removeDisk', { disk: name }, {})
     fs.rmSync(image)
