@@ -68,6 +68,24 @@ for (const granules of [2 * CHECKPOINT_RANGES, GRANULES]) {
     assert.ok(!ledger.done.hasAny(8 * GRANULE, 1))
   })
 
+  test(`of ${granules / 2} ranges one is not done that was copied while a write to it was on its way`, async () => {
+    const copier = await copied(granules, 'background')
+    const change = writeTo(8)
+    await copier.before(change)
+    // The copy has what was there before the write.
+    await copier.pass()
+    const ledger = new Ledger()
+    await copier.checkpoint(() => undefined, ledger)
+    assert.equal(ledger.done.count, granules / 2 - 1)
+    assert.ok(!ledger.done.hasAny(8 * GRANULE, 1))
+    await copier.after(change, true)
+    await copier.checkpoint(() => undefined, ledger)
+    assert.ok(!ledger.done.hasAny(8 * GRANULE, 1), 'it is to do again')
+    await copier.pass()
+    await copier.checkpoint(() => undefined, ledger)
+    assert.equal(ledger.done.count, granules / 2)
+  })
+
   test(`of ${granules / 2} ranges one that is claimed is done at the next checkpoint`, async () => {
     const copier = await copied(granules, 'write-both')
     const ledger = new Ledger()

@@ -1,7 +1,7 @@
 // The one loop of every job: copy the granules of a bitmap from a source to a target, while writes go on. It picks the next run
 // of to-do granules, clears them, copies, and goes round until none is left. As a disk's interceptor it sees guest writes:
 //
-//   background   a write marks its granules, before it and again at its end: they are copied (again)
+//   background   a write marks its granules, before it and again at its end: they are copied (again), and not done for good before
 //   write-both   a write to granules already copied goes to the target too; overlapping copies and writes wait for each
 //                other, so the to-do set only shrinks and the end is near, however fast the guest writes
 //   yielding     the target is the disk itself: a write waits while its granules are copied, and what it wrote whole is no
@@ -86,6 +86,8 @@ export class Copier implements Interceptor {
   readonly #locks = new RangeLocks()
   readonly #breather = new Breather()
   readonly #held = new Map<Change, RangeToken>()
+  /** In the background: changes that have passed here and have not ended, whether a copy has seen them or not. */
+  readonly #flying = new Set<Change>()
   #mode: CopyMode
   readonly #piece: number
   /** Pieces under way in the pool. */
@@ -222,6 +224,10 @@ export class Copier implements Interceptor {
       this.#todo.or(candidates)
       throw error
     }
+    // A piece may have been copied since such a change passed here and before it reached the disk, where a crash would leave it.
+    for (const { offset, length } of this.#flying) {
+      if (candidates.hasAny(offset, length)) this.#copied.set(offset, length)
+    }
     candidates.andNot(this.#todo)
     candidates.andNot(this.#copied)
     if (settled === undefined) return
@@ -257,6 +263,7 @@ export class Copier implements Interceptor {
 
   before(change: Change): Pending {
     if (this.#mode === 'background') {
+      this.#flying.add(change)
       this.#dirty(change)
       return undefined
     }
@@ -281,6 +288,7 @@ export class Copier implements Interceptor {
     }
     if (this.#mode === 'background' || !this.#held.has(change)) {
       // A copy may have claimed and read these granules between the first mark and the write itself.
+      this.#flying.delete(change)
       this.#dirty(change)
       return this.#options.mark?.(change.offset, change.length)
     }
