@@ -23,6 +23,9 @@ cgroup_controllers = []
 namespaces = []
 `
 
+/** Whom Debian's libvirt looks for when it starts, whatever it is told, and who comes with the package of its services; of any number. */
+const QEMU_USER = { passwd: 'libvirt-qemu:x:64055:64055::/nonexistent:/bin/false', group: 'libvirt-qemu:x:64055:' }
+
 const CHANNEL = `<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>`
 
 /** For node:test's `skip` option. */
@@ -57,6 +60,12 @@ export class Libvirt {
     fs.writeFileSync(path.join(folder, 'etc', 'qemu.conf'), QEMU_CONF)
     fs.writeFileSync(path.join(folder, 'etc', 'libvirtd.conf'), 'auth_unix_rw = "none"\nauth_unix_ro = "none"\n')
     const mounts = Object.entries(FOLDERS).map(([name, at]) => `mkdir -p ${at}; mount --bind ${folder}/${name} ${at}`)
+    for (const [name, line] of Object.entries(QEMU_USER)) {
+      const known = fs.readFileSync(`/etc/${name}`, 'utf8')
+      if (known.includes('libvirt-qemu:')) continue
+      fs.writeFileSync(path.join(folder, name), `${known}${line}\n`)
+      mounts.push(`mount --bind ${folder}/${name} /etc/${name}`)
+    }
     const script = `set -e; ${mounts.join('; ')}; exec libvirtd -f /etc/libvirt/libvirtd.conf -p ${folder}/pid`
     const log = fs.openSync(path.join(folder, 'libvirtd.log'), 'w')
     const child = spawn('unshare', ['-m', 'sh', '-c', script], { stdio: ['ignore', log, log] })
